@@ -1,0 +1,145 @@
+"""What the rest of the control plane sees of Raft: protocols and values, no engine.
+
+``store`` implements :class:`StateMachine` without importing this package (structural typing); ``app`` plugs it in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Proposal
+
+__all__ = [
+    "Applied",
+    "LeadershipListener",
+    "Member",
+    "NeverSent",
+    "Outcome",
+    "PeerHandler",
+    "RaftHandle",
+    "RaftStatus",
+    "StateMachine",
+    "Unknown",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The proposal is committed and applied here. ``reply`` is the state machine's answer (may be a rejection)."""
+
+    reply: bytes
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class NeverSent:
+    """Nothing left this replica: safe to retry as a new write. ``reason`` is for people."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """It may or may not be applied, now or later: retry only under the same request id."""
+
+    reason: str
+
+
+Outcome = Applied | NeverSent | Unknown
+
+
+class StateMachine(Protocol):
+    """The replicated state. Deterministic and total: same calls, same state and replies, on every replica.
+
+    An exception out of any method is fail-stop for the replica.
+    """
+
+    def apply(self, index: int, term: int, proposals: Sequence[Proposal]) -> list[bytes]:
+        """Apply one committed log entry; return one reply per proposal, in order. Synchronous, no I/O."""
+        ...
+
+    def snapshot(self) -> Iterable[bytes]:
+        """Cut a snapshot of the state as applied now (O(1)); the chunks are produced lazily while writes go on."""
+        ...
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        """Replace the whole state by a snapshot's. Raises CorruptStateError and changes nothing if it is damaged."""
+        ...
+
+    @property
+    def applied_index(self) -> int:
+        """Index of the last applied entry (part of the state and of its snapshot)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One replica of the cluster."""
+
+    id: int
+    name: str
+    peer_address: str
+    client_endpoint: str
+    metrics_endpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RaftStatus:
+    """A snapshot of what this replica knows of Raft."""
+
+    name: str
+    member_id: int
+    cluster_id: int
+    role: str  # leader | follower | candidate
+    leader: str | None  # name
+    term: int
+    commit_index: int
+    applied_index: int
+    last_index: int
+    snapshot_index: int
+    members: tuple[Member, ...]
+    ready: bool  # the first read barrier has passed
+    pending: int  # proposals held here
+
+
+#: Called with (term, True) after this replica committed an entry of its own term as leader, and with (term, False)
+#: as soon as it stops being leader of that term.
+LeadershipListener = Callable[[int, bool], None]
+#: A peer's request on a named channel -> the answer. Raise StatusError to refuse.
+PeerHandler = Callable[[str, bytes], Awaitable[bytes]]
+
+
+class RaftHandle(Protocol):
+    """One running replica, as the services use it. All methods are called on its loop."""
+
+    async def propose(self, payload: bytes, *, request_id: bytes, timeout_ms: int) -> Outcome:
+        """Replicate one command. Any replica takes it; it travels to the leader and back. Survives a leader change:
+        the replica that holds the write resubmits it under the same request id until ``timeout_ms``."""
+        ...
+
+    async def read_barrier(self, *, timeout_ms: int) -> int:
+        """ReadIndex (Raft dissertation 6.4): returns once this replica has applied everything that was committed
+        when the call began. Coalesced: one quorum round serves all waiting reads.
+
+        Raises:
+            StatusError: Unavailable, `etcdserver: no leader` or `etcdserver: request timed out`.
+        """
+        ...
+
+    def status(self) -> RaftStatus: ...
+
+    def on_leadership(self, listener: LeadershipListener) -> None: ...
+
+    def serve(self, channel: str, handler: PeerHandler) -> None:
+        """Answer peers' requests on a channel (session reports, lease renewals)."""
+        ...
+
+    async def call(self, peer: str, channel: str, payload: bytes, *, timeout_ms: int) -> bytes:
+        """Ask a peer by name, itself included. Raises StatusError (Unavailable) when it cannot be reached."""
+        ...
+
+    def snapshot_file(self) -> AsyncIterator[bytes]:
+        """The bytes of a snapshot file cut now: what `qd snapshot save` writes and restore reads."""
+        ...
