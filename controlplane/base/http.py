@@ -1,0 +1,155 @@
+"""The HTTP port of every process: ``/metrics``, ``/livez``, ``/readyz``, ``/healthz``, ``/health``, ``/version``.
+
+Paths, query parameters and answers are those of Kubernetes' and etcd's own endpoints, so that probes and dashboards
+made for them work: ``?verbose`` lists each check, ``?exclude=NAME`` leaves one out, ``/readyz/NAME`` asks one alone.
+Knows nothing of what is checked: the owner hands in named checks. Serves no secrets and takes no commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import platform
+from collections.abc import Awaitable, Callable, Mapping
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+
+from controlplane.base.errors import ConfigError
+from controlplane.base.version import VERSION
+
+__all__ = ["Check", "ObservabilityServer", "split_address"]
+
+log = logging.getLogger("quarterdeck.http")
+
+#: A named check: None (or an awaitable of it) means fine, a text says what is wrong.
+Check = Callable[[], "str | None | Awaitable[str | None]"]
+
+_CHECK_TIMEOUT_S = 3.0
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """``"127.0.0.1:7401"`` -> ``("127.0.0.1", 7401)``.
+
+    Raises:
+        ConfigError: it is not ``host:port`` with a port of 0..65535.
+    """
+    host, separator, port = address.rpartition(":")
+    if not separator or not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"address {address!r}: want HOST:PORT with a port of 0..65535, such as 127.0.0.1:7401")
+    return host.strip("[]"), int(port)
+
+
+class ObservabilityServer:
+    """Serves health and metrics on one address.
+
+    Args:
+        listen: ``host:port``; port 0 picks a free one (see :attr:`port`).
+        ready: checks of ``/readyz`` and ``/health``.
+        live: checks of ``/livez`` and ``/healthz``; an empty mapping means "answers at all".
+        registry: what ``/metrics`` shows.
+    """
+
+    def __init__(
+        self,
+        listen: str,
+        ready: Mapping[str, Check],
+        live: Mapping[str, Check] | None = None,
+        *,
+        registry: CollectorRegistry = REGISTRY,
+    ) -> None:
+        self._host, self._port = split_address(listen)
+        self._ready = dict(ready)
+        self._live = dict(live or {})
+        self._registry = registry
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def port(self) -> int:
+        """The port in use, once started."""
+        return self._port
+
+    async def start(self) -> None:
+        """Bind and serve.
+
+        Raises:
+            ConfigError: the address cannot be bound; the message names it and why.
+        """
+        app = web.Application()
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/version", self._version)
+        app.router.add_get("/health", self._health)
+        for path, checks in (("/livez", self._live), ("/healthz", self._live), ("/readyz", self._ready)):
+            app.router.add_get(path, self._handler(path, checks))
+            app.router.add_get(path + "/{check}", self._handler(path, checks))
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        site = web.TCPSite(runner, self._host, self._port)
+        try:
+            await site.start()
+        except OSError as error:
+            await runner.cleanup()
+            raise ConfigError(
+                f"cannot serve metrics on {self._host}:{self._port}: {error.strerror or error}; "
+                "stop what uses the port, or choose another"
+            ) from error
+        self._runner = runner
+        addresses = runner.addresses
+        if addresses:
+            self._port = int(addresses[0][1])
+
+    async def stop(self) -> None:
+        """Close the port. Safe to call twice."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _version(self, _request: web.Request) -> web.Response:
+        return web.json_response(
+            {"gitVersion": f"v{VERSION}", "pythonVersion": platform.python_version(), "platform": platform.system()}
+        )
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        failed = [f"{name}: {why}" for name, why in (await _run(self._ready)).items() if why]
+        body = {"health": "false" if failed else "true", "reason": "; ".join(failed)}
+        return web.json_response(body, status=503 if failed else 200)
+
+    def _handler(
+        self, path: str, checks: Mapping[str, Check]
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            chosen = dict(checks)
+            alone = request.match_info.get("check")
+            if alone is not None:
+                if alone not in chosen:
+                    known = ", ".join(sorted(chosen)) or "none"
+                    return web.Response(status=404, text=f"no check {alone!r} under {path}; there are: {known}\n")
+                chosen = {alone: chosen[alone]}
+            for name in request.query.getall("exclude", []):
+                chosen.pop(name, None)
+            results = await _run(chosen)
+            failed = any(results.values())
+            if not failed and "verbose" not in request.query:
+                return web.Response(text="ok")
+            lines = [f"[-]{n} failed: {why}" if why else f"[+]{n} ok" for n, why in results.items()]
+            lines.append(f"{path.strip('/')} check {'failed' if failed else 'passed'}")
+            return web.Response(status=503 if failed else 200, text="\n".join(lines) + "\n")
+
+        return handle
+
+
+async def _run(checks: Mapping[str, Check]) -> dict[str, str | None]:
+    results: dict[str, str | None] = {}
+    for name, check in checks.items():
+        outcome = check()
+        if inspect.isawaitable(outcome):
+            try:
+                outcome = await asyncio.wait_for(outcome, _CHECK_TIMEOUT_S)
+            except TimeoutError:
+                outcome = f"no answer in {_CHECK_TIMEOUT_S:g} s"
+        results[name] = outcome
+    return results
