@@ -1,0 +1,127 @@
+"""The settings of one replica: frozen, explicit, checked once at start. Knows no component.
+
+Every field says its unit and what goes wrong outside its bound; relations between fields are checked by
+:meth:`ReplicaConfig.validate` and each has a test.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from controlplane.base.errors import ConfigError
+from controlplane.base.http import split_address
+
+__all__ = ["MemberConfig", "ReplicaConfig", "parse_initial_cluster"]
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class MemberConfig:
+    """One replica as every replica must name it. Addresses are ``host:port``."""
+
+    name: str
+    peer: str
+    client: str
+    metrics: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaConfig:
+    """All settings of one replica.
+
+    Attributes:
+        name: this replica's name in ``initial_cluster``.
+        data_dir: log and snapshots; one process at a time holds it locked.
+        initial_cluster: every member, this one included; must be the same on all.
+        cluster_token: tells clusters apart; two clusters with one token and names would speak to each other.
+        heartbeat_ms: leader's heartbeat; too long and elections start without need.
+        election_ms_min, election_ms_max: a follower waits a random time between them before it stands; the minimum
+            must be at least three heartbeats, or one late frame deposes a leader.
+        service_cidr: Service VIPs; must not overlap cluster_cidr.
+        cluster_cidr: pod addresses; each node gets a /24 of it.
+        node_heartbeat_ms: how often agents say they live.
+        snapshot_entries: log entries between two snapshots; more means longer restarts, fewer means more writing.
+        log_level: debug, info, warning or error.
+    """
+
+    name: str
+    data_dir: Path
+    initial_cluster: tuple[MemberConfig, ...]
+    cluster_token: str = "quarterdeck"
+    heartbeat_ms: int = 50
+    election_ms_min: int = 500
+    election_ms_max: int = 1000
+    service_cidr: str = "127.96.0.0/16"
+    cluster_cidr: str = "127.128.0.0/16"
+    node_heartbeat_ms: int = 500
+    snapshot_entries: int = 10_000
+    log_level: str = "info"
+
+    @property
+    def me(self) -> MemberConfig:
+        """This replica's own entry of the initial cluster."""
+        return next(member for member in self.initial_cluster if member.name == self.name)
+
+    def validate(self) -> None:
+        """Check every field and the relations between them.
+
+        Raises:
+            ConfigError: naming the setting, its value and what is allowed.
+        """
+        names = [member.name for member in self.initial_cluster]
+        if len(names) != len(set(names)):
+            raise ConfigError(f"initial cluster: a name appears twice in {', '.join(names)}")
+        if self.name not in names:
+            raise ConfigError(f"name {self.name!r} is not in the initial cluster ({', '.join(names)})")
+        addresses = [address for m in self.initial_cluster for address in (m.peer, m.client, m.metrics)]
+        for address in addresses:
+            split_address(address)
+        if len(addresses) != len(set(addresses)):
+            raise ConfigError(f"initial cluster: an address appears twice in {', '.join(addresses)}")
+        for name in names:
+            if not _NAME.fullmatch(name):
+                raise ConfigError(f"name {name!r}: want lower-case letters, digits and '-', at most 63, such as r1")
+        if not 5 <= self.heartbeat_ms <= 10_000:
+            raise ConfigError(f"heartbeat {self.heartbeat_ms} ms: want 5 to 10000")
+        if self.election_ms_min < 3 * self.heartbeat_ms:
+            raise ConfigError(
+                f"election minimum {self.election_ms_min} ms: want at least three heartbeats ({3 * self.heartbeat_ms} ms)"
+            )
+        if self.election_ms_max <= self.election_ms_min:
+            raise ConfigError(f"election maximum {self.election_ms_max} ms: want more than {self.election_ms_min} ms")
+        service, cluster = _network("service", self.service_cidr), _network("cluster", self.cluster_cidr)
+        if service.overlaps(cluster):
+            raise ConfigError(f"service range {service} overlaps the pods' {cluster}: choose two separate ranges")
+        if cluster.prefixlen > 24:
+            raise ConfigError(f"cluster range {cluster}: want a /24 or wider, each node gets a /24 of it")
+        if not 100 <= self.node_heartbeat_ms <= 60_000:
+            raise ConfigError(f"node heartbeat {self.node_heartbeat_ms} ms: want 100 to 60000")
+        if self.snapshot_entries < 100:
+            raise ConfigError(f"snapshot entries {self.snapshot_entries}: want at least 100")
+
+
+def parse_initial_cluster(text: str) -> tuple[MemberConfig, ...]:
+    """``r1=PEER@CLIENT@METRICS,r2=...`` -> members.
+
+    Raises:
+        ConfigError: showing the part that is wrong and the form wanted.
+    """
+    members = []
+    for part in text.split(","):
+        name, separator, rest = part.strip().partition("=")
+        addresses = rest.split("@")
+        if not separator or len(addresses) != 3:
+            raise ConfigError(f"initial cluster: {part!r}: want NAME=PEER@CLIENT@METRICS, each address HOST:PORT")
+        members.append(MemberConfig(name, *addresses))
+    return tuple(members)
+
+
+def _network(what: str, cidr: str) -> ipaddress.IPv4Network:
+    try:
+        return ipaddress.IPv4Network(cidr)
+    except ValueError as error:
+        raise ConfigError(f"{what} range {cidr!r}: {error}; want an IPv4 network such as 127.96.0.0/16") from error

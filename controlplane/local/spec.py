@@ -1,0 +1,136 @@
+"""What a local cluster is made of, as a file: names, addresses, ranges. Format version 1, JSON.
+
+Ports, from one base: replica i (from 1) has client ``base+10i``, metrics ``base+10i+1``, peer ``base+10i+2``; node j
+(from 1) has its agent port at ``base+100+2j`` and metrics one above. Pod and Service ranges are 127.x networks chosen
+by the base, so that two clusters with different bases share nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from controlplane.base.errors import ConfigError
+
+__all__ = ["FORMAT_VERSION", "NODES_MAX", "REPLICAS_MAX", "ClusterSpec", "NodeSpec", "ReplicaSpec", "plan"]
+
+FORMAT_VERSION = 1
+REPLICAS_MAX = 9
+NODES_MAX = 200
+_HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSpec:
+    """One control-plane replica. Addresses are ``host:port``."""
+
+    name: str
+    client: str
+    metrics: str
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """One node agent. Addresses are ``host:port``."""
+
+    name: str
+    listen: str
+    metrics: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSpec:
+    """The cluster of one folder."""
+
+    port_base: int
+    token: str
+    service_cidr: str
+    cluster_cidr: str
+    replicas: tuple[ReplicaSpec, ...]
+    nodes: tuple[NodeSpec, ...]
+    version: int = FORMAT_VERSION
+    extra_replica_args: tuple[str, ...] = field(default=())
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Every replica's client endpoint."""
+        return [replica.client for replica in self.replicas]
+
+    def with_node(self) -> tuple[ClusterSpec, NodeSpec]:
+        """The cluster with one more node, and that node: the lowest number not in use."""
+        taken = {node.name for node in self.nodes}
+        number = next(n for n in range(1, NODES_MAX + 2) if f"node-{n}" not in taken)
+        if number > NODES_MAX:
+            raise ConfigError(f"a local cluster has at most {NODES_MAX} nodes; remove one first")
+        node = _node(self.port_base, number)
+        return replace(self, nodes=(*self.nodes, node)), node
+
+    def without_node(self, name: str) -> ClusterSpec:
+        """The cluster without that node."""
+        return replace(self, nodes=tuple(node for node in self.nodes if node.name != name))
+
+    def save(self, path: Path) -> None:
+        """Write atomically: a reader sees the old file or the new one."""
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> ClusterSpec:
+        """Read a cluster file.
+
+        Raises:
+            ConfigError: it is missing, damaged, or of a newer format.
+        """
+        try:
+            raw = json.loads(path.read_text())
+            if raw["version"] != FORMAT_VERSION:
+                raise ConfigError(f"{path}: format version {raw['version']}, this program reads {FORMAT_VERSION}")
+            raw["replicas"] = tuple(ReplicaSpec(**replica) for replica in raw["replicas"])
+            raw["nodes"] = tuple(NodeSpec(**node) for node in raw["nodes"])
+            raw["extra_replica_args"] = tuple(raw.get("extra_replica_args", ()))
+            return cls(**raw)
+        except FileNotFoundError as error:
+            raise ConfigError(f"no local cluster here ({path} is missing); start one with: make cluster") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{path} is damaged ({error}); remove the folder {path.parent} to start anew") from error
+
+
+def plan(*, replicas: int, nodes: int, port_base: int) -> ClusterSpec:
+    """A new cluster of that size.
+
+    Raises:
+        ConfigError: a number is out of range; the message says which range.
+    """
+    if not 1 <= replicas <= REPLICAS_MAX:
+        raise ConfigError(
+            f"REPLICAS={replicas}: want 1 to {REPLICAS_MAX} (3 or 5 survive failures; even numbers add none)"
+        )
+    if not 0 <= nodes <= NODES_MAX:
+        raise ConfigError(f"NODES={nodes}: want 0 to {NODES_MAX}")
+    last = port_base + 100 + 2 * NODES_MAX + 1
+    if not port_base >= 1024 or last > 32767:
+        raise ConfigError(f"PORT_BASE={port_base}: want 1024 to {32767 - 101 - 2 * NODES_MAX}")
+    octet = (port_base // 100) % 60
+    return ClusterSpec(
+        port_base=port_base,
+        token=secrets.token_hex(8),
+        service_cidr=f"127.{64 + octet}.0.0/16",
+        cluster_cidr=f"127.{128 + octet}.0.0/16",
+        replicas=tuple(_replica(port_base, i) for i in range(1, replicas + 1)),
+        nodes=tuple(_node(port_base, j) for j in range(1, nodes + 1)),
+    )
+
+
+def _replica(port_base: int, number: int) -> ReplicaSpec:
+    first = port_base + 10 * number
+    return ReplicaSpec(f"r{number}", f"{_HOST}:{first}", f"{_HOST}:{first + 1}", f"{_HOST}:{first + 2}")
+
+
+def _node(port_base: int, number: int) -> NodeSpec:
+    first = port_base + 100 + 2 * number
+    return NodeSpec(f"node-{number}", f"{_HOST}:{first}", f"{_HOST}:{first + 1}")

@@ -1,0 +1,50 @@
+"""A replica's settings: each rule has a test at its edge."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from controlplane.base.errors import ConfigError
+from controlplane.config import ReplicaConfig, parse_initial_cluster
+
+GOOD = ReplicaConfig(
+    name="r1",
+    data_dir=Path("unused"),
+    initial_cluster=parse_initial_cluster("r1=h:1@h:2@h:3,r2=h:4@h:5@h:6"),
+)
+
+
+def test_the_defaults_are_valid() -> None:
+    GOOD.validate()
+    assert GOOD.me.client == "h:2"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"name": "r9"}, "r9"),
+        ({"heartbeat_ms": 4}, "heartbeat 4 ms"),
+        ({"election_ms_min": 149}, "three heartbeats"),
+        ({"election_ms_max": 500}, "election maximum"),
+        ({"service_cidr": "127.128.0.0/24"}, "overlaps"),
+        ({"service_cidr": "127.96.0.1/16"}, "service range"),
+        ({"cluster_cidr": "127.128.0.0/25"}, "/24 or wider"),
+        ({"node_heartbeat_ms": 99}, "node heartbeat"),
+        ({"snapshot_entries": 99}, "snapshot entries"),
+        ({"initial_cluster": parse_initial_cluster("r1=h:1@h:2@h:2")}, "address appears twice"),
+        ({"initial_cluster": parse_initial_cluster("r1=h:1@h:2@h:3,r1=h:4@h:5@h:6")}, "name appears twice"),
+        ({"initial_cluster": parse_initial_cluster("r1=h:1@h:2@h:3,R_2=h:4@h:5@h:6")}, "R_2"),
+    ],
+)
+def test_a_wrong_setting_is_named(change: dict[str, object], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        replace(GOOD, **change).validate()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "r1", "r1=h:1", "r1=h:1@h:2"])
+def test_a_wrong_initial_cluster_shows_the_form(text: str) -> None:
+    with pytest.raises(ConfigError, match="NAME=PEER@CLIENT@METRICS"):
+        parse_initial_cluster(text)
