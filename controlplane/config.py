@@ -51,7 +51,7 @@ class ReplicaConfig:
     name: str
     data_dir: Path
     initial_cluster: tuple[MemberConfig, ...]
-    cluster_token: str = "quarterdeck"
+    cluster_token: str = "quarterdeck"  # noqa: S105 - a name, not a secret
     heartbeat_ms: int = 50
     election_ms_min: int = 500
     election_ms_max: int = 1000
@@ -89,7 +89,8 @@ class ReplicaConfig:
             raise ConfigError(f"heartbeat {self.heartbeat_ms} ms: want 5 to 10000")
         if self.election_ms_min < 3 * self.heartbeat_ms:
             raise ConfigError(
-                f"election minimum {self.election_ms_min} ms: want at least three heartbeats ({3 * self.heartbeat_ms} ms)"
+                f"election minimum {self.election_ms_min} ms: "
+                f"want at least three heartbeats ({3 * self.heartbeat_ms} ms)"
             )
         if self.election_ms_max <= self.election_ms_min:
             raise ConfigError(f"election maximum {self.election_ms_max} ms: want more than {self.election_ms_min} ms")
