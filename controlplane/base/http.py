@@ -24,7 +24,7 @@ __all__ = ["Check", "ObservabilityServer", "split_address"]
 log = logging.getLogger("quarterdeck.http")
 
 #: A named check: None (or an awaitable of it) means fine, a text says what is wrong.
-Check = Callable[[], "str | None | Awaitable[str | None]"]
+Check = Callable[[], "str | Awaitable[str | None] | None"]
 
 _CHECK_TIMEOUT_S = 3.0
 
