@@ -1,0 +1,68 @@
+"""gRPC channels: one factory with every option explicit.
+
+The only place that makes a ``grpc.aio.Channel``. Knows no service; retries and fail-over between endpoints are the
+caller's, because only the caller knows which calls are safe to repeat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+
+__all__ = ["ChannelOptions", "new_channel"]
+
+_UNLIMITED: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelOptions:
+    """Every knob of a channel.
+
+    Attributes:
+        send_bytes_max: largest request; above the server's limit so that the server's own error is what is seen.
+        recv_bytes_max: largest response; -1 is unlimited.
+        keepalive_time_ms: ping an idle connection this often. At least the server's minimum (5 s), or the server
+            closes the connection.
+        keepalive_timeout_ms: a ping unanswered for this long closes the connection: how a dead host is noticed.
+        reconnect_min_ms, reconnect_initial_ms, reconnect_max_ms: back-off between connection attempts.
+    """
+
+    send_bytes_max: int = _UNLIMITED
+    recv_bytes_max: int = _UNLIMITED
+    keepalive_time_ms: int = 10_000
+    keepalive_timeout_ms: int = 3_000
+    reconnect_min_ms: int = 100
+    reconnect_initial_ms: int = 100
+    reconnect_max_ms: int = 1_000
+
+    def channel_args(self) -> list[tuple[str, int]]:
+        """The same as gRPC core's channel arguments."""
+        return [
+            ("grpc.max_send_message_length", self.send_bytes_max),
+            ("grpc.max_receive_message_length", self.recv_bytes_max),
+            ("grpc.keepalive_time_ms", self.keepalive_time_ms),
+            ("grpc.keepalive_timeout_ms", self.keepalive_timeout_ms),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.min_reconnect_backoff_ms", self.reconnect_min_ms),
+            ("grpc.initial_reconnect_backoff_ms", self.reconnect_initial_ms),
+            ("grpc.max_reconnect_backoff_ms", self.reconnect_max_ms),
+            # Retries are ours: gRPC's own would repeat writes without a request id.
+            ("grpc.enable_retries", 0),
+            # Each channel its own connection: otherwise channels to one endpoint share one, and its fate.
+            ("grpc.use_local_subchannel_pool", 1),
+            # Loopback and cluster addresses are never behind the environment's proxy.
+            ("grpc.enable_http_proxy", 0),
+        ]
+
+
+def new_channel(
+    endpoint: str, options: ChannelOptions | None = None, *, credentials: grpc.ChannelCredentials | None = None
+) -> grpc.aio.Channel:
+    """A channel to ``host:port``; it connects at the first call. Close it."""
+    args = (options or ChannelOptions()).channel_args()
+    if credentials is None:
+        return grpc.aio.insecure_channel(endpoint, options=args)
+    return grpc.aio.secure_channel(endpoint, credentials, options=args)

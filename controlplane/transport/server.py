@@ -1,0 +1,121 @@
+"""gRPC servers: one factory with every option explicit, the listener, health and reflection.
+
+The only place that makes a ``grpc.aio.Server``, so that another front (or TLS, or limits) is one change. Knows no
+service and no state of ours.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from controlplane.base.clock import Clock, SystemClock
+from controlplane.base.errors import ConfigError
+from controlplane.base.limits import GRPC_RECV_BYTES_MAX
+from controlplane.transport.interceptors import StatusInterceptor
+
+__all__ = ["Health", "ServerOptions", "add_reflection", "listen", "new_server"]
+
+_log = logging.getLogger("quarterdeck.grpc")
+
+#: gRPC's "no limit" for a message size.
+_UNLIMITED: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Every knob of a server. Defaults are etcd's where etcd has one.
+
+    Attributes:
+        recv_bytes_max: largest request message; a larger one fails with RESOURCE_EXHAUSTED.
+        send_bytes_max: largest response message; -1 is unlimited, as etcd has it (lists are bounded by pages).
+        concurrent_streams_max: RPCs open at once on one connection; more wait at the client. Long-lived watches
+            and sessions count, so it is far above what one process opens.
+        keepalive_min_time_ms: a client pinging more often than this is sent away (GOAWAY, ENHANCE_YOUR_CALM).
+        keepalive_time_ms: an idle connection is pinged this often.
+        keepalive_timeout_ms: a ping unanswered for this long closes the connection.
+    """
+
+    recv_bytes_max: int = GRPC_RECV_BYTES_MAX
+    send_bytes_max: int = _UNLIMITED
+    concurrent_streams_max: int = 100_000
+    keepalive_min_time_ms: int = 5_000
+    keepalive_time_ms: int = 7_200_000
+    keepalive_timeout_ms: int = 20_000
+
+    def channel_args(self) -> list[tuple[str, int]]:
+        """The same as gRPC core's channel arguments."""
+        return [
+            ("grpc.max_receive_message_length", self.recv_bytes_max),
+            ("grpc.max_send_message_length", self.send_bytes_max),
+            ("grpc.max_concurrent_streams", self.concurrent_streams_max),
+            ("grpc.keepalive_time_ms", self.keepalive_time_ms),
+            ("grpc.keepalive_timeout_ms", self.keepalive_timeout_ms),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", self.keepalive_min_time_ms),
+            ("grpc.http2.max_ping_strikes", 2),
+            ("grpc.http2.max_pings_without_data", 0),
+            # Two replicas on one port would share its connections silently; a port in use must be an error.
+            ("grpc.so_reuseport", 0),
+        ]
+
+
+def new_server(
+    options: ServerOptions | None = None,
+    *,
+    clock: Clock | None = None,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+) -> grpc.aio.Server:
+    """A server, not yet listening. ``interceptors`` run inside the one that counts and translates errors."""
+    return grpc.aio.server(
+        interceptors=[StatusInterceptor(clock or SystemClock()), *interceptors],
+        options=(options or ServerOptions()).channel_args(),
+    )
+
+
+def listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+    """Bind ``host:port`` (port 0 picks one) and return the port.
+
+    Raises:
+        ConfigError: the address is malformed, not ours, or in use.
+    """
+    try:
+        port = (
+            server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+        )
+    except RuntimeError as error:
+        raise ConfigError(
+            f"cannot listen on {address!r} for gRPC: the port is in use, or the address is not one of this machine"
+        ) from error
+    if port == 0:
+        raise ConfigError(f"cannot listen on {address!r} for gRPC")
+    _log.info("event=listening protocol=grpc address=%s port=%d tls=%s", address, port, credentials is not None)
+    return port
+
+
+class Health:
+    """The standard health service (grpc.health.v1). Everything is NOT_SERVING until told otherwise."""
+
+    def __init__(self, server: grpc.aio.Server, services: Iterable[str]) -> None:
+        """Register on ``server`` for ``services`` (full names) and for the server as a whole (the empty name)."""
+        self._names = ("", *services)
+        self._servicer: Any = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    async def set_serving(self, serving: bool) -> None:
+        """Tell all clients that watch."""
+        state = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in self._names:
+            await self._servicer.set(name, state)
+
+
+def add_reflection(server: grpc.aio.Server, services: Iterable[str]) -> None:
+    """Serve descriptors of ``services`` (full names), so that grpcurl and the like need no proto files."""
+    names = [*services, health.SERVICE_NAME, reflection.SERVICE_NAME]
+    reflection.enable_server_reflection(names, server)
