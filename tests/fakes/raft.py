@@ -1,0 +1,186 @@
+"""A Raft without Raft: a RaftHandle that commits at once, for tests of everything above it.
+
+One :class:`FakeRaft` is one replica; ``join`` makes several that share a log, so that a write through one is applied
+by all. The test decides what goes wrong: who leads (``set_leader``), what a proposal's outcome is (``lose_next``,
+``fail_next``), whether proposals or read barriers wait (``hold``, ``release``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+
+from controlplane.base.errors import Code, StatusError
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Proposal
+from controlplane.raft.types import (
+    Applied,
+    LeadershipListener,
+    Member,
+    NeverSent,
+    Outcome,
+    PeerHandler,
+    RaftStatus,
+    StateMachine,
+    Unknown,
+)
+
+__all__ = ["FakeRaft"]
+
+
+class _Shared:
+    """What all replicas of one fake cluster have in common."""
+
+    def __init__(self) -> None:
+        self.replicas: dict[str, FakeRaft] = {}
+        self.term = 1
+        self.leader: str | None = None
+        self.index = 0
+
+
+class FakeRaft:
+    """One replica over ``machine``. The first of a cluster leads it, in term 1.
+
+    ``FakeRaft(store)`` is a cluster of one; ``FakeRaft(other_store, name="r2", join=first)`` adds a follower.
+    """
+
+    CLUSTER_ID = 0xC1
+
+    def __init__(
+        self, machine: StateMachine, *, name: str = "r1", join: FakeRaft | None = None, client_endpoint: str = ""
+    ) -> None:
+        self.machine = machine
+        self.name = name
+        self.proposals: list[Proposal] = []
+        self.barriers = 0
+        self._shared: _Shared = _Shared() if join is None else join._shared
+        if name in self._shared.replicas:
+            raise ValueError(f"there is a replica {name!r} already")
+        if join is None:
+            self._shared.leader = name
+            self._shared.index = machine.applied_index
+        self._shared.replicas[name] = self
+        self._member_id = len(self._shared.replicas)
+        self._client_endpoint = client_endpoint or f"127.0.0.1:{7000 + self._member_id}"
+        self._listeners: list[LeadershipListener] = []
+        self._handlers: dict[str, PeerHandler] = {}
+        self._next: deque[tuple[Outcome, bool]] = deque()
+        self._gate = asyncio.Event()
+        self._gate.set()
+        self.reachable = True
+
+    # -- what a test decides ------------------------------------------------------------------------------------
+
+    def set_leader(self, name: str | None) -> None:
+        """A new term with that leader (None: nobody). Listeners hear of it at once."""
+        shared = self._shared
+        old, old_term = shared.leader, shared.term
+        shared.leader = None
+        if old is not None:
+            shared.replicas[old]._announce(old_term, leading=False)
+        shared.term += 1
+        shared.leader = name
+        if name is not None:
+            shared.replicas[name]._announce(shared.term, leading=True)
+
+    def lose_next(self, *, applied: bool, reason: str = "leader lost") -> None:
+        """The next proposal's fate stays unknown to its proposer; ``applied`` says what really happened."""
+        self._next.append((Unknown(reason), applied))
+
+    def fail_next(self, reason: str = "no leader") -> None:
+        """The next proposal never leaves this replica."""
+        self._next.append((NeverSent(reason), False))
+
+    def hold(self) -> None:
+        """Proposals and read barriers wait from now on."""
+        self._gate.clear()
+
+    def release(self) -> None:
+        """What waits goes on."""
+        self._gate.set()
+
+    # -- RaftHandle ---------------------------------------------------------------------------------------------
+
+    async def propose(self, payload: bytes, *, request_id: bytes, timeout_ms: int) -> Outcome:
+        outcome, applied = self._next.popleft() if self._next else (None, True)
+        if isinstance(outcome, NeverSent):
+            return outcome
+        if not await self._opened(timeout_ms):
+            return Unknown("timed out")
+        if self._shared.leader is None:
+            return NeverSent("no leader")
+        if not applied:
+            return Unknown("timed out")
+        proposal = Proposal(request_id=request_id, born_index=self.machine.applied_index, payload=payload)
+        self.proposals.append(proposal)
+        shared = self._shared
+        shared.index += 1
+        reply = b""
+        for replica in shared.replicas.values():
+            answer = replica.machine.apply(shared.index, shared.term, [proposal])[0]
+            if replica is self:
+                reply = answer
+        return Applied(reply, shared.index) if outcome is None else outcome
+
+    async def read_barrier(self, *, timeout_ms: int) -> int:
+        self.barriers += 1
+        if self._shared.leader is None:
+            raise StatusError(Code.UNAVAILABLE, "etcdserver: no leader")
+        if not await self._opened(timeout_ms):
+            raise StatusError(Code.UNAVAILABLE, "etcdserver: request timed out")
+        return self.machine.applied_index
+
+    def status(self) -> RaftStatus:
+        shared = self._shared
+        return RaftStatus(
+            name=self.name,
+            member_id=self._member_id,
+            cluster_id=self.CLUSTER_ID,
+            role="leader" if shared.leader == self.name else "follower",
+            leader=shared.leader,
+            term=shared.term,
+            commit_index=shared.index,
+            applied_index=self.machine.applied_index,
+            last_index=shared.index,
+            snapshot_index=0,
+            members=tuple(
+                Member(r._member_id, r.name, f"127.0.0.1:{6000 + r._member_id}", r._client_endpoint)
+                for r in shared.replicas.values()
+            ),
+            ready=shared.leader is not None,
+            pending=0,
+        )
+
+    def on_leadership(self, listener: LeadershipListener) -> None:
+        self._listeners.append(listener)
+        if self._shared.leader == self.name:
+            listener(self._shared.term, True)
+
+    def serve(self, channel: str, handler: PeerHandler) -> None:
+        self._handlers[channel] = handler
+
+    async def call(self, peer: str, channel: str, payload: bytes, *, timeout_ms: int) -> bytes:
+        replica = self._shared.replicas.get(peer)
+        if replica is None or not replica.reachable:
+            raise StatusError(Code.UNAVAILABLE, f"replica {peer!r} cannot be reached")
+        handler = replica._handlers.get(channel)
+        if handler is None:
+            raise StatusError(Code.UNIMPLEMENTED, f"replica {peer!r} serves no channel {channel!r}")
+        return await handler(self.name, payload)
+
+    async def snapshot_file(self) -> AsyncIterator[bytes]:
+        for chunk in self.machine.snapshot():
+            yield chunk
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    async def _opened(self, timeout_ms: int) -> bool:
+        try:
+            await asyncio.wait_for(self._gate.wait(), timeout_ms / 1000)
+        except TimeoutError:
+            return False
+        return True
+
+    def _announce(self, term: int, *, leading: bool) -> None:
+        for listener in self._listeners:
+            listener(term, leading)
