@@ -1,0 +1,82 @@
+"""The command's entry point: global options, and the sub-commands loaded when asked for.
+
+Importing a sub-command's module costs (grpc, protobuf, rich), so each is imported when its name is used: ``qd
+--help`` and shell completion stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import click
+
+from controlplane.base.version import VERSION
+
+__all__ = ["cli", "main"]
+
+#: name -> (module, attribute, one line of help)
+_COMMANDS: dict[str, tuple[str, str, str]] = {
+    "get": ("controlplane.cli.get", "get", "Show objects, as a table, YAML or JSON"),
+    "describe": ("controlplane.cli.describe", "describe", "Show one object in full, with its events"),
+    "apply": ("controlplane.cli.write", "apply", "Create or update objects from manifests"),
+    "delete": ("controlplane.cli.write", "delete", "Delete objects"),
+    "scale": ("controlplane.cli.write", "scale", "Set the number of replicas of a Deployment or ReplicaSet"),
+    "rollout": ("controlplane.cli.rollout", "rollout", "Follow, undo, pause and restart rollouts of a Deployment"),
+    "logs": ("controlplane.cli.logs", "logs", "Print the logs of a pod's container"),
+    "events": ("controlplane.cli.get", "events", "List events, oldest first"),
+    "cordon": ("controlplane.cli.nodes", "cordon", "Mark nodes unschedulable"),
+    "uncordon": ("controlplane.cli.nodes", "uncordon", "Mark nodes schedulable"),
+    "drain": ("controlplane.cli.nodes", "drain", "Cordon a node and evict its pods"),
+    "status": ("controlplane.cli.status", "status", "Show replicas, nodes and pods of the cluster"),
+    "snapshot": ("controlplane.cli.snapshot", "snapshot", "Save, verify and restore snapshots of the whole state"),
+    "local": ("controlplane.cli.local", "local", "Run a whole cluster on this machine"),
+    "chaos": ("chaos.cli", "chaos", "Break things on purpose and judge what happened"),
+    "completion": ("controlplane.cli.completion", "completion", "Print the shell completion script"),
+    "api-resources": ("controlplane.cli.get", "api_resources", "List the kinds this cluster knows"),
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(VERSION, prog_name="quarterdeck")
+@click.option(
+    "--endpoints",
+    "-e",
+    envvar="QD_ENDPOINTS",
+    metavar="HOST:PORT,...",
+    help="Client endpoints of the replicas. Default: the local cluster of this folder.",
+)
+@click.option(
+    "--folder",
+    envvar="QD_FOLDER",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The local cluster's folder. Default: the nearest .quarterdeck.",
+)
+@click.pass_context
+def cli(context: click.Context, endpoints: str | None, folder: Path | None) -> None:
+    """Quarterdeck: a Raft-replicated, highly available control plane in the shape of Kubernetes."""
+    from controlplane.cli.common import Settings
+
+    chosen = tuple(part.strip() for part in (endpoints or "").split(",") if part.strip())
+    context.obj = Settings(chosen, folder)
+
+
+def main() -> None:
+    """Entry point of the ``quarterdeck`` and ``qd`` commands."""
+    cli(prog_name="qd")

@@ -1,0 +1,219 @@
+"""``qd status``: replicas with their roles, nodes, pods by phase; every replica is asked, so that a dead one shows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+import click
+import yaml
+from rich.console import Console
+
+from controlplane.base.errors import ConfigError, StatusError
+from controlplane.cli.common import EXIT_REFUSED, Settings, coroutine, settings_of
+from controlplane.cli.tables import table
+from controlplane.client import GrpcClient, OperatorClient
+from controlplane.local.cluster import LocalCluster
+from controlplane.pb.k8s.core_v1_pb2 import Node, Pod
+from controlplane.pb.quarterdeck.v1 import operator_pb2
+
+__all__ = ["ClusterStatus", "NodeRow", "ReplicaRow", "gather", "render", "status"]
+
+_ASK_TIMEOUT_MS = 1_500
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaRow:
+    """One replica; what could not be asked is empty or zero and ``healthy`` is False."""
+
+    name: str
+    client_endpoint: str
+    metrics_endpoint: str
+    pid: int | None
+    role: str
+    healthy: bool
+    term: int
+    revision: int
+    applied_index: int
+    state_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """One node."""
+
+    name: str
+    ready: bool
+    status: str
+    pid: int | None
+    pods: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """The whole cluster at a glance. ``leader`` is None when no majority says who leads."""
+
+    leader: str | None
+    term: int
+    replicas: list[ReplicaRow]
+    nodes: list[NodeRow]
+    pods: dict[str, int]
+    pods_ready: int
+
+
+async def gather(settings: Settings) -> ClusterStatus:
+    """Ask every replica for its status and one of them for nodes and pods.
+
+    Raises:
+        ConfigError: no cluster is named and none is found here.
+    """
+    endpoints = settings.resolve_endpoints()
+    local = _local(settings, endpoints)
+    answers = await asyncio.gather(*(_ask(endpoint) for endpoint in endpoints))
+    known = {m.client_endpoint: m for answer in answers if answer for m in answer.members}
+    replicas = [_row(e, a, known.get(e), local) for e, a in zip(endpoints, answers, strict=True)]
+    leader, term = _leader([answer for answer in answers if answer], len(endpoints))
+    nodes, pods, ready = await _workload(endpoints, local) if any(answers) else ([], {}, 0)
+    return ClusterStatus(leader, term, replicas, nodes, pods, ready)
+
+
+def _local(settings: Settings, endpoints: list[str]) -> LocalCluster | None:
+    try:
+        cluster = settings.local()
+    except ConfigError:
+        return None
+    return cluster if set(endpoints) <= set(cluster.spec.endpoints) else None
+
+
+async def _ask(endpoint: str) -> operator_pb2.StatusResponse | None:
+    client = OperatorClient(endpoint)
+    try:
+        return await client.status(timeout_ms=_ASK_TIMEOUT_MS)
+    except StatusError:
+        return None
+    finally:
+        await client.close()
+
+
+def _row(
+    endpoint: str,
+    answer: operator_pb2.StatusResponse | None,
+    member: operator_pb2.MemberStatus | None,
+    local: LocalCluster | None,
+) -> ReplicaRow:
+    spec = next((r for r in local.spec.replicas if r.client == endpoint), None) if local else None
+    if answer is not None:
+        metrics = next((m.metrics_endpoint for m in answer.members if m.name == answer.name), "")
+        return ReplicaRow(
+            answer.name, endpoint, metrics, answer.pid, answer.role, answer.ready,
+            answer.term, answer.revision, answer.applied_index, answer.state_hash,
+        )  # fmt: skip
+    name = spec.name if spec else member.name if member else endpoint
+    metrics = spec.metrics if spec else member.metrics_endpoint if member else ""
+    pid = local.processes.pid(spec.name) if local and spec else None
+    return ReplicaRow(name, endpoint, metrics, pid, "unreachable" if pid else "down", False, 0, 0, 0, "")
+
+
+def _leader(answers: list[operator_pb2.StatusResponse], size: int) -> tuple[str | None, int]:
+    """The leader that a majority of all replicas names in the newest term."""
+    if not answers:
+        return None, 0
+    term = max(answer.term for answer in answers)
+    named = Counter(answer.leader for answer in answers if answer.term == term and answer.leader)
+    if named:
+        name, votes = named.most_common(1)[0]
+        if votes > size // 2:
+            return name, term
+    return None, term
+
+
+async def _workload(endpoints: list[str], local: LocalCluster | None) -> tuple[list[NodeRow], dict[str, int], int]:
+    client = GrpcClient(endpoints)
+    try:
+        nodes = await client.list(Node, serializable=True)
+        pods = await client.list(Pod, serializable=True)
+    except StatusError:
+        return [], {}, 0
+    finally:
+        await client.close()
+    on_node = Counter(pod.spec.nodeName for pod in pods.items)
+    rows = [
+        NodeRow(
+            node.metadata.name,
+            _condition(node, "Ready") == "True" and _condition(node, "Suspect") != "True",
+            node_status(node),
+            local.processes.pid(node.metadata.name) if local else None,
+            on_node[node.metadata.name],
+        )
+        for node in sorted(nodes.items, key=lambda n: _natural(n.metadata.name))
+    ]
+    phases = Counter(pod.status.phase or "Pending" for pod in pods.items)
+    ready = sum(1 for pod in pods.items for c in pod.status.conditions if c.type == "Ready" and c.status == "True")
+    return rows, dict(sorted(phases.items())), ready
+
+
+def _natural(name: str) -> tuple[str, int]:
+    head = name.rstrip("0123456789")
+    return head, int(name[len(head) :] or 0)
+
+
+def _condition(node: Node, kind: str) -> str:
+    return next((c.status for c in node.status.conditions if c.type == kind), "Unknown")
+
+
+def node_status(node: Node) -> str:
+    """The STATUS column kubectl users know: Ready, NotReady, Unknown; with Suspect and SchedulingDisabled."""
+    words = ["Ready" if _condition(node, "Ready") == "True" else "NotReady"]
+    if _condition(node, "Suspect") == "True":
+        words.append("Suspect")
+    if node.spec.unschedulable:
+        words.append("SchedulingDisabled")
+    return ",".join(words)
+
+
+def render(found: ClusterStatus, console: Console) -> None:
+    """Print the tables."""
+    console.print(
+        table(
+            ["REPLICA", "ROLE", "HEALTHY", "TERM", "REVISION", "APPLIED", "GRPC", "METRICS", "PID"],
+            [
+                [
+                    ("* " if r.name == found.leader else "  ") + r.name,
+                    r.role,
+                    "yes" if r.healthy else "no",
+                    str(r.term),
+                    str(r.revision),
+                    str(r.applied_index),
+                    r.client_endpoint,
+                    r.metrics_endpoint,
+                    str(r.pid or "-"),
+                ]
+                for r in found.replicas
+            ],
+        )
+    )
+    console.print()
+    rows = [[n.name, n.status, str(n.pods), str(n.pid or "-")] for n in found.nodes]
+    console.print(table(["NODE", "STATUS", "PODS", "PID"], rows))
+    console.print()
+    phases = ", ".join(f"{count} {phase}" for phase, count in found.pods.items()) or "none"
+    console.print(f"pods: {phases}; {found.pods_ready} ready")
+
+
+@click.command()
+@click.option("--output", "-o", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
+@click.pass_context
+@coroutine
+async def status(context: click.Context, output: str) -> None:
+    """Show replicas (leader marked with *), nodes and pods. Exit code 1 when no leader is known."""
+    found = await gather(settings_of(context))
+    if output == "json":
+        click.echo(json.dumps(asdict(found), indent=2))
+    elif output == "yaml":
+        click.echo(yaml.safe_dump(asdict(found), sort_keys=False).rstrip())
+    else:
+        render(found, Console(highlight=False, soft_wrap=True))
+    if found.leader is None:
+        context.exit(EXIT_REFUSED)

@@ -1,0 +1,252 @@
+"""LocalCluster: the processes of one folder, started, found again, stopped, killed and restored.
+
+Layout of the folder::
+
+    .quarterdeck/
+      cluster.json              the plan (spec.py)
+      run/NAME.json             pid records (processes.py)
+      logs/NAME.log             output of each process
+      replicas/NAME/            a replica's data: log and snapshots
+      nodes/NAME/               an agent's state, and its pods' directories and logs
+      snapshots/                where `qd snapshot save` puts files by default
+
+All methods are synchronous and quick, but for the waits that say so; waiting for the cluster to *serve* is the
+caller's business (``cli``), since it asks over the network.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from controlplane.base.errors import ConfigError
+from controlplane.base.http import split_address
+from controlplane.local import pods
+from controlplane.local.processes import ProcessError, Processes
+from controlplane.local.spec import ClusterSpec, NodeSpec, ReplicaSpec
+
+__all__ = ["FOLDER", "LocalCluster"]
+
+#: The folder's name under the current directory.
+FOLDER = ".quarterdeck"
+_AGENT_STOP_TIMEOUT_S = 15.0
+_Spec = TypeVar("_Spec", ReplicaSpec, NodeSpec)
+
+
+class LocalCluster:
+    """The cluster of one folder."""
+
+    def __init__(self, root: Path, spec: ClusterSpec) -> None:
+        self.root = root
+        self.spec = spec
+        self.processes = Processes(root / "run", root / "logs")
+
+    @classmethod
+    def create(cls, root: Path, spec: ClusterSpec) -> LocalCluster:
+        """Lay out a new folder for that plan.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        try:
+            for part in ("run", "logs", "replicas", "nodes", "snapshots"):
+                (root / part).mkdir(parents=True, exist_ok=True)
+            spec.save(root / "cluster.json")
+        except OSError as error:
+            raise ConfigError(f"cannot write {root}: {error.strerror}; run from a folder you may write to") from error
+        return cls(root, spec)
+
+    @classmethod
+    def open(cls, root: Path) -> LocalCluster:
+        """The cluster that is there. Raises ConfigError if there is none."""
+        return cls(root, ClusterSpec.load(root / "cluster.json"))
+
+    @staticmethod
+    def exists(root: Path) -> bool:
+        """Whether the folder holds a cluster, running or not."""
+        return (root / "cluster.json").is_file()
+
+    # -- names ---------------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> list[str]:
+        """Every process name: replicas, then nodes."""
+        return [r.name for r in self.spec.replicas] + [n.name for n in self.spec.nodes]
+
+    def running(self) -> list[str]:
+        """Names of the processes that run."""
+        return [name for name in self.names if self.processes.pid(name) is not None]
+
+    def replica(self, name: str) -> ReplicaSpec:
+        """A replica by name. Raises ConfigError naming those there are."""
+        return self._named(name, self.spec.replicas)
+
+    def node(self, name: str) -> NodeSpec:
+        """A node by name. Raises ConfigError naming those there are."""
+        return self._named(name, self.spec.nodes)
+
+    def _named(self, name: str, among: Iterable[_Spec]) -> _Spec:
+        for item in among:
+            if item.name == name:
+                return item
+        raise ConfigError(f"no process {name!r} in this cluster; there are: {', '.join(self.names)}")
+
+    def replica_dir(self, name: str) -> Path:
+        """A replica's data directory."""
+        return self.root / "replicas" / name
+
+    def node_dir(self, name: str) -> Path:
+        """An agent's state directory."""
+        return self.root / "nodes" / name
+
+    # -- starting ------------------------------------------------------------------------------------------------
+
+    def check_ports(self) -> None:
+        """Refuse early, by name, when somebody else holds a port.
+
+        Raises:
+            ConfigError: naming each port in use and how to choose others.
+        """
+        wanted = [
+            address
+            for spec in (*self.spec.replicas, *self.spec.nodes)
+            if self.processes.pid(spec.name) is None
+            for address in (
+                (spec.client, spec.metrics, spec.peer) if isinstance(spec, ReplicaSpec) else (spec.listen, spec.metrics)
+            )
+        ]
+        busy = [address for address in wanted if not _free(address)]
+        if busy:
+            raise ConfigError(
+                f"in use by another program: {', '.join(busy)}. Stop it, or choose other ports: "
+                f"make cluster PORT_BASE={self.spec.port_base + 1000}"
+            )
+
+    def start(self, name: str) -> int:
+        """Start a replica or an agent; return its pid. A running one is left as it is."""
+        if any(node.name == name for node in self.spec.nodes):
+            argv = self._node_argv(self.node(name))
+        else:
+            argv = self._replica_argv(self.replica(name))
+        return self.processes.start(name, argv, env=_environment(), cwd=self.root)
+
+    def _replica_argv(self, me: ReplicaSpec) -> list[str]:
+        members = ",".join(f"{r.name}={r.peer}@{r.client}@{r.metrics}" for r in self.spec.replicas)
+        return [
+            sys.executable, "-m", "controlplane",
+            "--name", me.name,
+            "--data-dir", str(self.replica_dir(me.name).resolve()),
+            "--initial-cluster", members,
+            "--cluster-token", self.spec.token,
+            "--service-cidr", self.spec.service_cidr,
+            "--cluster-cidr", self.spec.cluster_cidr,
+            *self.spec.extra_replica_args,
+        ]  # fmt: skip
+
+    def _node_argv(self, me: NodeSpec) -> list[str]:
+        return [
+            sys.executable, "-m", "node",
+            "--name", me.name,
+            "--endpoints", ",".join(self.spec.endpoints),
+            "--state-dir", str(self.node_dir(me.name).resolve()),
+            "--listen", me.listen,
+            "--metrics-listen", me.metrics,
+        ]  # fmt: skip
+
+    def check_alive(self) -> None:
+        """Raise ProcessError with the last log lines of the first process that should run and does not."""
+        for name in self.names:
+            if self.processes.pid(name) is None:
+                tail = self.processes.log_tail(name)
+                raise ProcessError(f"{name} ended; the end of {self.processes.log_path(name)}:\n{tail}")
+
+    # -- stopping ------------------------------------------------------------------------------------------------
+
+    def stop(self, name: str) -> bool:
+        """Stop one process in good order; True if it had to be killed after all."""
+        self._check_name(name)
+        return bool(self.processes.stop([name], timeout_s=_AGENT_STOP_TIMEOUT_S))
+
+    def kill(self, name: str, signum: signal.Signals = signal.SIGKILL) -> bool:
+        """Send a signal, without warning by default; False if it does not run. An agent's pods run on."""
+        self._check_name(name)
+        sent = self.processes.signal(name, signum)
+        if sent and signum == signal.SIGKILL:
+            self.processes.wait_gone(name)
+        return sent
+
+    def kill_node(self, name: str) -> int:
+        """What a dead machine is: kill -9 of the agent and of every process of its pods. Returns how many pods."""
+        directory = self.node_dir(self.node(name).name)
+        self.kill(name)
+        return pods.kill_all(directory)
+
+    def down(self) -> list[str]:
+        """Stop everything: agents (with their pods) first, then replicas. Returns what had to be killed."""
+        nodes = [node.name for node in self.spec.nodes]
+        replicas = [replica.name for replica in self.spec.replicas]
+        killed = self.processes.stop(nodes, timeout_s=_AGENT_STOP_TIMEOUT_S)
+        for node in nodes:
+            pods.kill_all(self.node_dir(node))
+        return killed + self.processes.stop(replicas)
+
+    def destroy(self) -> None:
+        """Remove the folder. Only after :meth:`down`."""
+        still = self.running()
+        if still:
+            raise ProcessError(f"still running: {', '.join(still)}; stop the cluster first")
+        shutil.rmtree(self.root, ignore_errors=False)
+
+    def destroy_replica_data(self, name: str) -> None:
+        """Lose a replica's disk. Refused while it runs."""
+        if self.processes.pid(self.replica(name).name) is not None:
+            raise ProcessError(f"{name} runs; kill it before its disk is destroyed")
+        shutil.rmtree(self.replica_dir(name), ignore_errors=True)
+
+    def _check_name(self, name: str) -> None:
+        if name not in self.names:
+            raise ConfigError(f"no process {name!r} in this cluster; there are: {', '.join(self.names)}")
+
+    # -- growing and shrinking -------------------------------------------------------------------------------------
+
+    def add_node(self) -> NodeSpec:
+        """One more agent, started."""
+        self.spec, node = self.spec.with_node()
+        self.spec.save(self.root / "cluster.json")
+        self.start(node.name)
+        return node
+
+    def remove_node(self, name: str) -> None:
+        """Stop an agent and its pods, and forget it. Its Node object is the caller's to delete."""
+        self.node(name)
+        self.stop(name)
+        pods.kill_all(self.node_dir(name))
+        self.spec = self.spec.without_node(name)
+        self.spec.save(self.root / "cluster.json")
+        shutil.rmtree(self.node_dir(name), ignore_errors=True)
+
+
+def _environment() -> dict[str, str]:
+    kept: Sequence[str] = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "USER", "VIRTUAL_ENV", "SSL_CERT_FILE")
+    environment = {key: os.environ[key] for key in kept if key in os.environ}
+    # C-core's own logs would drown ours; a failed connection attempt is normal life here.
+    environment["GRPC_VERBOSITY"] = "NONE"
+    environment["PYTHONUNBUFFERED"] = "1"
+    return environment
+
+
+def _free(address: str) -> bool:
+    host, port = split_address(address)
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
