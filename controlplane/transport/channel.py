@@ -23,8 +23,8 @@ class ChannelOptions:
     Attributes:
         send_bytes_max: largest request; above the server's limit so that the server's own error is what is seen.
         recv_bytes_max: largest response; -1 is unlimited.
-        keepalive_time_ms: ping an idle connection this often. At least the server's minimum (5 s), or the server
-            closes the connection.
+        keepalive_time_ms: ping an idle connection this often. At least the server's minimum (etcd: 5 s, ours: 0.3 s),
+            or the server closes the connection.
         keepalive_timeout_ms: a ping unanswered for this long closes the connection: how a dead host is noticed.
         reconnect_min_ms, reconnect_initial_ms, reconnect_max_ms: back-off between connection attempts.
     """

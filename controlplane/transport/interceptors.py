@@ -4,8 +4,10 @@ Owns the one translation from :class:`StatusError` to a gRPC status: the code an
 etcd clients match on both. An exception nobody meant becomes INTERNAL with a log line that has the traceback; its
 text does not travel. Knows no service.
 
-A write whose fate is not known additionally carries the trailing metadata :data:`OUTCOME_KEY` = ``unknown``; a
-StatusError with ``trailing_metadata`` (a sequence of pairs) adds its own, which is how rich error details travel.
+Every failure says in the trailing metadata :data:`OUTCOME_KEY` whether the call is known to have had no effect
+(``definite``) or may have had one (``unknown``), which a client cannot tell from an UNAVAILABLE alone: its own
+library makes those too. A StatusError with ``trailing_metadata`` (a sequence of pairs) adds its own, which is how
+rich error details travel.
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ from controlplane.base.clock import Clock
 from controlplane.base.errors import Code, StatusError, StoppedError
 from controlplane.transport.metrics import MethodMetrics
 
-__all__ = ["OUTCOME_KEY", "OUTCOME_UNKNOWN", "StatusInterceptor"]
+__all__ = ["OUTCOME_DEFINITE", "OUTCOME_KEY", "OUTCOME_UNKNOWN", "StatusInterceptor"]
 
-#: Trailing metadata of a failed write that may have happened all the same.
+#: Trailing metadata of every failed call: whether it may have happened all the same.
 OUTCOME_KEY: Final = "qd-outcome"
 OUTCOME_UNKNOWN: Final = "unknown"
+OUTCOME_DEFINITE: Final = "definite"
 
 _log = logging.getLogger("quarterdeck.grpc")
 _STATUS: Final = {status.value[0]: status for status in grpc.StatusCode}
@@ -159,5 +162,5 @@ async def _abort(error: BaseException, context: _Context, path: str) -> None:
 
 def _trailers(error: StatusError) -> tuple[tuple[str, str | bytes], ...]:
     extra: Sequence[tuple[str, str | bytes]] = getattr(error, "trailing_metadata", ())
-    outcome = ((OUTCOME_KEY, OUTCOME_UNKNOWN),) if error.unknown_outcome else ()
-    return (*outcome, *extra)
+    outcome = OUTCOME_UNKNOWN if error.unknown_outcome else OUTCOME_DEFINITE
+    return ((OUTCOME_KEY, outcome), *extra)
