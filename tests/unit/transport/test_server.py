@@ -17,7 +17,7 @@ from controlplane.base.clock import SystemClock
 from controlplane.base.errors import Code, ConfigError, StatusError, StoppedError
 from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.transport.channel import ChannelOptions, new_channel
-from controlplane.transport.interceptors import OUTCOME_KEY, OUTCOME_UNKNOWN
+from controlplane.transport.interceptors import OUTCOME_DEFINITE, OUTCOME_KEY, OUTCOME_UNKNOWN
 from controlplane.transport.server import Health, ServerOptions, add_reflection, listen, new_server
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -122,10 +122,10 @@ async def test_an_unknown_outcome_is_told_in_the_trailers(rig: Rig) -> None:
     assert (OUTCOME_KEY, OUTCOME_UNKNOWN) in tuple(error.trailing_metadata())
 
 
-async def test_a_known_failure_has_no_outcome_trailer(rig: Rig) -> None:
+async def test_a_known_failure_is_told_to_be_definite(rig: Rig) -> None:
     rig.raising(StatusError(Code.NOT_FOUND, "etcdserver: requested lease not found"))
     error = await failure(rig.call_put(e.PutRequest()))
-    assert OUTCOME_KEY not in dict(error.trailing_metadata())
+    assert (OUTCOME_KEY, OUTCOME_DEFINITE) in tuple(error.trailing_metadata())
 
 
 async def test_failures_are_counted_under_their_code(rig: Rig) -> None:
