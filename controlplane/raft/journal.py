@@ -6,7 +6,7 @@ pysyncobj deletes everything behind ``prevLogIdx`` on every AppendEntries, match
 message's entries. Between the two, entries that this replica has acknowledged would be gone; when the message is a
 resend of a prefix, they would stay gone. Here, instead (Ongaro's dissertation, figure 3.1, AppendEntries step 3):
 
-- :meth:`RaftJournal.deleteEntriesFrom` and :meth:`~RaftJournal.clear` set the tail *aside*: hidden, not deleted;
+- :meth:`RaftJournal.deleteEntriesFrom` sets the tail *aside*: hidden, not deleted;
 - adding an entry with the same index and term takes it back from there, without a write;
 - adding one with a different term drops the rest of the aside for good: that is the conflict, and the only time
   that a truncation is recorded;
@@ -14,15 +14,16 @@ resend of a prefix, they would stay gone. Here, instead (Ongaro's dissertation, 
 
 The aside must stay hidden until the handler ends, since the engine commits up to the last index it sees and would
 commit an unverified tail. For the same reason the engine lowers its commit index to the shortened log; the journal
-keeps the highest one ever set, and whoever calls ``handler_ended`` gives it back to the engine.
+keeps the highest one ever set (:attr:`RaftJournal.commit_index`), for the adapter to restore.
 
-Positions (``item``, ``entryFrom``, ``entryTo``) are list positions; indices are Raft's. ``entries[0]`` is the entry
-before the first one the engine may send: after a snapshot at index N it is N-1, and ``entries[1]`` is N.
+Positions (``item``, ``entryFrom``, ``entryTo``) are list positions; indices are Raft's. The engine sends what is
+behind position 0, never position 0 itself: after a snapshot at index N was installed, a placeholder for N is there.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -38,26 +39,20 @@ _log = logging.getLogger("quarterdeck.journal")
 
 #: The engine's value for "nothing but the first entry is committed".
 _FIRST_COMMIT_INDEX = 1
-#: A command that does nothing (the engine's NO_OP), for the entry before a snapshot's, whose command nobody asks for.
+#: The engine's command that does nothing.
 _NO_OP = b"\x01"
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """Where a snapshot leaves the log: everything up to ``index`` is in the snapshot.
-
-    ``command`` is the entry at ``index`` itself, which the engine keeps and may send; ``prev_term`` is the term of
-    the entry before it, of which the engine never uses anything else.
-    """
+    """Where a snapshot leaves the log: everything up to ``index``, an entry of ``term``, is in the snapshot."""
 
     index: int
     term: int
-    prev_term: int
-    command: bytes
 
-    def entries(self) -> tuple[Entry, Entry]:
-        """The two entries that a log beginning here starts with: at ``index - 1`` and at ``index``."""
-        return (_NO_OP, self.index - 1, self.prev_term), (self.command, self.index, self.term)
+    def placeholder(self) -> Entry:
+        """What stands at position 0 for the entry at ``index``. Only its index and term are ever looked at."""
+        return _NO_OP, self.index, self.term
 
 
 class RaftJournal(Journal):  # type: ignore[misc] # pysyncobj has no types
@@ -90,42 +85,34 @@ class RaftJournal(Journal):  # type: ignore[misc] # pysyncobj has no types
             )
         self._commit_index = max(_FIRST_COMMIT_INDEX, min(self._commit_index, self.last_index))
         self._bytes = 0
-        self._account(sum(len(entry[0]) for entry in self._entries))
+        self._account(_bytes_of(self._entries))
 
     def _begin_at(self, base: Base, first: int) -> None:
-        """Make the log begin with the snapshot's entry and the one before it."""
+        """Make the log go on from the snapshot. Entries it also holds stay, for followers that are behind."""
         end = first + len(self._entries)
-        head, at_base = base.entries()
         if first > base.index + 1:
             raise CorruptStateError(
                 f"the log begins at entry {first}, the newest usable snapshot ends at {base.index}: the entries "
                 "between are missing. Replace this member"
             )
-        if end <= base.index:
+        if first == base.index + 1:
+            self._entries.insert(0, base.placeholder())
+        elif end <= base.index:
             # The leader sent the snapshot, and we stopped before the log was told.
-            self._restart_with(head, at_base)
-        elif first <= base.index and self._entries[base.index - first][2] != base.term:
+            self._restart_at(base)
+        elif self._entries[base.index - first][2] != base.term:
             if self._commit_index >= base.index:
                 raise CorruptStateError(
                     f"committed entry {base.index} has term {self._entries[base.index - first][2]} in the log and "
                     f"{base.term} in the snapshot. Replace this member"
                 )
             # As above, and what we had there was never committed: a snapshot holds committed entries only.
-            self._restart_with(head, at_base)
-        elif first < base.index:
-            del self._entries[: base.index - 1 - first]
-        elif first == base.index:
-            self._entries.insert(0, head)
-        else:
-            self._entries[:0] = (head, at_base)
+            self._restart_at(base)
         self._commit_index = max(self._commit_index, base.index)
 
-    def _restart_with(self, *entries: Entry) -> None:
-        self._entries.clear()
-        self._wal.restart_at(entries[0][1], entries[0][2])
-        for entry in entries:
-            self._entries.append(entry)
-            self._wal.append_entry(*entry)
+    def _restart_at(self, base: Base) -> None:
+        self._entries = [base.placeholder()]
+        self._wal.restart_after(base.index, base.term)
 
     # -- pysyncobj's interface (its names) --------------------------------------------------------------------------
 
@@ -144,39 +131,27 @@ class RaftJournal(Journal):  # type: ignore[misc] # pysyncobj has no types
         self._account(len(command))
 
     def _take_back(self, idx: int, term: int) -> bool:
-        """Whether the aside had this entry. If not, the aside is gone: recorded, as conflict or as new beginning."""
-        skipped = idx - self._aside[-1][1]
-        was_cleared = not self._entries
-        if skipped != 0 and not was_cleared:
-            raise CorruptStateError(f"the engine adds entry {idx} where entry {self._aside[-1][1]} was")
-        present = 0 <= skipped < len(self._aside)
-        if present and self._aside[-1 - skipped][2] == term:
-            self._entries.append(self._aside[-1 - skipped])
-            self._account(-sum(len(entry[0]) for entry in self._aside[len(self._aside) - skipped :]))
-            del self._aside[-1 - skipped :]
+        """Whether the aside had this entry. If not, it is a conflict, and the aside is gone."""
+        _, hidden_index, hidden_term = self._aside[-1]
+        if idx != hidden_index:
+            raise CorruptStateError(f"the engine adds entry {idx} where entry {hidden_index} was")
+        if term == hidden_term:
+            self._entries.append(self._aside.pop())
             return True
-        if present and idx <= self._commit_index:
+        if idx <= self._commit_index:
             raise CorruptStateError(
-                f"committed entry {idx} of term {self._aside[-1 - skipped][2]} would be replaced by one of term {term}"
+                f"committed entry {idx} of term {hidden_term} would be replaced by one of term {term}"
             )
-        if was_cleared:
-            # A snapshot is being installed, whose first two entries the engine adds. It ends at the second one.
-            if idx + 1 < self._commit_index:
-                raise CorruptStateError(
-                    f"a snapshot that ends at {idx + 1} would replace a log committed up to {self._commit_index}"
-                )
-            self._wal.restart_at(idx, term)
-        else:
-            self._wal.truncate_from(idx)
-            WAL_TRUNCATED_ENTRIES.inc(len(self._aside))
-            _log.info("conflicting tail dropped from=%d entries=%d new_term=%d", idx, len(self._aside), term)
-        self._account(-sum(len(entry[0]) for entry in self._aside))
+        _log.info("conflicting tail dropped from=%d entries=%d new_term=%d", idx, len(self._aside), term)
+        WAL_TRUNCATED_ENTRIES.inc(len(self._aside))
+        self._wal.truncate_from(idx)
+        self._account(-_bytes_of(self._aside))
         self._aside.clear()
         return False
 
     def clear(self) -> None:
-        """Hide everything: the engine installs a snapshot. What follows the snapshot's entry comes back."""
-        self.deleteEntriesFrom(0)
+        """The library clears the log to load a dump of its own, which never happens here: see :meth:`install`."""
+        raise CorruptStateError("the engine wants to clear the log")
 
     def deleteEntriesFrom(self, entryFrom: int) -> None:  # noqa: N802, N803 - the engine's names
         """Hide entries from this position on, until :meth:`handler_ended`."""
@@ -188,7 +163,7 @@ class RaftJournal(Journal):  # type: ignore[misc] # pysyncobj has no types
 
         On disk they go segment by segment with :meth:`Wal.compact_to`, so there is nothing that could be torn.
         """
-        self._account(-sum(len(entry[0]) for entry in self._entries[:entryTo]))
+        self._account(-_bytes_of(self._entries[:entryTo]))
         del self._entries[:entryTo]
 
     @overload
@@ -236,18 +211,33 @@ class RaftJournal(Journal):  # type: ignore[misc] # pysyncobj has no types
 
     # -- for the adapter and the driver -----------------------------------------------------------------------------
 
-    def handler_ended(self) -> int:
-        """Put back what is left of the hidden tail. Call after every message handler of the engine.
-
-        Returns:
-            the commit index the engine must have now: it may have lowered its own to the shortened log.
-        """
+    def handler_ended(self) -> None:
+        """Put back what is left of the hidden tail. Call after every message handler of the engine."""
         if self._aside:
-            if self._entries and self._aside[-1][1] != self.last_index + 1:
+            if self._aside[-1][1] != self.last_index + 1:
                 raise CorruptStateError(f"entry {self.last_index} and hidden entry {self._aside[-1][1]} do not meet")
             self._entries.extend(reversed(self._aside))
             self._aside.clear()
-        return self._commit_index
+
+    def install(self, index: int, term: int) -> None:
+        """A snapshot from the leader, durable already, replaces the log, which goes on behind ``index``.
+
+        If the log holds that very entry it only becomes the first one: what follows it may be acknowledged.
+
+        Raises:
+            CorruptStateError: the snapshot is older than what is committed here.
+        """
+        if index < self._commit_index:
+            raise CorruptStateError(
+                f"a snapshot that ends at {index} would replace a log committed up to {self._commit_index}"
+            )
+        if self.term_at(index) == term:
+            self.deleteEntriesTo(index - self.first_index)
+        else:
+            self._restart_at(Base(index, term))
+            self._bytes = 0
+            self._account(_bytes_of(self._entries))
+        self._commit_index = index
 
     def take_dirty(self) -> Flush | None:
         """What this turn must make durable before anything it produced may leave; None if nothing.
@@ -268,7 +258,7 @@ class RaftJournal(Journal):  # type: ignore[misc] # pysyncobj has no types
 
     @property
     def first_index(self) -> int:
-        """Index of the entry at position 0; the engine can send what is behind it."""
+        """Index of the entry at position 0; the engine can send what is behind it. 1 in an empty log."""
         return self._entries[0][1] if self._entries else 1
 
     @property
@@ -294,3 +284,7 @@ class RaftJournal(Journal):  # type: ignore[misc] # pysyncobj has no types
     def _account(self, delta_bytes: int) -> None:
         self._bytes += delta_bytes
         LOG_BYTES.set(self._bytes)
+
+
+def _bytes_of(entries: Sequence[Entry]) -> int:
+    return sum(len(command) for command, _, _ in entries)

@@ -210,11 +210,11 @@ class Wal:
         self._pending.append(fmt.encode_truncate(index))
         self._next_index = index
 
-    def restart_at(self, index: int, term: int) -> None:
-        """Record that an installed snapshot, durable already, replaced the log, which goes on at ``index``."""
+    def restart_after(self, index: int, term: int) -> None:
+        """Record that an installed snapshot, durable already, replaced the log up to ``index`` and all behind it."""
         self._check_alive()
         self._pending.append(fmt.encode_snapshot(index, term))
-        self._next_index = index
+        self._next_index = index + 1
 
     def record_hard_state(self, state: HardState) -> None:
         self._check_alive()

@@ -103,7 +103,7 @@ class TruncateRecord:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotRecord:
-    """A snapshot replaced the log: it is empty and goes on at ``index`` (whose entry has ``term``)."""
+    """A snapshot that ends with the entry (``index``, ``term``) replaced the log: it is empty, ``index + 1`` is next."""
 
     index: int
     term: int

@@ -109,7 +109,7 @@ class _Replay:
             self.next_index = record.from_index
         elif isinstance(record, fmt.SnapshotRecord):
             self.entries.clear()
-            self.next_index = record.index
+            self.next_index = record.index + 1
         else:
             raise ValueError("a segment header inside a segment")
 
