@@ -1,0 +1,82 @@
+"""The words a user may say for a kind: plural, singular, short name; ``deployment/web`` and ``deploy web`` alike."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import click
+
+from controlplane.base.errors import ConfigError
+from controlplane.client.kinds import KINDS, KindInfo
+
+__all__ = ["KindType", "Target", "kind_of", "targets"]
+
+_SHORT = {
+    "namespaces": ("ns",),
+    "nodes": ("no",),
+    "pods": ("po",),
+    "replicasets": ("rs",),
+    "deployments": ("deploy",),
+    "services": ("svc",),
+    "endpointslices": (),
+    "configmaps": ("cm",),
+    "events": ("ev",),
+}
+_WORDS: dict[str, KindInfo] = {
+    word: info for info in KINDS for word in (info.resource, info.kind.lower(), *_SHORT.get(info.resource, ()))
+}
+
+
+def kind_of(word: str) -> KindInfo:
+    """The kind a word names.
+
+    Raises:
+        ConfigError: no kind has that name; suggests the nearest and lists all.
+    """
+    found = _WORDS.get(word.lower())
+    if found is None:
+        near = difflib.get_close_matches(word.lower(), _WORDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown kind {word!r}; {hint}there are: {', '.join(info.resource for info in KINDS)}")
+    return found
+
+
+def short_names(info: KindInfo) -> Sequence[str]:
+    """Short names of a kind."""
+    return _SHORT.get(info.resource, ())
+
+
+Target = tuple[KindInfo, str]
+
+
+def targets(arguments: Sequence[str]) -> list[Target]:
+    """``("deploy", "a", "b")`` or ``("deploy/a", "svc/b")`` or ``("pods",)`` -> kinds and names ("" for all).
+
+    Raises:
+        ConfigError: neither form.
+    """
+    if not arguments:
+        raise ConfigError(f"name a kind: {', '.join(info.resource for info in KINDS)}")
+    if any("/" in argument for argument in arguments):
+        pairs = []
+        for argument in arguments:
+            word, separator, name = argument.partition("/")
+            if not separator or not name:
+                raise ConfigError(f"{argument!r}: where one argument is KIND/NAME, all must be")
+            pairs.append((kind_of(word), name))
+        return pairs
+    infos = [kind_of(word) for word in arguments[0].split(",")]
+    names = arguments[1:] or ("",)
+    return [(info, name) for info in infos for name in names]
+
+
+class KindType(click.ParamType):
+    """A kind, or KIND/NAME, with completion."""
+
+    name = "kind"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        return [click.shell_completion.CompletionItem(word) for word in sorted(_WORDS) if word.startswith(incomplete)]
