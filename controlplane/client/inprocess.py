@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
+from controlplane.api.calls import ResourceCalls
 from controlplane.base.clock import Clock
 from controlplane.base.rand import Rand
 from controlplane.client.retry import retry_unavailable
-from controlplane.client.typed import ResourceCalls, TypedClient
+from controlplane.client.typed import TypedClient
 from controlplane.pb.quarterdeck.v1 import api_pb2
 
 __all__ = ["InProcessClient"]

@@ -1,44 +1,25 @@
 """TypedClient: ApiClient on top of anything that answers the request messages of ``quarterdeck.v1.Resources``.
 
 Owns the translation between kinds (Kubernetes' messages) and requests, and the request id of each logical write, drawn
-once however often the write is tried. Knows neither gRPC nor the server: those are :class:`ResourceCalls`.
+once however often the write is tried. Knows neither gRPC nor the server: those are behind ``api.calls.ResourceCalls``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
+from contextlib import asynccontextmanager
 
+from controlplane.api.calls import ResourceCalls
 from controlplane.base.rand import Rand
 from controlplane.client.interface import ListResult, ObjT, WatchEvent, WatchType
 from controlplane.client.kinds import info_of, unwrap, wrap
 from controlplane.pb.k8s.core_v1_pb2 import Pod
 from controlplane.pb.quarterdeck.v1 import api_pb2
 
-__all__ = ["REQUEST_ID_BYTES", "ResourceCalls", "TypedClient"]
+__all__ = ["REQUEST_ID_BYTES", "TypedClient"]
 
 REQUEST_ID_BYTES = 16
-
-
-class ResourceCalls(Protocol):
-    """The service's methods, messages in and out. Raises ApiError."""
-
-    async def get(self, request: api_pb2.GetRequest) -> api_pb2.Object: ...
-    async def list(self, request: api_pb2.ListRequest) -> api_pb2.ListResponse: ...
-    async def create(self, request: api_pb2.CreateRequest) -> api_pb2.Object: ...
-    async def update(self, request: api_pb2.UpdateRequest) -> api_pb2.Object: ...
-    async def update_status(self, request: api_pb2.UpdateRequest) -> api_pb2.Object: ...
-    async def patch(self, request: api_pb2.PatchRequest) -> api_pb2.Object: ...
-    async def apply(self, request: api_pb2.ApplyRequest) -> api_pb2.ApplyResponse: ...
-    async def delete(self, request: api_pb2.DeleteRequest) -> api_pb2.Object: ...
-    async def bind(self, request: api_pb2.BindRequest) -> api_pb2.BindResponse: ...
-    async def evict(self, request: api_pb2.EvictRequest) -> api_pb2.Object: ...
-
-    def watch(
-        self, request: api_pb2.WatchRequest
-    ) -> AbstractAsyncContextManager[AsyncIterator[api_pb2.WatchEvent]]: ...
 
 
 class TypedClient:

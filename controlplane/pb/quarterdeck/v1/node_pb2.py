@@ -26,7 +26,7 @@ from controlplane.pb.k8s import core_v1_pb2 as controlplane_dot_pb_dot_k8s_dot_c
 from controlplane.pb.quarterdeck.v1 import api_pb2 as controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_api__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)controlplane/pb/quarterdeck/v1/node.proto\x12\x0equarterdeck.v1\x1a!controlplane/pb/k8s/core_v1.proto\x1a(controlplane/pb/quarterdeck/v1/api.proto\"\xce\x01\n\x0c\x41gentMessage\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.quarterdeck.v1.HelloH\x00\x12.\n\theartbeat\x18\x02 \x01(\x0b\x32\x19.quarterdeck.v1.HeartbeatH\x00\x12/\n\x08statuses\x18\x03 \x01(\x0b\x32\x1b.quarterdeck.v1.StatusBatchH\x00\x12*\n\x07goodbye\x18\x04 \x01(\x0b\x32\x17.quarterdeck.v1.GoodbyeH\x00\x42\t\n\x07message\"\x87\x01\n\x05Hello\x12\x11\n\tnode_name\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12&\n\x04node\x18\x03 \x01(\x0b\x32\x18.k8s.io.api.core.v1.Node\x12\x18\n\x10running_pod_uids\x18\x04 \x03(\t\x12\x18\n\x10protocol_version\x18\x05 \x01(\r\"\x1d\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"Q\n\x0bStatusBatch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x30\n\x07reports\x18\x02 \x03(\x0b\x32\x1f.quarterdeck.v1.PodStatusReport\"\x82\x01\n\x0fPodStatusReport\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12-\n\x06status\x18\x04 \x01(\x0b\x32\x1d.k8s.io.api.core.v1.PodStatus\x12\x12\n\nterminated\x18\x05 \x01(\x08\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\xe3\x01\n\x0eReplicaMessage\x12*\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.quarterdeck.v1.WelcomeH\x00\x12\x32\n\x0b\x61ssignments\x18\x02 \x01(\x0b\x32\x1b.quarterdeck.v1.AssignmentsH\x00\x12/\n\nstatus_ack\x18\x03 \x01(\x0b\x32\x19.quarterdeck.v1.StatusAckH\x00\x12\x35\n\rheartbeat_ack\x18\x04 \x01(\x0b\x32\x1c.quarterdeck.v1.HeartbeatAckH\x00\x42\t\n\x07message\"\x88\x01\n\x07Welcome\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x10\n\x08pod_cidr\x18\x02 \x01(\t\x12\x14\n\x0cservice_cidr\x18\x03 \x01(\t\x12\x1d\n\x15heartbeat_interval_ms\x18\x04 \x01(\x03\x12\x11\n\tendpoints\x18\x05 \x03(\t\x12\x12\n\ncluster_id\x18\x06 \x01(\t\"m\n\x0b\x41ssignments\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0c\n\x04\x66ull\x18\x02 \x01(\x08\x12(\n\x07upserts\x18\x03 \x03(\x0b\x32\x17.k8s.io.api.core.v1.Pod\x12\x14\n\x0cremoved_uids\x18\x04 \x03(\t\"\x1d\n\tStatusAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\" \n\x0cHeartbeatAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x32T\n\x05Nodes\x12K\n\x07Session\x12\x1c.quarterdeck.v1.AgentMessage\x1a\x1e.quarterdeck.v1.ReplicaMessage(\x01\x30\x01\x32H\n\x05\x41gent\x12?\n\x04Logs\x12\x1b.quarterdeck.v1.LogsRequest\x1a\x18.quarterdeck.v1.LogChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)controlplane/pb/quarterdeck/v1/node.proto\x12\x0equarterdeck.v1\x1a!controlplane/pb/k8s/core_v1.proto\x1a(controlplane/pb/quarterdeck/v1/api.proto\"\xce\x01\n\x0c\x41gentMessage\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.quarterdeck.v1.HelloH\x00\x12.\n\theartbeat\x18\x02 \x01(\x0b\x32\x19.quarterdeck.v1.HeartbeatH\x00\x12/\n\x08statuses\x18\x03 \x01(\x0b\x32\x1b.quarterdeck.v1.StatusBatchH\x00\x12*\n\x07goodbye\x18\x04 \x01(\x0b\x32\x17.quarterdeck.v1.GoodbyeH\x00\x42\t\n\x07message\"\x87\x01\n\x05Hello\x12\x11\n\tnode_name\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12&\n\x04node\x18\x03 \x01(\x0b\x32\x18.k8s.io.api.core.v1.Node\x12\x18\n\x10running_pod_uids\x18\x04 \x03(\t\x12\x18\n\x10protocol_version\x18\x05 \x01(\r\"\x1d\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"Q\n\x0bStatusBatch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x30\n\x07reports\x18\x02 \x03(\x0b\x32\x1f.quarterdeck.v1.PodStatusReport\"\x82\x01\n\x0fPodStatusReport\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12-\n\x06status\x18\x04 \x01(\x0b\x32\x1d.k8s.io.api.core.v1.PodStatus\x12\x12\n\nterminated\x18\x05 \x01(\x08\"*\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07\x64rained\x18\x02 \x01(\x08\"\xe3\x01\n\x0eReplicaMessage\x12*\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.quarterdeck.v1.WelcomeH\x00\x12\x32\n\x0b\x61ssignments\x18\x02 \x01(\x0b\x32\x1b.quarterdeck.v1.AssignmentsH\x00\x12/\n\nstatus_ack\x18\x03 \x01(\x0b\x32\x19.quarterdeck.v1.StatusAckH\x00\x12\x35\n\rheartbeat_ack\x18\x04 \x01(\x0b\x32\x1c.quarterdeck.v1.HeartbeatAckH\x00\x42\t\n\x07message\"\x88\x01\n\x07Welcome\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x10\n\x08pod_cidr\x18\x02 \x01(\t\x12\x14\n\x0cservice_cidr\x18\x03 \x01(\t\x12\x1d\n\x15heartbeat_interval_ms\x18\x04 \x01(\x03\x12\x11\n\tendpoints\x18\x05 \x03(\t\x12\x12\n\ncluster_id\x18\x06 \x01(\t\"m\n\x0b\x41ssignments\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0c\n\x04\x66ull\x18\x02 \x01(\x08\x12(\n\x07upserts\x18\x03 \x03(\x0b\x32\x17.k8s.io.api.core.v1.Pod\x12\x14\n\x0cremoved_uids\x18\x04 \x03(\t\"\x1d\n\tStatusAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\" \n\x0cHeartbeatAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x32T\n\x05Nodes\x12K\n\x07Session\x12\x1c.quarterdeck.v1.AgentMessage\x1a\x1e.quarterdeck.v1.ReplicaMessage(\x01\x30\x01\x32H\n\x05\x41gent\x12?\n\x04Logs\x12\x1b.quarterdeck.v1.LogsRequest\x1a\x18.quarterdeck.v1.LogChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,19 +44,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PODSTATUSREPORT']._serialized_start=600
   _globals['_PODSTATUSREPORT']._serialized_end=730
   _globals['_GOODBYE']._serialized_start=732
-  _globals['_GOODBYE']._serialized_end=757
-  _globals['_REPLICAMESSAGE']._serialized_start=760
-  _globals['_REPLICAMESSAGE']._serialized_end=987
-  _globals['_WELCOME']._serialized_start=990
-  _globals['_WELCOME']._serialized_end=1126
-  _globals['_ASSIGNMENTS']._serialized_start=1128
-  _globals['_ASSIGNMENTS']._serialized_end=1237
-  _globals['_STATUSACK']._serialized_start=1239
-  _globals['_STATUSACK']._serialized_end=1268
-  _globals['_HEARTBEATACK']._serialized_start=1270
-  _globals['_HEARTBEATACK']._serialized_end=1302
-  _globals['_NODES']._serialized_start=1304
-  _globals['_NODES']._serialized_end=1388
-  _globals['_AGENT']._serialized_start=1390
-  _globals['_AGENT']._serialized_end=1462
+  _globals['_GOODBYE']._serialized_end=774
+  _globals['_REPLICAMESSAGE']._serialized_start=777
+  _globals['_REPLICAMESSAGE']._serialized_end=1004
+  _globals['_WELCOME']._serialized_start=1007
+  _globals['_WELCOME']._serialized_end=1143
+  _globals['_ASSIGNMENTS']._serialized_start=1145
+  _globals['_ASSIGNMENTS']._serialized_end=1254
+  _globals['_STATUSACK']._serialized_start=1256
+  _globals['_STATUSACK']._serialized_end=1285
+  _globals['_HEARTBEATACK']._serialized_start=1287
+  _globals['_HEARTBEATACK']._serialized_end=1319
+  _globals['_NODES']._serialized_start=1321
+  _globals['_NODES']._serialized_end=1405
+  _globals['_AGENT']._serialized_start=1407
+  _globals['_AGENT']._serialized_end=1479
 # @@protoc_insertion_point(module_scope)
