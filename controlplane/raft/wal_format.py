@@ -103,7 +103,7 @@ class TruncateRecord:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotRecord:
-    """A snapshot that ends with the entry (``index``, ``term``) replaced the log: it is empty, ``index + 1`` is next."""
+    """A snapshot ending with entry (``index``, ``term``) replaced the log: it is empty, ``index + 1`` comes next."""
 
     index: int
     term: int
