@@ -26,6 +26,8 @@ FRAME_BYTES_MAX: Final = 16 * MIB
 PEER_QUEUE_BYTES_MAX: Final = 64 * MIB
 #: Request ids (and replies) the store remembers for exactly-once retries.
 DEDUP_ENTRIES_MAX: Final = 50_000
+#: Bytes of those replies together.
+DEDUP_BYTES_MAX: Final = 64 * MIB
 #: Watches on one replica, and undelivered events one watch may hold before it is fed from history.
 WATCHERS_MAX: Final = 100_000
 WATCH_BUFFER_EVENTS_MAX: Final = 1_000

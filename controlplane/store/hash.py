@@ -1,0 +1,42 @@
+"""A rolling hash of everything applied, so that replicas can compare themselves all the time.
+
+Each applied proposal is chained: ``chain = H(chain, request id, reply, versions written)``. What is published is the
+chain as it was when the current revision was made, so two replicas at one revision publish the same value exactly when
+they applied the same log prefix with the same effects; what does not make a revision (leases, checkpoints, rejections)
+shows in the value of the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import Final
+
+__all__ = ["StateHash"]
+
+#: Recent revisions whose hash is kept, for comparing with a replica that is a little behind.
+_RECENT_MAX: Final = 1024
+
+
+class StateHash:
+    """The chain, and its value at recent revisions."""
+
+    def __init__(self, chain: bytes = b"\0" * 16, revision: int = 1, published: bytes = b"\0" * 16) -> None:
+        self.chain = chain
+        self.published = published
+        self._recent: dict[int, bytes] = {revision: published}
+
+    def fold(self, request_id: bytes, reply: bytes, frames: Iterable[bytes]) -> None:
+        """Chain one applied proposal and the framed versions it wrote."""
+        head = self.chain + len(request_id).to_bytes(4, "big") + len(reply).to_bytes(4, "big") + request_id + reply
+        self.chain = blake2b(head + b"".join(frames), digest_size=16).digest()
+
+    def publish(self, revision: int) -> None:
+        """The chain's value now is the hash of this revision."""
+        self.published = self._recent[revision] = self.chain
+        if len(self._recent) > _RECENT_MAX:
+            del self._recent[next(iter(self._recent))]
+
+    def at(self, revision: int) -> bytes | None:
+        """The hash of a recent revision; None when it is too old, not reached, or from before a restore."""
+        return self._recent.get(revision)

@@ -1,0 +1,132 @@
+"""Range: from a request and a keyspace to a response, with etcd's sorting, filtering and counting.
+
+Source: etcd server/etcdserver/txn (range), observable rules in its API documentation. Reads only.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from controlplane.pb.etcd import kv_pb2
+from controlplane.pb.etcd import rpc_pb2 as e
+from controlplane.store import errors
+from controlplane.store.keyspan import span
+from controlplane.store.mvcc import Keyspace, Version, frame_kv, parse_kv
+
+__all__ = ["check_revision", "run_range", "varint"]
+
+_KEY = e.RangeRequest.SortTarget.KEY
+_NONE = e.RangeRequest.SortOrder.NONE
+_DESCEND = e.RangeRequest.SortOrder.DESCEND
+
+
+def varint(number: int) -> bytes:
+    """Protobuf's variable-length encoding of a non-negative integer."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def check_revision(keyspace: Keyspace, revision: int) -> None:
+    """Raises: StatusError, OutOfRange, if that revision cannot be read."""
+    if revision > keyspace.revision:
+        raise errors.future_revision()
+    if 0 < revision < keyspace.compact_revision:
+        raise errors.compacted()
+
+
+def run_range(keyspace: Keyspace, request: e.RangeRequest) -> e.RangeResponse:
+    """The response; its header has the current revision (of the open transaction, if one has written).
+
+    Raises:
+        StatusError: OutOfRange, a future or compacted revision.
+    """
+    check_revision(keyspace, request.revision)
+    current = keyspace.revision + 1 if keyspace.changed else keyspace.revision
+    revision = request.revision if 0 < request.revision < current else 0
+    if not request.range_end:
+        version = keyspace.get(request.key, revision)
+        count = 0 if version is None else 1
+        found = [] if version is None or request.count_only else [version]
+    else:
+        count, found = _scan(keyspace, request, revision)
+    more = False
+    if found:
+        found = _sort(_filter(found, request), request)
+        if 0 < request.limit < len(found):
+            del found[request.limit :]
+            more = True
+    return _response(found, request.keys_only, more, count, current)
+
+
+def _scan(keyspace: Keyspace, request: e.RangeRequest, revision: int) -> tuple[int, list[Version]]:
+    keys = span(request.key, request.range_end)
+    # A sort or a filter needs every key before it can cut; else one key more than asked tells whether there is more.
+    whole = request.sort_order != _NONE or _has_filter(request)
+    limit = request.limit + 1 if request.limit > 0 and not whole else 0
+    if not revision:
+        return keyspace.count(keys), [] if request.count_only else keyspace.scan(keys, limit)
+    if request.count_only:
+        return keyspace.count_at(keys, revision), []
+    found = list(islice(keyspace.scan_at(keys, revision), limit or None))
+    complete = not limit or len(found) < limit
+    return len(found) if complete else keyspace.count_at(keys, revision), found
+
+
+def _has_filter(request: e.RangeRequest) -> bool:
+    return bool(
+        request.min_mod_revision
+        or request.max_mod_revision
+        or request.min_create_revision
+        or request.max_create_revision
+    )
+
+
+def _filter(found: list[Version], request: e.RangeRequest) -> list[Version]:
+    if not _has_filter(request):
+        return found
+    min_mod, max_mod = request.min_mod_revision, request.max_mod_revision or (1 << 63)
+    min_create, max_create = request.min_create_revision, request.max_create_revision or (1 << 63)
+    return [
+        version
+        for version in found
+        if min_mod <= version.mod_revision <= max_mod and min_create <= version.create_revision <= max_create
+    ]
+
+
+def _sort(found: list[Version], request: e.RangeRequest) -> list[Version]:
+    """``found`` is in key order. As in etcd, a target other than the key sorts even if no order is asked for."""
+    descend = request.sort_order == _DESCEND
+    match request.sort_target:
+        case e.RangeRequest.SortTarget.VERSION:
+            return sorted(found, key=lambda version: version.version, reverse=descend)
+        case e.RangeRequest.SortTarget.CREATE:
+            return sorted(found, key=lambda version: version.create_revision, reverse=descend)
+        case e.RangeRequest.SortTarget.MOD:
+            return sorted(found, key=lambda version: version.mod_revision, reverse=descend)
+        case e.RangeRequest.SortTarget.VALUE:
+            return sorted(found, key=lambda version: parse_kv(version).value, reverse=descend)
+    return found[::-1] if descend else found
+
+
+def _response(found: list[Version], keys_only: bool, more: bool, count: int, revision: int) -> e.RangeResponse:
+    header = b"\x18" + varint(revision)
+    parts = [b"\x0a", varint(len(header)), header]
+    if keys_only:
+        parts += [_without_value(version) for version in found]
+    else:
+        parts += [version.frame for version in found]
+    if more:
+        parts.append(b"\x18\x01")
+    if count:
+        parts += (b"\x20", varint(count))
+    return e.RangeResponse.FromString(b"".join(parts))
+
+
+def _without_value(version: Version) -> bytes:
+    kv: kv_pb2.KeyValue = parse_kv(version)
+    kv.ClearField("value")
+    return frame_kv(kv.SerializeToString())

@@ -1,0 +1,211 @@
+"""The store's snapshot stream: a canonical encoding of the whole applied state.
+
+Owns the format. The stream is ``MAGIC``, then records (kind: 1 byte, length: 4 bytes, payload), in this order:
+
+=====  ==========================================================================================
+``H``  a StateHeader, exactly once
+``L``  a LeaseRecord, in order of grant
+``D``  a DedupRecord, oldest first
+``K``  a mvccpb.KeyValue that existed at the compact revision, in key order
+``E``  a mvccpb.KeyValue an event of a retained revision made (version 0: a deletion), in order of events
+``Z``  SHA-256 of every byte before this record, exactly once, last
+=====  ==========================================================================================
+
+Same state, same bytes, on every replica: what a reader can see is encoded, never how memory is laid out. So the state
+at the compact revision and the events since are the whole keyspace; leases' keys follow from it.
+
+A cut copies the lease and dedup tables (a millisecond at their bounds) and pins the keyspace; records are made while
+writes go on. Chunks may be joined and split at will on their way to :func:`load`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from typing import Final, NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from controlplane.base.errors import CorruptStateError
+from controlplane.pb.etcd.kv_pb2 import KeyValue
+from controlplane.pb.quarterdeck.internal.v1.state_pb2 import DedupRecord, LeaseRecord, StateHeader
+from controlplane.store.dedup import Dedup
+from controlplane.store.hash import StateHash
+from controlplane.store.keyspan import Span
+from controlplane.store.leases import Lease, Leases
+from controlplane.store.mvcc import Keyspace, Version, frame_kv, kv_bytes
+
+__all__ = ["FORMAT_VERSION", "Cut", "Loaded", "load"]
+
+FORMAT_VERSION: Final = 1
+MAGIC: Final = b"QDSTATE\x01"
+_CHUNK_BYTES: Final = 64 * 1024
+_RECORD_BYTES_MAX: Final = 128 * 1024 * 1024
+_HASH_BYTES: Final = 32
+_EVERYTHING: Final = Span(b"", None)
+_ORDER: Final = b"HLDKEZ"
+
+
+class Cut(Iterator[bytes]):
+    """A snapshot cut at construction; iterating makes its chunks. Dropping it, or reaching the end, ends its pin."""
+
+    def __init__(self, header: StateHeader, keyspace: Keyspace, leases: Leases, dedup: Dedup) -> None:
+        self._header = header
+        self._keyspace = keyspace
+        self._pin = keyspace.pin()
+        self._leases = [
+            LeaseRecord(id=lease.id, ttl_s=lease.ttl_s, remaining_ttl_s=lease.remaining_ttl_s) for lease in leases
+        ]
+        self._dedup = dedup.entries()
+        self._chunks = self._make()
+
+    def __next__(self) -> bytes:
+        return next(self._chunks)
+
+    def _make(self) -> Iterator[bytes]:
+        digest = sha256()
+        chunk = bytearray(MAGIC)
+        for record in self._records():
+            chunk += record
+            if len(chunk) >= _CHUNK_BYTES:
+                digest.update(chunk)
+                yield bytes(chunk)
+                chunk.clear()
+        digest.update(chunk)
+        chunk += _record(b"Z", digest.digest())
+        self._keyspace.unpin(self._pin)
+        yield bytes(chunk)
+
+    def _records(self) -> Iterator[bytes]:
+        yield _record(b"H", self._header.SerializeToString(deterministic=True))
+        for lease in self._leases:
+            yield _record(b"L", lease.SerializeToString())
+        for request_id, index, reply in self._dedup:
+            yield _record(b"D", DedupRecord(request_id=request_id, index=index, reply=reply).SerializeToString())
+        first, last = self._header.compact_revision, self._header.revision
+        # Before the first compaction nothing existed at "the compact revision" (0), and history is complete.
+        if first > 0:
+            for version in self._keyspace.scan_at(_EVERYTHING, first):
+                yield _record(b"K", kv_bytes(version.frame))
+        for revision in range(first, last + 1):
+            for event in self._keyspace.events(revision):
+                yield _record(b"E", kv_bytes(event.version.frame))
+
+
+def _record(kind: bytes, payload: bytes) -> bytes:
+    return kind + len(payload).to_bytes(4, "big") + payload
+
+
+class Loaded(NamedTuple):
+    """A whole state, read from a stream and verified."""
+
+    header: StateHeader
+    keyspace: Keyspace
+    leases: dict[int, Lease]
+    dedup: Dedup
+    hash: StateHash
+
+
+def load(chunks: Iterable[bytes]) -> Loaded:
+    """Read a stream into a new state.
+
+    Raises:
+        CorruptStateError: damaged, cut short, of an unknown format, or not a state the store can have.
+    """
+    records = _read(chunks)
+    try:
+        return _build(records)
+    except DecodeError as error:
+        raise CorruptStateError(f"snapshot: a record does not decode: {error}") from error
+
+
+def _read(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Records in order; the end is reached only if the trailer is there and right."""
+    digest = sha256()
+    buffer = bytearray()
+    source = iter(chunks)
+
+    def fill(size: int) -> None:
+        while len(buffer) < size:
+            more = next(source, None)
+            if more is None:
+                raise CorruptStateError("snapshot: cut short")
+            buffer.extend(more)
+
+    def take(size: int) -> bytes:
+        taken = bytes(buffer[:size])
+        del buffer[:size]
+        return taken
+
+    fill(len(MAGIC))
+    magic = take(len(MAGIC))
+    if magic != MAGIC:
+        raise CorruptStateError("snapshot: not a snapshot of this format")
+    digest.update(magic)
+    step = 0
+    while True:
+        fill(5)
+        kind, size = buffer[0], int.from_bytes(buffer[1:5], "big")
+        if kind not in _ORDER or size > _RECORD_BYTES_MAX or _ORDER.index(kind) < step:
+            raise CorruptStateError("snapshot: damaged record")
+        step = _ORDER.index(kind)
+        fill(5 + size)
+        record = take(5 + size)
+        if kind == _ORDER[-1]:
+            if size != _HASH_BYTES or record[5:] != digest.digest():
+                raise CorruptStateError("snapshot: checksum does not match")
+            if buffer or any(source):
+                raise CorruptStateError("snapshot: bytes after the end")
+            return
+        digest.update(record)
+        yield kind, record[5:]
+
+
+def _build(records: Iterator[tuple[int, bytes]]) -> Loaded:
+    kind, payload = next(records, (0, b""))
+    if kind != ord("H"):
+        raise CorruptStateError("snapshot: no header")
+    header = StateHeader.FromString(payload)
+    if header.format_version != FORMAT_VERSION:
+        raise CorruptStateError(f"snapshot: format {header.format_version}, this version reads {FORMAT_VERSION}")
+    keyspace, dedup = Keyspace(), Dedup()
+    leases: dict[int, Lease] = {}
+    started = False
+    revision_events: list[tuple[bytes, Version]] = []
+    for kind, payload in records:
+        if kind == ord("K"):
+            keyspace.load_base(*_version(payload))
+        elif kind == ord("E"):
+            if not started:
+                keyspace.load_start(header.compact_revision)
+                started = True
+            key, version = _version(payload)
+            if revision_events and revision_events[0][1].mod_revision != version.mod_revision:
+                keyspace.load_events(revision_events)
+                revision_events = []
+            revision_events.append((key, version))
+        elif kind == ord("L"):
+            lease = LeaseRecord.FromString(payload)
+            leases[lease.id] = Lease(lease.id, lease.ttl_s, lease.remaining_ttl_s)
+        elif kind == ord("D"):
+            entry = DedupRecord.FromString(payload)
+            dedup.remember(entry.request_id, entry.index, entry.reply)
+        else:
+            raise CorruptStateError("snapshot: two headers")
+    if not started:
+        keyspace.load_start(header.compact_revision)
+    if revision_events:
+        keyspace.load_events(revision_events)
+    if keyspace.revision != header.revision:
+        raise CorruptStateError(f"snapshot: revision {keyspace.revision}, the header says {header.revision}")
+    dedup.floor = header.dedup_floor
+    for key, version in keyspace.attached():
+        if version.lease not in leases:
+            raise CorruptStateError(f"snapshot: a key has lease {version.lease:x}, which does not exist")
+        leases[version.lease].attach(key)
+    return Loaded(header, keyspace, leases, dedup, StateHash(header.chain, header.revision, header.state_hash))
+
+
+def _version(payload: bytes) -> tuple[bytes, Version]:
+    kv = KeyValue.FromString(payload)
+    return kv.key, Version(kv.mod_revision, kv.create_revision, kv.version, kv.lease, frame_kv(payload))

@@ -1,0 +1,278 @@
+"""The state machine: what a committed log entry does, and what reads and watchers see of it.
+
+Owns the applied state as a whole: keyspace, leases, remembered request ids, hash. Satisfies
+``controlplane.raft.types.StateMachine`` without importing it. Pure: no clock, no random, no I/O, no locks; every call
+comes from one loop and runs to its end.
+
+Invariants:
+
+* apply is total and deterministic. A payload that does not decode, or that the state refuses, is answered with a
+  Rejection and changes nothing; any other exception is a defect and is left to stop the replica.
+* One revision per mutating proposal; none for one without effect.
+* A request id is applied at most once (``dedup``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from controlplane.base.errors import CorruptStateError, StatusError
+from controlplane.base.limits import LEASE_TTL_S_MAX
+from controlplane.pb.etcd import rpc_pb2 as e
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, LeaseExpire, Proposal, Rejection, Reply
+from controlplane.pb.quarterdeck.internal.v1.state_pb2 import StateHeader
+from controlplane.store import check, errors, snapshot
+from controlplane.store.dedup import Dedup
+from controlplane.store.hash import StateHash
+from controlplane.store.leases import Leases
+from controlplane.store.mvcc import Keyspace
+from controlplane.store.query import run_range
+from controlplane.store.txn import run_delete, run_put, run_txn
+from controlplane.store.watch import Watchers
+
+__all__ = ["Store", "restored_state"]
+
+#: Compacted revisions freed with each log entry (each costs about a microsecond per event).
+_SWEEP_REVISIONS_PER_ENTRY: Final = 256
+
+
+class Store:
+    """See the module. ``leases`` and ``watches`` are the live tables; read them, do not write them."""
+
+    def __init__(self, *, cluster_id: int = 0) -> None:
+        self.cluster_id = cluster_id
+        self._applied_index = 0
+        self._term = 0
+        self._keyspace = Keyspace()
+        self._dedup = Dedup()
+        self._hash = StateHash()
+        self.leases = Leases()
+        self.watches = Watchers(self._keyspace)
+
+    # -- what is applied
+
+    @property
+    def applied_index(self) -> int:
+        return self._applied_index
+
+    @property
+    def revision(self) -> int:
+        return self._keyspace.revision
+
+    @property
+    def compact_revision(self) -> int:
+        """Reads and watches before this are refused; 0: never compacted."""
+        return self._keyspace.compact_revision
+
+    @property
+    def key_count(self) -> int:
+        return self._keyspace.key_count
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of retained keys and values, superseded versions included, and of remembered replies."""
+        return self._keyspace.size_bytes + self._dedup.size_bytes
+
+    def state_hash(self, revision: int = 0) -> str:
+        """Hex digest of everything applied up to the current revision, or to a recent one. Equal on all replicas at
+        equal revision. Empty if that revision's is not known here (too old, from before a restore, not reached)."""
+        digest = self._hash.at(revision) if revision else self._hash.published
+        return "" if digest is None else digest.hex()
+
+    # -- writes
+
+    def check(self, command: Command) -> None:
+        """What can be refused before proposing. Raises: StatusError with etcd's code and text."""
+        check.check_command(command)
+
+    def apply(self, index: int, term: int, proposals: Sequence[Proposal]) -> list[bytes]:
+        """Apply one log entry; one serialized Reply per proposal, in order.
+
+        Raises:
+            CorruptStateError: the entry is not after the last one applied.
+        """
+        if index <= self._applied_index:
+            raise CorruptStateError(f"apply: index {index} after {self._applied_index}")
+        self._term = max(self._term, term)
+        replies = [self._apply_once(index, proposal) for proposal in proposals]
+        self._applied_index = index
+        if self._keyspace.needs_sweep:
+            self._keyspace.sweep(_SWEEP_REVISIONS_PER_ENTRY)
+        self.watches.flush()
+        return replies
+
+    def sweep(self, revisions_max: int = _SWEEP_REVISIONS_PER_ENTRY) -> bool:
+        """Free memory of compacted revisions, so many at a time; True: nothing is left. Entries do it too; a physical
+        compaction calls it until done, yielding in between. Changes nothing that can be read."""
+        return self._keyspace.sweep(revisions_max)
+
+    def _apply_once(self, index: int, proposal: Proposal) -> bytes:
+        request_id = proposal.request_id
+        if request_id:
+            if (known := self._dedup.reply(request_id)) is not None:
+                return known
+            if self._dedup.may_be_forgotten(proposal.born_index):
+                return _rejection(errors.forgotten())
+        try:
+            reply: bytes = self._dispatch(Command.FromString(proposal.payload)).SerializeToString()
+        except DecodeError:
+            reply = _rejection(errors.malformed("does not decode"))
+        except StatusError as error:
+            reply = _rejection(error)
+        events = self._keyspace.commit()
+        self._hash.fold(request_id, reply, [event.version.frame for event in events])
+        if events:
+            revision = self._keyspace.revision
+            self._hash.publish(revision)
+            self.watches.notice(revision, events)
+        if request_id:
+            self._dedup.remember(request_id, index, reply)
+        return reply
+
+    def _dispatch(self, command: Command) -> Reply:
+        match command.WhichOneof("op"):
+            case "put":
+                return Reply(put=run_put(self._keyspace, self.leases, command.put))
+            case "txn":
+                return Reply(txn=run_txn(self._keyspace, self.leases, command.txn))
+            case "delete_range":
+                return Reply(delete_range=run_delete(self._keyspace, self.leases, command.delete_range))
+            case "compact":
+                return self._compact(command.compact)
+            case "lease_grant":
+                return self._lease_grant(command.lease_grant)
+            case "lease_revoke":
+                return self._lease_revoke(command.lease_revoke.ID)
+            case "lease_checkpoint":
+                return self._lease_checkpoint(command.lease_checkpoint)
+            case "lease_expire":
+                return self._lease_expire(command.lease_expire)
+        raise errors.malformed("no operation this version knows")
+
+    def _header(self) -> e.ResponseHeader:
+        keyspace = self._keyspace
+        return e.ResponseHeader(revision=keyspace.revision + 1 if keyspace.changed else keyspace.revision)
+
+    def _compact(self, request: e.CompactionRequest) -> Reply:
+        if request.revision <= self._keyspace.compact_revision:
+            raise errors.compacted()
+        if request.revision > self._keyspace.revision:
+            raise errors.future_revision()
+        self._keyspace.compact(request.revision)
+        return Reply(compact=e.CompactionResponse(header=self._header()))
+
+    def _lease_grant(self, request: e.LeaseGrantRequest) -> Reply:
+        if request.ID == 0:
+            raise errors.malformed("the proposer picks the lease id")
+        if request.TTL > LEASE_TTL_S_MAX:
+            raise errors.lease_ttl_too_large()
+        if request.ID in self.leases:
+            raise errors.lease_exists()
+        lease = self.leases.grant(request.ID, max(1, request.TTL))
+        return Reply(lease_grant=e.LeaseGrantResponse(header=self._header(), ID=lease.id, TTL=lease.ttl_s))
+
+    def _lease_revoke(self, id: int) -> Reply:
+        lease = self.leases.get(id)
+        if lease is None:
+            raise errors.lease_not_found()
+        for key in lease.keys:
+            self._keyspace.delete(key)
+        self.leases.revoke(id)
+        return Reply(lease_revoke=e.LeaseRevokeResponse(header=self._header()))
+
+    def _lease_expire(self, request: LeaseExpire) -> Reply:
+        if request.term < self._term:
+            raise errors.not_leader()
+        return self._lease_revoke(request.id)
+
+    def _lease_checkpoint(self, request: e.LeaseCheckpointRequest) -> Reply:
+        for point in request.checkpoints:
+            if point.ID in self.leases:
+                self.leases.checkpoint(point.ID, max(0, point.remaining_TTL))
+        return Reply(lease_checkpoint=e.LeaseCheckpointResponse(header=self._header()))
+
+    # -- reads
+
+    def range(self, request: e.RangeRequest) -> e.RangeResponse:
+        """Read the applied state. Raises: StatusError (empty key, sort option, future or compacted revision)."""
+        check.check_range(request)
+        return run_range(self._keyspace, request)
+
+    def read_txn(self, request: e.TxnRequest) -> e.TxnResponse:
+        """A transaction that ``check.is_read_only``. Raises: StatusError."""
+        check.check_txn(request)
+        if not check.is_read_only(request):
+            raise errors.malformed("a transaction with writes must be proposed")
+        return run_txn(self._keyspace, self.leases, request)
+
+    # -- snapshots
+
+    def snapshot(self) -> Iterator[bytes]:
+        """Cut now; chunks are made lazily while writes and compaction go on (see ``snapshot``)."""
+        header = StateHeader(
+            format_version=snapshot.FORMAT_VERSION,
+            cluster_id=self.cluster_id,
+            applied_index=self._applied_index,
+            term=self._term,
+            revision=self._keyspace.revision,
+            compact_revision=self._keyspace.compact_revision,
+            chain=self._hash.chain,
+            state_hash=self._hash.published,
+            dedup_floor=self._dedup.floor,
+        )
+        return snapshot.Cut(header, self._keyspace, self.leases, self._dedup)
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        """Replace everything by a snapshot. Watchers go on from where they are, or are told of the compaction.
+
+        Raises:
+            CorruptStateError: damaged, or another cluster's; nothing is changed.
+        """
+        loaded = snapshot.load(chunks)
+        theirs = loaded.header.cluster_id
+        if self.cluster_id and theirs and theirs != self.cluster_id:
+            raise CorruptStateError(f"snapshot: of cluster {theirs:x}, this is {self.cluster_id:x}")
+        self.cluster_id = self.cluster_id or theirs
+        self._applied_index = loaded.header.applied_index
+        self._term = loaded.header.term
+        self._keyspace, self._dedup, self._hash = loaded.keyspace, loaded.dedup, loaded.hash
+        self.leases.replace(loaded.leases)
+        self.watches.restored(loaded.keyspace)
+
+
+def _rejection(error: StatusError) -> bytes:
+    return Reply(rejection=Rejection(code=int(error.code), message=error.message)).SerializeToString()
+
+
+def restored_state(
+    chunks: Iterable[bytes], *, revision_bump: int = 1_000_000, applied_index: int = 0, cluster_id: int = 0
+) -> Iterator[bytes]:
+    """A snapshot for a new cluster that starts from an old one's snapshot (disaster recovery).
+
+    Keys keep their create and mod revisions; the store's revision goes up by ``revision_bump`` and everything before
+    is marked compacted, so that whoever watched or cached the lost cluster is told to list again instead of going back
+    in time. Leases start anew with their full TTL. Remembered request ids stay, so a retry of an old write is still
+    applied once; their indexes restart with the new log at ``applied_index``.
+
+    Raises:
+        CorruptStateError: the snapshot is damaged.
+    """
+    loaded = snapshot.load(chunks)
+    header = StateHeader()
+    header.CopyFrom(loaded.header)
+    header.cluster_id = cluster_id or loaded.header.cluster_id
+    header.applied_index = applied_index
+    header.term = 0
+    header.dedup_floor = 0
+    header.revision += revision_bump
+    header.compact_revision = header.revision
+    dedup = Dedup()
+    for request_id, _, reply in loaded.dedup.entries():
+        dedup.remember(request_id, applied_index, reply)
+    leases = Leases()
+    for lease in loaded.leases.values():
+        leases.grant(lease.id, lease.ttl_s)
+    return snapshot.Cut(header, loaded.keyspace, leases, dedup)
