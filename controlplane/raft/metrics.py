@@ -18,3 +18,28 @@ LOG_BYTES = Gauge("quarterdeck_raft_log_bytes", "Bytes of log entries held in me
 SNAPSHOT_SAVE_SECONDS = Histogram(
     "etcd_snap_db_save_total_duration_seconds", "Cutting and saving one snapshot, seconds.", buckets=_DISK_BUCKETS_S
 )
+
+# -- consensus ----------------------------------------------------------------------------------------------------
+
+HAS_LEADER = Gauge("etcd_server_has_leader", "1 if a leader is known, 0 otherwise.")
+IS_LEADER = Gauge("etcd_server_is_leader", "1 if this replica leads, 0 otherwise.")
+IS_LEARNER = Gauge("etcd_server_is_learner", "1 if this replica is a learner, 0 otherwise.")
+LEADER_CHANGES = Counter("etcd_server_leader_changes_seen_total", "Leader changes seen.")
+PROPOSALS_COMMITTED = Gauge("etcd_server_proposals_committed_total", "Log entries committed (the commit index).")
+PROPOSALS_APPLIED = Gauge("etcd_server_proposals_applied_total", "Log entries applied (the applied index).")
+PROPOSALS_PENDING = Gauge("etcd_server_proposals_pending", "Writes held here that have no outcome yet.")
+PROPOSALS_FAILED = Counter(
+    "etcd_server_proposals_failed_total", "Writes that ended without being applied here in time."
+)
+HEARTBEAT_SEND_FAILURES = Counter(
+    "etcd_server_heartbeat_send_failures_total", "Leader's messages to a peer that could not be sent."
+)
+SLOW_APPLY = Counter("etcd_server_slow_apply_total", "Turns whose step took longer than 100 ms.")
+SLOW_READ_INDEXES = Counter("etcd_server_slow_read_indexes_total", "Linearizable reads that took longer than a second.")
+READ_INDEXES_FAILED = Counter("etcd_server_read_indexes_failed_total", "Linearizable reads that failed.")
+SERVER_ID = Gauge("etcd_server_id", "This replica's member id, in hex.", ["server_id"])
+TURN_WRITES = Histogram(
+    "quarterdeck_raft_entry_writes", "Writes in one log entry.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+)
+TERM = Gauge("quarterdeck_raft_term", "Raft term.")
+SNAPSHOTS_INSTALLED = Counter("quarterdeck_raft_snapshots_installed_total", "Snapshots taken over from the leader.")

@@ -1,0 +1,307 @@
+"""One replica's Raft as a pure step: inputs in, then :meth:`Core.step`, then outputs out. No I/O, no waiting.
+
+Owns the order of a turn and what each input and output means. The production driver (``driver.py``) and the simulator
+(``tests/sim``) run exactly this.
+
+A turn::
+
+    receive / link_up / propose / read ...   any number, kept in order
+    step()                                   messages, then proposals, then the engine's tick, then reads
+    journal flush                            by the driver: ONE sync for everything the step wrote
+    Turn                                     only then its messages are sent and its answers given
+
+Invariant: nothing in a :class:`Turn` may leave before what the journal recorded during the step is durable.
+Any exception out of :meth:`Core.step` is fail-stop: the state in memory may be half a step ahead.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from controlplane.base.clock import Clock
+from controlplane.base.errors import CorruptStateError, StatusError
+from controlplane.base.rand import Rand
+from controlplane.pb.quarterdeck.internal.v1 import raft_pb2
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Batch
+from controlplane.raft.config import RaftConfig
+from controlplane.raft.engine import Engine, EngineJournal, Role
+from controlplane.raft.proposals import Done, Proposals, Route
+from controlplane.raft.reads import ReadDone, Reads
+from controlplane.raft.types import Member, Outcome, StateMachine
+
+__all__ = ["Core", "Turn"]
+
+#: Messages handled in one step, so that a flood cannot keep heartbeats waiting.
+_MESSAGES_PER_STEP = 1_024
+_NEVER_S = float("inf")
+
+_CONSENSUS = frozenset({"append_entries", "next_index", "request_vote", "vote", "timeout_now", "leader_alive"})
+_SNAPSHOT = frozenset({"snapshot_chunk", "snapshot_ack"})
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one step produced. Release it only after the journal is durable.
+
+    Attributes:
+        messages: (peer id, message), in order.
+        outcomes: writes that have one.
+        reads: reads that may be served, by applied index, or have failed.
+        leadership: (term, True) when it may act as leader of that term, (term, False) when it no longer is.
+        snapshot_messages: the peers' snapshot transfer frames, for the driver's files.
+        applied: log entries applied in this step.
+        batched: writes that went into the log in this step.
+    """
+
+    messages: list[tuple[int, raft_pb2.RaftMessage]] = field(default_factory=list)
+    outcomes: list[tuple[Done, Outcome]] = field(default_factory=list)
+    reads: list[tuple[ReadDone, int | StatusError]] = field(default_factory=list)
+    leadership: list[tuple[int, bool]] = field(default_factory=list)
+    snapshot_messages: list[tuple[int, raft_pb2.RaftMessage]] = field(default_factory=list)
+    applied: int = 0
+    batched: int = 0
+
+
+class Core:
+    """Raft, writes and reads of one replica.
+
+    Args:
+        config: validated settings.
+        me, members: who takes part; ``members`` includes ``me``.
+        journal: the recovered log.
+        state_machine: restored from its newest snapshot, or empty.
+        clock, rand: the only time and chance.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: RaftConfig,
+        me: Member,
+        members: Sequence[Member],
+        journal: EngineJournal,
+        state_machine: StateMachine,
+        clock: Clock,
+        rand: Rand,
+    ) -> None:
+        config.validate()
+        self.config = config
+        self.me = me
+        self.members = tuple(members)
+        self._clock = clock
+        self._state_machine = state_machine
+        self._peer_ids = sorted(m.id for m in members if m.id != me.id)
+        self._inbox: deque[tuple[int, raft_pb2.RaftMessage]] = deque()
+        self._proposals = Proposals()
+        self._reads = Reads(config, self._peer_ids, int.from_bytes(rand.token(6), "big"))
+        self._linked: set[int] = set()
+        self._link_generation = dict.fromkeys(self._peer_ids, 0)
+        self._leading_term: int | None = None
+        self._announced_term: int | None = None
+        self._applied = 0
+        self._ready = False
+        self._stepping_aside = False
+        self.engine = Engine(
+            config=config,
+            member_id=me.id,
+            peer_ids=self._peer_ids,
+            journal=journal,
+            clock=clock,
+            rand=rand,
+            apply=self._apply,
+            applied_index=state_machine.applied_index,
+        )
+        # Ready means: one linearizable read has passed, so this replica has caught up with a living cluster.
+        self._reads.add(_NEVER_S, self._became_ready)
+
+    # -- inputs ------------------------------------------------------------------------------------------------
+
+    def receive(self, peer_id: int, message: raft_pb2.RaftMessage) -> None:
+        """A checked message from a peer's current link."""
+        self._inbox.append((peer_id, message))
+
+    def link_up(self, peer_id: int) -> None:
+        """Our link to the peer stands: what is sent from now on may arrive."""
+        self._linked.add(peer_id)
+        self._link_generation[peer_id] += 1
+        self.engine.connected(peer_id)
+
+    def link_down(self, peer_id: int) -> None:
+        """Our link to the peer is gone, with everything in flight."""
+        self._linked.discard(peer_id)
+        self._link_generation[peer_id] += 1
+        self.engine.disconnected(peer_id)
+
+    def peer_died(self, peer_id: int) -> None:
+        """The peer's process is gone (its address refuses): a hint, which may be wrong."""
+        self.engine.peer_died(peer_id)
+
+    def propose(self, payload: bytes, *, request_id: bytes, deadline: float, done: Done) -> None:
+        """Replicate a write; ``done`` hears its outcome, at ``deadline`` (monotonic seconds) at the latest."""
+        self._proposals.add(payload, request_id, deadline, self.engine.applied_index, done)
+
+    def read(self, *, deadline: float, done: ReadDone) -> None:
+        """``done`` hears once everything committed before this call is applied here."""
+        self._reads.add(deadline, done)
+
+    def step_aside(self) -> None:
+        """This replica is about to stop: hand leadership over as soon as a follower has the whole log."""
+        self._stepping_aside = True
+
+    def abandon(self, reason: str) -> Turn:
+        """The replica stops now: every waiter gets an outcome."""
+        self._proposals.abandon(reason)
+        self._reads.abandon()
+        return Turn(outcomes=self._proposals.take_outcomes(), reads=self._reads.take_results())
+
+    # -- the turn ----------------------------------------------------------------------------------------------
+
+    def step(self) -> Turn:
+        """Do everything that can be done now."""
+        turn = Turn()
+        engine, now = self.engine, self._clock.monotonic()
+        self._applied = 0
+        self._handle_messages(turn)
+        self._pump_proposals(now, turn)
+        engine.tick()
+        self._follow_leadership(turn)
+        turn.messages += engine.take_messages()
+        turn.messages += self._reads.step(engine, self._route(), now)
+        self._proposals.expire(now)
+        turn.outcomes = self._proposals.take_outcomes()
+        turn.reads = self._reads.take_results()
+        turn.applied = self._applied
+        return turn
+
+    @property
+    def has_work(self) -> bool:
+        """Another step would do something at once."""
+        engine = self.engine
+        return (
+            bool(self._inbox)
+            or engine.applied_index < engine.commit_index
+            or (not self._peer_ids and engine.commit_index < engine.last_index)
+            or (engine.is_leader and self._proposals.queued > 0 and self._may_append())
+        )
+
+    def next_wake(self) -> float:
+        """Monotonic time of the next step that is due even if nothing arrives."""
+        times = [self.engine.next_wake()]
+        if (deadline := self._proposals.next_deadline()) is not None:
+            times.append(deadline)
+        resend = self._proposals.next_resend(self.config.resend_ms / 1000)
+        if resend is not None and self._route() is not None:
+            times.append(resend)
+        if (wake := self._reads.next_wake()) is not None:
+            times.append(wake)
+        return min(times)
+
+    # -- what it knows -----------------------------------------------------------------------------------------
+
+    @property
+    def role(self) -> Role:
+        return self.engine.role
+
+    @property
+    def ready(self) -> bool:
+        """The first read barrier has passed."""
+        return self._ready
+
+    @property
+    def pending(self) -> int:
+        """Writes held here without an outcome."""
+        return len(self._proposals)
+
+    @property
+    def reads_failed(self) -> int:
+        """Linearizable reads that ran into their deadline, ever."""
+        return self._reads.failed
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _handle_messages(self, turn: Turn) -> None:
+        engine = self.engine
+        for _ in range(min(len(self._inbox), _MESSAGES_PER_STEP)):
+            peer_id, message = self._inbox.popleft()
+            kind = message.WhichOneof("body")
+            if kind in _CONSENSUS:
+                engine.receive(peer_id, message)
+            elif kind == "forward":
+                if engine.is_leader:
+                    self._note_leading()
+                    self._proposals.accept(message.forward.proposals, forwarded=True)
+            elif kind == "probe":
+                if message.term == engine.term and not engine.is_leader:
+                    ack = raft_pb2.RaftMessage(term=engine.term, probe_ack=raft_pb2.ProbeAck(seq=message.probe.seq))
+                    turn.messages.append((peer_id, ack))
+            elif kind == "probe_ack":
+                self._reads.on_probe_ack(peer_id, message.term, message.probe_ack)
+            elif kind == "read_index":
+                if engine.is_leader:
+                    self._reads.on_request(peer_id, message.read_index)
+            elif kind == "read_index_reply":
+                self._reads.on_reply(message.read_index_reply)
+            elif kind in _SNAPSHOT:
+                turn.snapshot_messages.append((peer_id, message))
+        turn.messages += engine.take_messages()
+
+    def _note_leading(self) -> None:
+        """Keep the leader's queue in step with who leads."""
+        engine = self.engine
+        if engine.is_leader and self._leading_term != engine.term:
+            self._leading_term = engine.term
+            tail = engine.entries(engine.commit_index + 1, engine.last_index + 1)
+            self._proposals.lead(command[1:] for command, _, _ in tail if command[:1] == b"\x00")
+        elif not engine.is_leader and self._leading_term is not None:
+            self._leading_term = None
+            self._proposals.follow()
+
+    def _pump_proposals(self, now: float, turn: Turn) -> None:
+        engine, proposals = self.engine, self._proposals
+        self._note_leading()
+        if engine.is_leader:
+            proposals.accept_own()
+            if self._stepping_aside:
+                engine.transfer_leadership()
+            elif self._may_append() and (batch := proposals.next_batch()) is not None:
+                data, turn.batched = batch
+                engine.append(data)
+        elif (route := self._route()) is not None:
+            for frame in proposals.forward(route, now, self.config.resend_ms / 1000):
+                forward = raft_pb2.RaftMessage(term=engine.term, forward=raft_pb2.Forward(proposals=frame))
+                turn.messages.append((route[0], forward))
+
+    def _may_append(self) -> bool:
+        engine = self.engine
+        return not self._stepping_aside and engine.last_index - engine.commit_index < self.config.inflight_entries_max
+
+    def _route(self) -> Route | None:
+        """The way to the leader, when it is another replica and a link to it stands."""
+        leader = self.engine.leader
+        if leader is None or leader not in self._linked:
+            return None
+        return leader, self.engine.term, self._link_generation[leader]
+
+    def _follow_leadership(self, turn: Turn) -> None:
+        self._note_leading()
+        engine = self.engine
+        announced = self._announced_term
+        if announced is not None and (not engine.is_leader or engine.term != announced):
+            turn.leadership.append((announced, False))
+            self._announced_term = None
+        if self._announced_term is None and engine.term_committed:
+            self._announced_term = engine.term
+            turn.leadership.append((engine.term, True))
+
+    def _apply(self, index: int, term: int, data: bytes | None) -> None:
+        proposals = [] if data is None else list(Batch.FromString(data).proposals)
+        replies = self._state_machine.apply(index, term, proposals)
+        if len(replies) != len(proposals):
+            raise CorruptStateError(f"entry {index}: {len(replies)} replies for {len(proposals)} writes")
+        self._proposals.applied(proposals, replies, index)
+        self._applied += 1
+
+    def _became_ready(self, _result: int | StatusError) -> None:
+        self._ready = True

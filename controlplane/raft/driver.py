@@ -1,0 +1,418 @@
+"""One running replica: the core's turns on an asyncio loop, with a real log, real links and real time.
+
+Owns the loop of turns, their durability and their pace. Knows the order, not the meaning: consensus is in ``core``,
+bytes on disk in ``storage``, links in ``transport.peer``, snapshots in ``snapshotting``.
+
+A turn: step the core, write and sync the log once (in a helper thread), and only then send its messages and answer
+its waiters. While a sync runs, inputs gather for the next turn: that is the group commit. A replica that has nothing
+to do sleeps until something arrives or a timer is due.
+
+Fail-stop: any exception out of a turn (a full disk included: the log takes nothing more, so nothing can be
+acknowledged) ends the replica. ``failed`` carries the reason, every waiter gets an honest outcome, the others go on.
+
+A data directory is bound to its member and cluster. Never start a member with an empty directory under an identity
+that has voted before: replace the member instead. (A new directory cannot be told from a lost one.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from controlplane.base.clock import Clock, SystemClock
+from controlplane.base.errors import Code, StatusError, StoppedError
+from controlplane.base.rand import Rand, SystemRand
+from controlplane.pb.quarterdeck.internal.v1 import raft_pb2
+from controlplane.raft import metrics
+from controlplane.raft.config import RaftConfig
+from controlplane.raft.core import Core, Turn
+from controlplane.raft.disk import RealDisk
+from controlplane.raft.storage import Storage, create_storage, has_run_before, open_storage
+from controlplane.raft.types import (
+    Applied,
+    LeadershipListener,
+    Member,
+    NeverSent,
+    Outcome,
+    PeerHandler,
+    RaftStatus,
+    StateMachine,
+)
+from controlplane.raft.wal import Identity
+from controlplane.transport.peer import PeerAddress, PeerLinks
+
+__all__ = ["Replica"]
+
+_log = logging.getLogger("quarterdeck.raft")
+
+#: Writes in one entry from which on the next turn waits a moment for more of them.
+_PACE_FROM_WRITES = 4
+_SLOW_STEP_S = 0.1
+_SLOW_READ_S = 1.0
+#: How long a stopping leader waits for a follower to take over, and for its own writes to be answered.
+_STEP_ASIDE_S = 1.0
+_DRAIN_S = 0.3
+
+
+class Replica:
+    """One member of the cluster, running. Implements ``RaftHandle``.
+
+    Args:
+        config: timers and sizes.
+        cluster_id, members: who takes part, the same on every member (see ``config.make_members``).
+        name: which of the members this is.
+        data_dir: its log and snapshots; locked while it runs.
+        state_machine: empty; restored and fed from here on.
+        create_data_dir: make the directory if it is missing.
+        clock, rand: the machine's, unless a test says otherwise.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: RaftConfig,
+        cluster_id: int,
+        members: Sequence[Member],
+        name: str,
+        data_dir: Path,
+        state_machine: StateMachine,
+        create_data_dir: bool = False,
+        clock: Clock | None = None,
+        rand: Rand | None = None,
+    ) -> None:
+        config.validate()
+        self._config = config
+        self._cluster_id = cluster_id
+        self._members = tuple(members)
+        self._me = next(m for m in members if m.name == name)
+        self._by_id = {m.id: m for m in members}
+        self._by_name = {m.name: m for m in members}
+        self._data_dir = data_dir
+        self._create_data_dir = create_data_dir
+        self._state_machine = state_machine
+        self._clock: Clock = clock or SystemClock()
+        self._rand: Rand = rand or SystemRand()
+        self._listeners: list[LeadershipListener] = []
+        self._handlers: dict[str, PeerHandler] = {}
+        self._disk: RealDisk | None = None
+        self._storage: Storage | None = None
+        self._core: Core | None = None
+        self._links: PeerLinks | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._sync_thread = ThreadPoolExecutor(1, thread_name_prefix="wal-sync")
+        self._stopping = False
+        self._kicked = False
+        self._sleeper: asyncio.Future[None] | None = None
+        self._seen_leader: int | None = None
+        #: Resolves with the reason when the replica had to stop by itself. Create it inside the loop: see start.
+        self.failed: asyncio.Future[BaseException]
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Recover, bind the peer address, take part. Returns before there is a leader.
+
+        Raises:
+            ConfigError: data directory or address cannot be used, or belong to someone else.
+            CorruptStateError: what is on disk is not a state that may be served.
+            StorageError: the disk refused.
+        """
+        self.failed = asyncio.get_running_loop().create_future()
+        self._disk = RealDisk(self._data_dir, create=self._create_data_dir)
+        try:
+            identity = Identity(self._cluster_id, self._me.id)
+            opening = open_storage if has_run_before(self._disk) else create_storage
+            self._storage = opening(self._disk, identity, clock=self._clock)
+            if (ref := self._storage.snapshot_ref) is not None:
+                self._state_machine.restore(self._storage.snapshots.chunks(ref))
+            self._core = Core(
+                config=self._config,
+                me=self._me,
+                members=self._members,
+                journal=self._storage.journal,
+                state_machine=self._state_machine,
+                clock=self._clock,
+                rand=self._rand,
+            )
+            self._links = PeerLinks(
+                cluster_id=self._cluster_id,
+                me=_address(self._me),
+                peers=[_address(m) for m in self._members if m.id != self._me.id],
+                events=self,
+                clock=self._clock,
+                rand=self._rand,
+            )
+            for channel, handler in self._handlers.items():
+                self._links.serve(channel, handler)
+            await self._links.start()
+        except BaseException:
+            self._close_files()
+            raise
+        metrics.SERVER_ID.labels(f"{self._me.id:x}").set(1)
+        metrics.IS_LEARNER.set(0)
+        _log.info(
+            "replica started name=%s id=%x cluster=%x term=%d last_index=%d applied_index=%d",
+            self._me.name,
+            self._me.id,
+            self._cluster_id,
+            self._core.engine.term,
+            self._core.engine.last_index,
+            self._core.engine.applied_index,
+        )
+        self._task = asyncio.create_task(self._run(), name="raft-turns")
+
+    async def stop(self) -> None:
+        """Hand leadership over if we have it, answer every waiter, close everything. Idempotent."""
+        if self._task is None:
+            return
+        core, task = self._the_core(), self._task
+        self._task = None
+        if not task.done() and len(self._members) > 1:
+            core.step_aside()
+            await self._until(lambda: not core.engine.is_leader or task.done(), _STEP_ASIDE_S)
+            await self._until(lambda: core.pending == 0 or task.done(), _DRAIN_S)
+        self._stopping = True
+        self._kick()
+        await task
+        await self._shut()
+
+    async def _until(self, condition: object, limit_s: float) -> None:
+        assert callable(condition)
+        end = self._clock.monotonic() + limit_s
+        while not condition() and self._clock.monotonic() < end:
+            self._kick()
+            await self._clock.sleep(0.002)
+
+    async def _shut(self) -> None:
+        self._answer(self._the_core().abandon("the replica stopped"))
+        if self._links is not None:
+            await self._links.stop()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        self._sync_thread.shutdown()
+        if self._storage is not None:
+            self._storage.wal.close()
+        if self._disk is not None:
+            self._disk.close()
+
+    # -- the loop of turns -------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            while not self._stopping:
+                turn = await self._turn()
+                await self._wait(turn)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - fail-stop: whatever it was, this replica must not go on
+            _log.critical(
+                "replica stops name=%s error=%s: %s", self._me.name, type(error).__name__, error, exc_info=True
+            )
+            self._stopping = True
+            if not self.failed.done():
+                self.failed.set_result(error)
+            await self._shut()
+
+    async def _turn(self) -> Turn:
+        core, storage = self._the_core(), self._storage
+        assert storage is not None
+        self._kicked = False
+        started = self._clock.monotonic()
+        turn = core.step()
+        if self._clock.monotonic() - started > _SLOW_STEP_S:
+            metrics.SLOW_APPLY.inc()
+        flush = storage.journal.take_dirty()
+        if flush is not None:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._sync_thread, storage.wal.write_and_sync, flush)
+        self._release(turn)
+        return turn
+
+    def _release(self, turn: Turn) -> None:
+        """The turn is durable: let its effects out."""
+        links = self._links
+        assert links is not None
+        for peer_id, message in turn.messages:
+            if not links.send(peer_id, message) and message.HasField("append_entries"):
+                metrics.HEARTBEAT_SEND_FAILURES.inc()
+        self._answer(turn)
+        for term, leading in turn.leadership:
+            _log.info("leadership name=%s term=%d leading=%s", self._me.name, term, leading)
+            for listener in self._listeners:
+                listener(term, leading)
+        self._observe(turn)
+
+    def _answer(self, turn: Turn) -> None:
+        for done, outcome in turn.outcomes:
+            if not isinstance(outcome, Applied):
+                metrics.PROPOSALS_FAILED.inc()
+            done(outcome)
+        for read_done, result in turn.reads:
+            if isinstance(result, StatusError):
+                metrics.READ_INDEXES_FAILED.inc()
+            read_done(result)
+
+    async def _wait(self, turn: Turn) -> None:
+        """Every way through here gives the loop to the sockets at least once."""
+        core = self._the_core()
+        if turn.batched >= _PACE_FROM_WRITES:
+            await self._clock.sleep(self._config.pace_ms / 1000)
+        if core.has_work or self._kicked:
+            await asyncio.sleep(0)
+            return
+        delay_s = core.next_wake() - self._clock.monotonic()
+        if delay_s <= 0:
+            await asyncio.sleep(0)
+            return
+        loop = asyncio.get_running_loop()
+        self._sleeper = loop.create_future()
+        timer = loop.call_later(delay_s + 0.0005, self._kick)
+        try:
+            await self._sleeper
+        finally:
+            timer.cancel()
+            self._sleeper = None
+
+    def _kick(self) -> None:
+        self._kicked = True
+        if self._sleeper is not None and not self._sleeper.done():
+            self._sleeper.set_result(None)
+
+    def _observe(self, turn: Turn) -> None:
+        core = self._the_core()
+        engine = core.engine
+        if engine.leader != self._seen_leader:
+            self._seen_leader = engine.leader
+            if engine.leader is not None:
+                metrics.LEADER_CHANGES.inc()
+                _log.info(
+                    "leader name=%s leader=%s term=%d", self._me.name, self._by_id[engine.leader].name, engine.term
+                )
+        metrics.HAS_LEADER.set(engine.leader is not None)
+        metrics.IS_LEADER.set(engine.is_leader)
+        metrics.TERM.set(engine.term)
+        metrics.PROPOSALS_COMMITTED.set(engine.commit_index)
+        metrics.PROPOSALS_APPLIED.set(engine.applied_index)
+        metrics.PROPOSALS_PENDING.set(core.pending)
+        if turn.batched:
+            metrics.TURN_WRITES.observe(turn.batched)
+
+    # -- PeerEvents --------------------------------------------------------------------------------------------
+
+    def receive(self, peer_id: int, message: raft_pb2.RaftMessage) -> None:
+        self._the_core().receive(peer_id, message)
+        self._kick()
+
+    def link_up(self, peer_id: int) -> None:
+        self._the_core().link_up(peer_id)
+        self._kick()
+
+    def link_down(self, peer_id: int) -> None:
+        self._the_core().link_down(peer_id)
+        self._kick()
+
+    def peer_died(self, peer_id: int) -> None:
+        self._the_core().peer_died(peer_id)
+        self._kick()
+
+    # -- RaftHandle --------------------------------------------------------------------------------------------
+
+    async def propose(self, payload: bytes, *, request_id: bytes, timeout_ms: int) -> Outcome:
+        """See RaftHandle."""
+        if self._stopping or self._core is None:
+            return NeverSent("the replica is stopping")
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: Outcome) -> None:
+            if not future.done():
+                future.set_result(outcome)
+
+        deadline = self._clock.monotonic() + timeout_ms / 1000
+        self._core.propose(payload, request_id=request_id, deadline=deadline, done=done)
+        self._kick()
+        return await future
+
+    async def read_barrier(self, *, timeout_ms: int) -> int:
+        """See RaftHandle."""
+        if self._stopping or self._core is None:
+            raise StatusError(Code.UNAVAILABLE, "etcdserver: server stopped")
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def done(result: int | StatusError) -> None:
+            if future.done():
+                return
+            if isinstance(result, StatusError):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        started = self._clock.monotonic()
+        self._core.read(deadline=started + timeout_ms / 1000, done=done)
+        self._kick()
+        index = await future
+        if self._clock.monotonic() - started > _SLOW_READ_S:
+            metrics.SLOW_READ_INDEXES.inc()
+        return index
+
+    def status(self) -> RaftStatus:
+        """See RaftHandle."""
+        core, storage = self._the_core(), self._storage
+        assert storage is not None
+        engine = core.engine
+        leader = engine.leader
+        return RaftStatus(
+            name=self._me.name,
+            member_id=self._me.id,
+            cluster_id=self._cluster_id,
+            role=engine.role.value,
+            leader=None if leader is None else self._by_id[leader].name,
+            term=engine.term,
+            commit_index=engine.commit_index,
+            applied_index=engine.applied_index,
+            last_index=engine.last_index,
+            snapshot_index=0,
+            members=self._members,
+            ready=core.ready,
+            pending=core.pending,
+        )
+
+    def on_leadership(self, listener: LeadershipListener) -> None:
+        """See RaftHandle."""
+        self._listeners.append(listener)
+
+    def serve(self, channel: str, handler: PeerHandler) -> None:
+        """See RaftHandle. May be called before start."""
+        self._handlers[channel] = handler
+        if self._links is not None:
+            self._links.serve(channel, handler)
+
+    async def call(self, peer: str, channel: str, payload: bytes, *, timeout_ms: int) -> bytes:
+        """See RaftHandle."""
+        member = self._by_name.get(peer)
+        if member is None:
+            raise StatusError(Code.NOT_FOUND, f"no member {peer!r}")
+        if member.id == self._me.id:
+            handler = self._handlers.get(channel)
+            if handler is None:
+                raise StatusError(Code.UNIMPLEMENTED, f"{peer} serves no channel {channel!r}")
+            return await handler(peer, payload)
+        if self._links is None:
+            raise StatusError(Code.UNAVAILABLE, "the replica is not running")
+        return await self._links.call(member.id, channel, payload, timeout_ms=timeout_ms)
+
+    def snapshot_file(self) -> AsyncIterator[bytes]:
+        """See RaftHandle."""
+        raise StoppedError("snapshots are not available yet")
+
+    def _the_core(self) -> Core:
+        if self._core is None:
+            raise StoppedError("the replica is not running")
+        return self._core
+
+
+def _address(member: Member) -> PeerAddress:
+    return PeerAddress(member.id, member.name, member.peer_address)

@@ -1,0 +1,606 @@
+"""The consensus engine: pysyncobj behind our own seams. The only module that imports pysyncobj or its private names.
+
+Owns: the library's instance, the translation between its messages (Python dicts) and our typed frames, and every
+correction of its behaviour. Must not know the network, the disk, proposals, reads or snapshots files.
+
+What is replaced (each private name used has a contract test in tests/unit/raft/test_engine_contract.py):
+
+* log: our journal, which truncates only on conflict. The tail the library cuts stays hidden until the message is
+  handled (so that nothing unverified is committed), then comes back; the commit index never goes down.
+* transport: messages leave as protobuf and only through :meth:`Engine.take_messages`; nothing is ever pickled.
+* commands: one type byte and our own bytes. Applying goes to a callback; its exceptions leave :meth:`Engine.tick`.
+* clock and random: bound to this engine's for the length of each call.
+* votes are counted once per voter and term; acknowledgements of another term and rewinds that answer a message
+  sent before the last rewind are dropped; a rewind never points beyond the leader's log and skips a whole
+  conflicting term at once.
+* the library's dump and fork logic is out of reach: compaction and snapshot install are driven from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from typing import Any, Final, Protocol, overload
+
+import pysyncobj.syncobj as library
+from pysyncobj.node import Node
+from pysyncobj.transport import Transport
+
+from controlplane.base.clock import Clock
+from controlplane.base.errors import CorruptStateError
+from controlplane.base.rand import Rand
+from controlplane.pb.quarterdeck.internal.v1 import raft_pb2
+from controlplane.raft.config import RaftConfig
+
+__all__ = ["Engine", "EngineJournal", "LogEntry", "Role"]
+
+#: (command, index, term): the library's shape of a log entry. ``command`` is one type byte and the data.
+LogEntry = tuple[bytes, int, int]
+
+_COMMAND: Final = 0
+_NO_OP: Final = 1
+_KINDS: Final = {_COMMAND: raft_pb2.Entry.COMMAND, _NO_OP: raft_pb2.Entry.NO_OP}
+_KIND_BYTES: Final = {raft_pb2.Entry.COMMAND: b"\x00", raft_pb2.Entry.NO_OP: b"\x01"}
+
+_FOLLOWER: Final = 0
+_CANDIDATE: Final = 1
+_LEADER: Final = 2
+
+_NEVER_S: Final = 1e18
+_RETRIES_HASTENED: Final = 6
+
+
+class Role(Enum):
+    """What this replica is in its term."""
+
+    FOLLOWER = "follower"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+_ROLES: Final = {_FOLLOWER: Role.FOLLOWER, _CANDIDATE: Role.CANDIDATE, _LEADER: Role.LEADER}
+
+
+class EngineJournal(Protocol):
+    """What the engine needs of the log: the library's journal protocol, and the two corrections.
+
+    Positions count from the first entry kept, as the library has it; ``install`` and entries use Raft indexes.
+    """
+
+    def add(self, command: bytes, idx: int, term: int) -> None: ...
+    def clear(self) -> None: ...
+    def deleteEntriesFrom(self, entryFrom: int) -> None: ...  # noqa: N802, N803
+    def deleteEntriesTo(self, entryTo: int) -> None: ...  # noqa: N802, N803
+    @overload
+    def __getitem__(self, item: int) -> LogEntry: ...
+    @overload
+    def __getitem__(self, item: slice) -> Sequence[LogEntry]: ...
+    def __len__(self) -> int: ...
+    def setRaftCommitIndex(self, raftCommitIndex: int) -> None: ...  # noqa: N802, N803
+    def getRaftCommitIndex(self) -> int: ...  # noqa: N802
+    def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None: ...  # noqa: N802, N803
+    def getCurrentTerm(self) -> int: ...  # noqa: N802
+    def getVotedForNodeId(self) -> str | None: ...  # noqa: N802
+    def onOneSecondTimer(self) -> None: ...  # noqa: N802
+    def handler_ended(self) -> None:
+        """A message has been handled: what was cut and not contradicted comes back."""
+        ...
+
+
+class _Poller:
+    """The library polls sockets of its own; it has none."""
+
+    def poll(self, timeout: float) -> None: ...
+
+
+class _NoPickle:
+    """Stands where the library would reach for pickle."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise CorruptStateError(f"the engine reached for pickle.{name}: nothing here may be pickled")
+
+
+class _NoSerializer:
+    """Stands in place of the library's dumps: it never has one to send, and never starts to make one."""
+
+    def checkSerializing(self) -> tuple[int, None]:  # noqa: N802
+        return 0, None
+
+    def getTransmissionData(self, _node: Node) -> None:  # noqa: N802
+        return None
+
+    def cancelTransmisstion(self, _node: Node) -> None:  # noqa: N802
+        return None
+
+
+class _Peer(Node):  # type: ignore[misc]
+    """A member, with a hash that is the same in every process: the library keeps peers in sets."""
+
+    def __init__(self, member_id: int) -> None:
+        super().__init__(f"{member_id:016x}", member_id=member_id)
+
+    def __hash__(self) -> int:
+        return hash(self.member_id)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Peer) and self.member_id == other.member_id
+
+
+class _Links(Transport):  # type: ignore[misc]
+    """The library's transport: everything it sends goes to the engine."""
+
+    def __init__(self, send: Callable[[_Peer, dict[str, Any]], None]) -> None:
+        super().__init__(None, None, [])
+        self._send = send
+
+    def send(self, node: _Peer, message: dict[str, Any]) -> bool:
+        self._send(node, message)
+        return True
+
+
+class _Consensus(library.SyncObj):  # type: ignore[misc]
+    """The library's object, with our way to apply an entry."""
+
+    def __init__(self, me: _Peer, peers: list[_Peer], conf: Any, links: _Links, apply: Callable[[bytes], None]) -> None:
+        self._quarterdeck_apply = apply
+        super().__init__(me, peers, conf, nodeClass=_Peer, transport=links)
+
+    def _SyncObj__doApplyCommand(self, command: bytes) -> None:  # noqa: N802
+        self._quarterdeck_apply(command)
+
+
+class Engine:
+    """One replica's consensus, without I/O: give it messages and time, take messages.
+
+    Args:
+        config: timers and sizes.
+        member_id: this replica.
+        peer_ids: the other members.
+        journal: the recovered log; the engine adds the initial entry to an empty one.
+        clock, rand: the only time and chance it sees.
+        apply: called in order with (index, term, batch bytes) of each committed entry; ``None`` for a no-op.
+        applied_index: what the state machine already holds (its snapshot's index), 0 when it is empty.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: RaftConfig,
+        member_id: int,
+        peer_ids: Iterable[int],
+        journal: EngineJournal,
+        clock: Clock,
+        rand: Rand,
+        apply: Callable[[int, int, bytes | None], None],
+        applied_index: int,
+    ) -> None:
+        self._config = config
+        self._journal = journal
+        self._clock = clock
+        self._rand = rand
+        self._apply_entry = apply
+        self._me = _Peer(member_id)
+        self._peers = {peer_id: _Peer(peer_id) for peer_id in sorted(peer_ids)}
+        self._out: list[tuple[int, raft_pb2.RaftMessage]] = []
+        self._answering_seq = 0
+        self._append_seq = dict.fromkeys(self._peers, 0)
+        self._rewound_at = dict.fromkeys(self._peers, 0)
+        self._votes: tuple[int, set[int]] = (0, set())
+        self._hastened_retries = 0
+        self._behind: set[int] = set()
+        self._links = _Links(self._translate_out)
+        self._bind()
+        library.createJournal = lambda _file: journal
+        library.createPoller = lambda _type: _Poller()
+        library.PIPE_NOTIFIER_ENABLED = False
+        self._sync: Any = _Consensus(self._me, list(self._peers.values()), self._conf(), self._links, self._apply)
+        self._sync._SyncObj__serializer = _NoSerializer()
+        if self.first_index > max(applied_index, 1):
+            raise CorruptStateError(
+                f"the log starts at index {self.first_index} and the newest snapshot holds {applied_index}: what lies "
+                f"between is missing; replace the member, or put its newest snapshot back"
+            )
+        if applied_index > 0:
+            self._sync._SyncObj__raftLastApplied = applied_index
+            self._set_commit(max(self.commit_index, applied_index))
+        else:
+            # The library counts the initial entry as applied; the state machine hears of it like of any other.
+            self._apply_entry(1, 0, None)
+        if self.commit_index > self.last_index:
+            raise CorruptStateError(
+                f"the log ends at index {self.last_index}, before index {self.commit_index} which was committed: "
+                f"this data directory has lost entries; replace the member"
+            )
+
+    def _conf(self) -> Any:
+        c = self._config
+        return library.SyncObjConf(
+            password=None,
+            autoTick=False,
+            autoTickPeriod=c.heartbeat_ms / 1000,
+            commandsQueueSize=16,
+            raftMinTimeout=c.election_min_ms / 1000,
+            raftMaxTimeout=c.election_max_ms / 1000,
+            appendEntriesPeriod=c.heartbeat_ms / 1000,
+            connectionTimeout=_NEVER_S,
+            connectionRetryTime=_NEVER_S,
+            leaderFallbackTimeout=c.step_down_ms / 1000,
+            appendEntriesUseBatch=False,
+            appendEntriesBatchSizeBytes=c.append_bytes,
+            bindAddress=None,
+            preferredAddrType="ipv4",
+            sendBufferSize=1,
+            recvBufferSize=1,
+            dnsCacheTime=0,
+            dnsFailCacheTime=0,
+            logCompactionMinEntries=1 << 62,
+            logCompactionMinTime=_NEVER_S,
+            logCompactionSplit=False,
+            logCompactionBatchSize=1,
+            commandsWaitLeader=False,
+            fullDumpFile=None,
+            journalFile=None,
+            bindRetryTime=1.0,
+            maxBindRetries=1,
+            onReady=None,
+            onStateChanged=None,
+            dynamicMembershipChange=False,
+            pollerType="auto",
+            useFork=False,
+            serializer=None,
+            serializeChecker=None,
+            deserializer=None,
+            onCodeVersionChanged=None,
+            tcp_keepalive=None,
+        )
+
+    def _bind(self) -> None:
+        """The library looks its clock, chance and pickle up in its module: they are ours while we call it."""
+        library.monotonicTime = self._clock.monotonic
+        library.random = self._rand
+        library.pickle = _NO_PICKLE
+
+    # -- what it knows ---------------------------------------------------------------------------------------
+
+    @property
+    def role(self) -> Role:
+        return _ROLES[self._sync._SyncObj__raftState]
+
+    @property
+    def is_leader(self) -> bool:
+        """It believes so: another replica may already know better. Nothing may be answered on this alone."""
+        return bool(self._sync._SyncObj__raftState == _LEADER)
+
+    @property
+    def term(self) -> int:
+        return int(self._sync._SyncObj__raftCurrentTerm)
+
+    @property
+    def leader(self) -> int | None:
+        """Member id of the leader of this term, if one was heard."""
+        node = self._sync._SyncObj__raftLeader
+        return None if node is None else int(node.member_id)
+
+    @property
+    def commit_index(self) -> int:
+        return int(self._sync._SyncObj__raftCommitIndex)
+
+    @property
+    def applied_index(self) -> int:
+        return int(self._sync._SyncObj__raftLastApplied)
+
+    @property
+    def first_index(self) -> int:
+        """Index of the oldest entry kept."""
+        return self._journal[0][1]
+
+    @property
+    def last_index(self) -> int:
+        return self._journal[-1][1]
+
+    def term_at(self, index: int) -> int | None:
+        """Term of the entry at ``index``; None when it is not (or no longer) in the log."""
+        position = index - self.first_index
+        return self._journal[position][2] if 0 <= position < len(self._journal) else None
+
+    def entries(self, start: int, end: int) -> Sequence[LogEntry]:
+        """Entries with start <= index < end that are in the log."""
+        first = self.first_index
+        return self._journal[max(0, start - first) : max(0, end - first)]
+
+    @property
+    def term_committed(self) -> bool:
+        """As leader: an entry of its own term is committed, so its commit index is not behind any earlier leader's."""
+        return self.is_leader and self.term_at(self.commit_index) == self.term
+
+    @property
+    def behind(self) -> frozenset[int]:
+        """As leader: peers that the log no longer reaches back to; they need a snapshot."""
+        return frozenset(self._behind) if self.is_leader else frozenset()
+
+    def next_wake(self) -> float:
+        """Monotonic time at which :meth:`tick` has something to do even if nothing arrives."""
+        if self.is_leader:
+            return float(self._sync._SyncObj__newAppendEntriesTime)
+        deadline = float(self._sync._SyncObj__raftElectionDeadline)
+        if self._sync._SyncObj__connectedNodes or not self._peers:
+            return deadline
+        # It cannot stand for election without a link: look again when a heartbeat would be due.
+        return max(deadline, self._clock.monotonic() + self._config.heartbeat_ms / 1000)
+
+    # -- what happens to it ----------------------------------------------------------------------------------
+
+    def connected(self, peer_id: int) -> None:
+        """A link to the peer stands."""
+        self._bind()
+        self._links._onNodeConnected(self._peers[peer_id])
+
+    def disconnected(self, peer_id: int) -> None:
+        """The link to the peer is gone, with whatever was in flight."""
+        self._bind()
+        self._links._onNodeDisconnected(self._peers[peer_id])
+
+    def peer_died(self, peer_id: int) -> None:
+        """The peer's process is known to be dead: if it led, do not wait out the whole election timeout."""
+        if self.leader == peer_id and not self.is_leader:
+            self._hastened_retries = _RETRIES_HASTENED
+            self._pull_in_election(self._config.hasten_min_ms, self._config.hasten_max_ms)
+
+    def receive(self, peer_id: int, message: raft_pb2.RaftMessage) -> None:
+        """Handle one checked consensus message of a peer (see ``transport.frames``).
+
+        Raises:
+            CorruptStateError: the message contradicts what is committed here, or shows two leaders in one term.
+        """
+        self._bind()
+        kind = message.WhichOneof("body")
+        if kind == "append_entries":
+            self._on_append_entries(peer_id, message.term, message.append_entries)
+        elif kind == "next_index":
+            self._on_next_index(peer_id, message.term, message.next_index)
+        elif kind == "request_vote":
+            vote = message.request_vote
+            self._deliver(
+                peer_id,
+                {
+                    "type": "request_vote",
+                    "term": message.term,
+                    "last_log_index": vote.last_index,
+                    "last_log_term": vote.last_term,
+                },
+            )
+        elif kind == "vote":
+            self._on_vote(peer_id, message.term)
+        elif kind == "timeout_now":
+            self._deliver(peer_id, {"type": "timeout_now", "term": message.term})
+        elif kind == "leader_alive":
+            self._on_leader_alive(peer_id, message.term, message.leader_alive)
+        else:
+            raise ValueError(f"not a consensus message: {kind}")
+
+    def append(self, batch: bytes) -> None:
+        """As leader: make ``batch`` the next log entry, in the coming :meth:`tick`. Lost if leadership is."""
+        self._bind()
+        self._sync._applyCommand(batch, None, _COMMAND)
+
+    def tick(self) -> None:
+        """Let time act: elections, commits, applies, heartbeats, appends. Raises whatever applying raised."""
+        self._bind()
+        sync = self._sync
+        was_leader, term = self.is_leader, self.term
+        sync.doTick(0.0)
+        if not self.is_leader:
+            self._behind.clear()
+        if was_leader and not self.is_leader and self.term == term:
+            # Stepped down for want of a quorum: its own election deadline dates from before it was elected.
+            self._pull_in_election(self._config.election_min_ms, self._config.election_max_ms, keep_earlier=False)
+        if self.term != term and self._sync._SyncObj__raftState == _CANDIDATE and self._hastened_retries > 0:
+            self._hastened_retries -= 1
+            self._pull_in_election(self._config.hastened_retry_min_ms, self._config.hastened_retry_max_ms)
+
+    def take_messages(self) -> list[tuple[int, raft_pb2.RaftMessage]]:
+        """What to send, in order, once everything journalled so far is durable."""
+        taken, self._out = self._out, []
+        return taken
+
+    def transfer_leadership(self) -> bool:
+        """As leader: ask the most advanced follower to stand at once. False if none has the whole log."""
+        self._bind()
+        before = len(self._out)
+        if self.is_leader:
+            self._sync.transferLeadership()
+        return len(self._out) > before
+
+    def installed(self, index: int, term: int) -> None:
+        """The state machine and the journal now stand at a snapshot: go on from there."""
+        if self.first_index != index or self.term_at(index) != term:
+            raise CorruptStateError(
+                f"snapshot {index} is installed but the log holds {self.first_index}-{self.last_index}"
+            )
+        self._sync._SyncObj__raftLastApplied = index
+        self._set_commit(index)
+
+    def commit_to(self, index: int) -> None:
+        """An entry in the log is known to be committed (a snapshot that contains it was offered)."""
+        self._set_commit(max(self.commit_index, index))
+
+    def peer_installed(self, peer_id: int, index: int) -> None:
+        """As leader: the peer stands at a snapshot of ``index``; continue with the log."""
+        if not self.is_leader:
+            return
+        node = self._peers[peer_id]
+        sync = self._sync
+        sync._SyncObj__raftMatchIndex[node] = max(sync._SyncObj__raftMatchIndex[node], index)
+        sync._SyncObj__raftNextIndex[node] = max(sync._SyncObj__raftMatchIndex[node], index) + 1
+        self._rewound_at[peer_id] = self._append_seq[peer_id]
+        self._send_soon()
+
+    def peer_alive(self, peer_id: int) -> None:
+        """As leader: the peer answered in this term (counts towards the quorum that keeps the leader)."""
+        if self.is_leader:
+            self._sync._SyncObj__lastResponseTime[self._peers[peer_id]] = self._clock.monotonic()
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _deliver(self, peer_id: int, message: dict[str, Any]) -> None:
+        before = self.commit_index
+        self._links._onMessageReceived(self._peers[peer_id], message)
+        self._journal.handler_ended()
+        if self.commit_index < before:
+            # The library lowers it to the end of what this message verified. What is committed stays committed.
+            self._set_commit(before)
+
+    def _on_append_entries(self, peer_id: int, term: int, append: raft_pb2.AppendEntries) -> None:
+        self._check_one_leader(peer_id, term)
+        if term < self.term:
+            return
+        self._check_against_committed(peer_id, append)
+        entries = [(_KIND_BYTES[e.kind] + e.data, e.index, e.term) for e in append.entries]
+        self._answering_seq = append.seq
+        self._hastened_retries = 0
+        self._deliver(
+            peer_id,
+            {
+                "type": "append_entries",
+                "term": term,
+                "commit_index": append.commit_index,
+                "entries": entries,
+                "prevLogIdx": append.prev_index,
+                "prevLogTerm": append.prev_term,
+            },
+        )
+
+    def _on_leader_alive(self, peer_id: int, term: int, alive: raft_pb2.LeaderAlive) -> None:
+        self._check_one_leader(peer_id, term)
+        if term < self.term:
+            return
+        self._hastened_retries = 0
+        # Commit index 0: this heartbeat verifies nothing of our log, so it may commit nothing.
+        self._deliver(peer_id, {"type": "append_entries", "term": term, "commit_index": 0, "serialized": None})
+        answer = raft_pb2.NextIndex(next_index=self.last_index + 1, success=False, reset=False, seq=alive.seq)
+        self._out.append((peer_id, raft_pb2.RaftMessage(term=self.term, next_index=answer)))
+
+    def _on_next_index(self, peer_id: int, term: int, answer: raft_pb2.NextIndex) -> None:
+        if term != self.term or not self.is_leader:
+            return
+        next_index = min(answer.next_index, self.last_index + 1)
+        if answer.success and answer.next_index > self.last_index + 1:
+            raise CorruptStateError(
+                f"peer {peer_id:x} acknowledged index {answer.next_index - 1} in our own term, "
+                f"our log ends at {self.last_index}"
+            )
+        reset = answer.reset and answer.seq > self._rewound_at[peer_id]
+        if reset:
+            self._rewound_at[peer_id] = self._append_seq[peer_id]
+            self._send_soon()
+        self._deliver(
+            peer_id, {"type": "next_node_idx", "next_node_idx": next_index, "reset": reset, "success": answer.success}
+        )
+
+    def _on_vote(self, peer_id: int, term: int) -> None:
+        if term != self.term:
+            return
+        if self._votes[0] != term:
+            self._votes = (term, set())
+        if peer_id in self._votes[1]:
+            return
+        self._votes[1].add(peer_id)
+        self._deliver(peer_id, {"type": "response_vote", "term": term})
+
+    def _check_one_leader(self, peer_id: int, term: int) -> None:
+        leader = self.leader
+        if term == self.term and leader is not None and leader != peer_id:
+            raise CorruptStateError(f"two leaders in term {term}: {leader:x} and {peer_id:x}")
+
+    def _check_against_committed(self, peer_id: int, append: raft_pb2.AppendEntries) -> None:
+        """A leader of Raft never contradicts what is committed: if one does, a vote or an entry was lost somewhere."""
+        commit = self.commit_index
+        claims = [(append.prev_index, append.prev_term)]
+        if append.prev_index < commit:
+            claims += [(e.index, e.term) for e in append.entries if e.index <= commit]
+        for index, term in claims:
+            ours = self.term_at(index)
+            if index <= commit and ours is not None and ours != term:
+                raise CorruptStateError(
+                    f"leader {peer_id:x} has term {term} at index {index}, committed here with term {ours}: "
+                    f"the replicas have diverged"
+                )
+
+    def _apply(self, command: bytes) -> None:
+        index = self.applied_index + 1
+        term = self.term_at(index)
+        assert term is not None
+        if command[:1] == b"\x00":
+            self._apply_entry(index, term, command[1:])
+        elif command[:1] == b"\x01":
+            self._apply_entry(index, term, None)
+        else:
+            raise CorruptStateError(f"log entry {index} has unknown kind {command[:1]!r}")
+
+    def _translate_out(self, node: _Peer, message: dict[str, Any]) -> None:
+        peer_id, kind = node.member_id, message["type"]
+        out = raft_pb2.RaftMessage(term=self.term)
+        if kind == "append_entries" and "entries" in message and message["prevLogIdx"] is not None:
+            self._append_seq[peer_id] += 1
+            self._behind.discard(peer_id)
+            out.append_entries.CopyFrom(
+                raft_pb2.AppendEntries(
+                    commit_index=message["commit_index"],
+                    prev_index=message["prevLogIdx"],
+                    prev_term=message["prevLogTerm"],
+                    entries=[
+                        raft_pb2.Entry(index=index, term=term, kind=_KINDS[command[0]], data=command[1:])
+                        for command, index, term in message["entries"]
+                    ],
+                    seq=self._append_seq[peer_id],
+                )
+            )
+        elif kind == "append_entries" and "serialized" in message:
+            self._behind.add(peer_id)
+            self._append_seq[peer_id] += 1
+            out.leader_alive.CopyFrom(raft_pb2.LeaderAlive(seq=self._append_seq[peer_id]))
+        elif kind == "next_node_idx":
+            next_index = message["next_node_idx"]
+            if message["reset"]:
+                next_index = self._rewind_to(next_index)
+            out.next_index.CopyFrom(
+                raft_pb2.NextIndex(
+                    next_index=next_index, success=message["success"], reset=message["reset"], seq=self._answering_seq
+                )
+            )
+        elif kind == "request_vote":
+            out.request_vote.CopyFrom(
+                raft_pb2.RequestVote(last_index=message["last_log_index"], last_term=message["last_log_term"])
+            )
+        elif kind == "response_vote":
+            out.vote.CopyFrom(raft_pb2.Vote())
+        elif kind == "timeout_now":
+            out.timeout_now.CopyFrom(raft_pb2.TimeoutNow())
+        else:
+            raise CorruptStateError(f"the engine sent a message that has no place here: {kind} {sorted(message)}")
+        self._out.append((peer_id, out))
+
+    def _rewind_to(self, next_index: int) -> int:
+        """Where the leader should go on: before the conflicting term's whole run, never below what is committed."""
+        conflict = self.term_at(next_index)
+        if conflict is None:
+            return next_index  # our log is merely shorter
+        while next_index - 1 > self.commit_index and self.term_at(next_index - 1) == conflict:
+            next_index -= 1
+        return max(next_index, self.commit_index + 1)
+
+    def _send_soon(self) -> None:
+        self._sync._SyncObj__newAppendEntriesTime = 0.0
+
+    def _set_commit(self, index: int) -> None:
+        self._sync._SyncObj__raftCommitIndex = index
+        self._journal.setRaftCommitIndex(index)
+
+    def _pull_in_election(self, min_ms: int, max_ms: int, *, keep_earlier: bool = True) -> None:
+        deadline = self._clock.monotonic() + (min_ms + (max_ms - min_ms) * self._rand.random()) / 1000
+        if keep_earlier:
+            deadline = min(deadline, self._sync._SyncObj__raftElectionDeadline)
+        self._sync._SyncObj__raftElectionDeadline = deadline
+
+
+_NO_PICKLE: Final = _NoPickle()

@@ -1,0 +1,504 @@
+"""Links between replicas: TCP connections that carry checked frames, one outgoing link per peer.
+
+Owns dialling, accepting, the handshake, keeping a link alive, and the peers' request/response channels. Knows frames,
+not consensus: ``raft`` messages go to a callback.
+
+- A link carries one direction. We dial every peer and send on that connection; its frames come on the one it dialled.
+  Only the answers to the handshake and to pings travel back on a dialled connection.
+- Nobody is believed before a correct ``Hello``; until then a connection may send one small frame, within a few seconds.
+- A newer connection of a peer replaces its older one, whose remaining frames are dropped: no stale frame arrives.
+- A link whose queue is full drops frames and counts them (Raft sends again); it never blocks and never grows.
+- When a link breaks and the peer's address refuses at once, its process is dead: ``on_dead`` tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from controlplane.base.clock import Clock
+from controlplane.base.errors import Code, ConfigError, StatusError
+from controlplane.base.limits import FRAME_BYTES_MAX, PEER_QUEUE_BYTES_MAX
+from controlplane.base.rand import Rand
+from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import (
+    CallRequest,
+    CallResponse,
+    Frame,
+    Hello,
+    HelloAck,
+    Ping,
+    Pong,
+    RaftMessage,
+)
+from controlplane.transport import peer_metrics as metrics
+from controlplane.transport.frames import HEADER_BYTES, PROTOCOL_VERSION, FrameError, decode, encode, frame_length
+
+__all__ = ["CallHandler", "PeerAddress", "PeerEvents", "PeerLinks"]
+
+_log = logging.getLogger("quarterdeck.peer")
+
+CallHandler = Callable[[str, bytes], Awaitable[bytes]]
+
+_HANDSHAKE_BYTES_MAX = 4 * 1024
+_HANDSHAKE_TIMEOUT_S = 5.0
+_DIAL_TIMEOUT_S = 1.0
+_BACKOFF_MIN_S = 0.02
+_BACKOFF_MAX_S = 1.0
+_PING_PERIOD_S = 1.0
+_SILENCE_MAX_S = 3.0
+#: Connections that have not said who they are.
+_STRANGERS_MAX = 32
+#: Requests of one peer being handled.
+_CALLS_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """A member as its peers reach it. ``address`` is ``host:port``."""
+
+    id: int
+    name: str
+    address: str
+
+    def split(self) -> tuple[str, int]:
+        host, _, port = self.address.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+class PeerEvents(Protocol):
+    """Who hears of messages and links. Called on the loop; must not raise."""
+
+    def receive(self, peer_id: int, message: RaftMessage) -> None: ...
+    def link_up(self, peer_id: int) -> None: ...
+    def link_down(self, peer_id: int) -> None: ...
+    def peer_died(self, peer_id: int) -> None: ...
+
+
+class _Connection(asyncio.Protocol):
+    """One TCP connection, either side: bytes to frames and back."""
+
+    def __init__(self, on_frame: Callable[[_Connection, Frame], None], on_open: Callable[[_Connection], None]) -> None:
+        self.peer_id = 0
+        self.epoch = b""
+        self.frame_bytes_max = _HANDSHAKE_BYTES_MAX
+        self.heard_at = 0.0
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.received = 0
+        self._on_frame = on_frame
+        self._on_open = on_open
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+
+    @property
+    def remote(self) -> str:
+        name = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return f"{name[0]}:{name[1]}" if name else "?"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        # Never pause: the bound is ours to keep, by dropping.
+        transport.set_write_buffer_limits(high=2 * PEER_QUEUE_BYTES_MAX)
+        self._on_open(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        try:
+            while len(buffer) - start >= HEADER_BYTES and not self.closing:
+                length = frame_length(bytes(buffer[start : start + HEADER_BYTES]), self.frame_bytes_max)
+                end = start + HEADER_BYTES + length
+                if len(buffer) < end:
+                    break
+                frame = decode(bytes(buffer[start + HEADER_BYTES : end]))
+                start = end
+                self._on_frame(self, frame)
+        except FrameError as error:
+            metrics.REFUSED.labels("bad_frame").inc()
+            _log.warning("frame refused remote=%s peer=%x error=%r", self.remote, self.peer_id, str(error))
+            self.close()
+        if start:
+            del buffer[:start]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._buffer.clear()
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    @property
+    def closing(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
+    def send(self, frame: Frame) -> int:
+        """Queue a frame; bytes taken, or 0 when it was dropped."""
+        if self._transport is None or self._transport.is_closing():
+            return 0
+        data = encode(frame)
+        if self._transport.get_write_buffer_size() + len(data) > PEER_QUEUE_BYTES_MAX:
+            return 0
+        self._transport.write(data)
+        return len(data)
+
+    def close(self) -> None:
+        """Close once what is queued is written (a refusal must reach the other side)."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class PeerLinks:
+    """All links of one replica. ``start`` binds and dials; ``stop`` closes everything.
+
+    Args:
+        cluster_id: only members of the same cluster are spoken to.
+        me: this replica; its address is bound.
+        peers: the others.
+        events: who hears.
+        clock, rand: back-off and ping times, and this life's epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        cluster_id: int,
+        me: PeerAddress,
+        peers: Iterable[PeerAddress],
+        events: PeerEvents,
+        clock: Clock,
+        rand: Rand,
+    ) -> None:
+        self._cluster_id = cluster_id
+        self._me = me
+        self._peers = {peer.id: peer for peer in peers}
+        self._events = events
+        self._clock = clock
+        self._rand = rand
+        self._epoch = rand.token(8)
+        self._server: asyncio.Server | None = None
+        self._strangers: set[_Connection] = set()
+        self._incoming: dict[int, _Connection] = {}
+        self._links: dict[int, _Connection] = {}
+        self._handlers: dict[str, CallHandler] = {}
+        self._calls: dict[int, tuple[int, asyncio.Future[bytes]]] = {}
+        self._call_id = int.from_bytes(rand.token(6), "big")
+        self._answering = dict.fromkeys(self._peers, 0)
+        self._pings: dict[int, float] = {}
+        self._ping_seq = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Bind the peer address and begin to dial.
+
+        Raises:
+            ConfigError: the address cannot be bound; says why.
+        """
+        host, port = self._me.split()
+        loop = asyncio.get_running_loop()
+        try:
+            self._server = await loop.create_server(
+                lambda: _Connection(self._on_incoming_frame, self._on_stranger), host, port, backlog=64
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"peer address {self._me.address} cannot be bound: {error.strerror or error}; "
+                f"is another replica running on it?"
+            ) from error
+        for peer in self._peers.values():
+            self._spawn(self._keep_link(peer))
+
+    async def stop(self) -> None:
+        """Close every link and the listener. Waiting calls fail."""
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in [*self._strangers, *self._incoming.values(), *self._links.values()]:
+            connection.close()
+        for _, future in self._calls.values():
+            if not future.done():
+                future.set_exception(StatusError(Code.UNAVAILABLE, "replica is stopping"))
+        self._calls.clear()
+
+    @property
+    def bound_port(self) -> int:
+        """The port in use (for tests that bind port 0)."""
+        assert self._server is not None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    # -- sending -----------------------------------------------------------------------------------------------
+
+    def send(self, peer_id: int, message: RaftMessage) -> bool:
+        """Queue a message on the peer's link; False (and counted) when there is none or its queue is full."""
+        return self._send(peer_id, Frame(raft=message))
+
+    def is_up(self, peer_id: int) -> bool:
+        return peer_id in self._links
+
+    def serve(self, channel: str, handler: CallHandler) -> None:
+        """Answer peers' requests on ``channel``. The handler gets the asking peer's name and the payload."""
+        self._handlers[channel] = handler
+
+    async def call(self, peer_id: int, channel: str, payload: bytes, *, timeout_ms: int) -> bytes:
+        """Ask a peer.
+
+        Raises:
+            StatusError: Unavailable when there is no link or it breaks, DeadlineExceeded, or what the handler raised.
+        """
+        self._call_id += 1
+        call_id = self._call_id
+        request = CallRequest(id=call_id, channel=channel, payload=payload)
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._calls[call_id] = (peer_id, future)
+        try:
+            if not self._send(peer_id, Frame(call_request=request)):
+                raise StatusError(Code.UNAVAILABLE, f"no link to {self._name(peer_id)}")
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await future
+        except TimeoutError as error:
+            text = f"{self._name(peer_id)} did not answer on {channel} within {timeout_ms} ms"
+            raise StatusError(Code.DEADLINE_EXCEEDED, text) from error
+        finally:
+            self._calls.pop(call_id, None)
+
+    def _send(self, peer_id: int, frame: Frame) -> bool:
+        connection = self._links.get(peer_id)
+        taken = connection.send(frame) if connection is not None else 0
+        label = f"{peer_id:x}"
+        if taken:
+            metrics.SENT_BYTES.labels(label).inc(taken)
+        else:
+            metrics.SENT_FAILURES.labels(label).inc()
+        return taken > 0
+
+    # -- outgoing ----------------------------------------------------------------------------------------------
+
+    async def _keep_link(self, peer: PeerAddress) -> None:
+        backoff_s = _BACKOFF_MIN_S
+        just_lost = False
+        while True:
+            try:
+                connection = await self._dial(peer)
+            except TimeoutError:
+                just_lost = False
+            except (OSError, FrameError) as error:
+                if just_lost:
+                    _log.info("peer is dead name=%s error=%r", peer.name, str(error))
+                    self._events.peer_died(peer.id)
+                just_lost = False
+            else:
+                backoff_s = _BACKOFF_MIN_S
+                await self._use(peer, connection)
+                just_lost = True
+                continue
+            await self._clock.sleep(backoff_s * (0.5 + self._rand.random()))
+            backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
+
+    async def _dial(self, peer: PeerAddress) -> _Connection:
+        """Connect and shake hands. Raises OSError, TimeoutError, or FrameError when refused."""
+        host, port = peer.split()
+        welcome: asyncio.Future[HelloAck] = asyncio.get_running_loop().create_future()
+
+        def on_frame(connection: _Connection, frame: Frame) -> None:
+            connection.heard_at = self._clock.monotonic()
+            if not welcome.done() and frame.HasField("hello_ack"):
+                welcome.set_result(frame.hello_ack)
+            elif frame.HasField("pong"):
+                self._on_pong(peer.id, frame.pong)
+            else:
+                raise FrameError(f"unexpected {frame.WhichOneof('kind')} on a dialled connection")
+
+        connection: _Connection | None = None
+        try:
+            async with asyncio.timeout(_DIAL_TIMEOUT_S):
+                loop = asyncio.get_running_loop()
+                _, connection = await loop.create_connection(lambda: _Connection(on_frame, lambda c: None), host, port)
+                hello = Hello(
+                    protocol_version=PROTOCOL_VERSION,
+                    cluster_id=self._cluster_id,
+                    member_id=self._me.id,
+                    member_name=self._me.name,
+                    to_member_id=peer.id,
+                    epoch=self._epoch,
+                )
+                connection.send(Frame(hello=hello))
+                await _first(welcome, connection.lost)
+            if not welcome.done():
+                raise ConnectionResetError(f"{peer.name} closed the connection during the handshake")
+            ack = welcome.result()
+            if ack.refused:
+                _log.error("peer refuses us name=%s address=%s reason=%r", peer.name, peer.address, ack.refused)
+                raise FrameError(ack.refused)
+            if ack.member_id != peer.id:
+                raise FrameError(f"{peer.address} is member {ack.member_id:x}, not {peer.name} ({peer.id:x})")
+        except BaseException:
+            if connection is not None:
+                connection.abort()
+            raise
+        connection.peer_id, connection.epoch = peer.id, ack.epoch
+        return connection
+
+    async def _use(self, peer: PeerAddress, connection: _Connection) -> None:
+        """Keep the link until it is lost or silent."""
+        connection.heard_at = self._clock.monotonic()
+        self._links[peer.id] = connection
+        _log.info("link up peer=%s address=%s", peer.name, peer.address)
+        self._events.link_up(peer.id)
+        pinging = asyncio.ensure_future(self._ping(connection))
+        try:
+            await _first(connection.lost, pinging)
+        finally:
+            pinging.cancel()
+            connection.abort()
+            del self._links[peer.id]
+            _log.info("link down peer=%s address=%s", peer.name, peer.address)
+            self._events.link_down(peer.id)
+            for peer_id, future in self._calls.values():
+                if peer_id == peer.id and not future.done():
+                    future.set_exception(StatusError(Code.UNAVAILABLE, f"the link to {peer.name} broke"))
+
+    async def _ping(self, connection: _Connection) -> None:
+        """Ping until the peer has been silent for too long (its host is gone, or a middle box forgot us)."""
+        while self._clock.monotonic() - connection.heard_at < _SILENCE_MAX_S:
+            self._ping_seq += 1
+            self._pings = {s: t for s, t in self._pings.items() if self._clock.monotonic() - t < _SILENCE_MAX_S}
+            self._pings[self._ping_seq] = self._clock.monotonic()
+            connection.send(Frame(ping=Ping(seq=self._ping_seq)))
+            await self._clock.sleep(_PING_PERIOD_S)
+
+    def _on_pong(self, peer_id: int, pong: Pong) -> None:
+        sent_at = self._pings.pop(pong.seq, None)
+        if sent_at is not None:
+            metrics.ROUND_TRIP_SECONDS.labels(f"{peer_id:x}").observe(self._clock.monotonic() - sent_at)
+
+    # -- incoming ----------------------------------------------------------------------------------------------
+
+    def _on_stranger(self, connection: _Connection) -> None:
+        if len(self._strangers) >= _STRANGERS_MAX:
+            metrics.REFUSED.labels("too_many").inc()
+            connection.abort()
+            return
+        self._strangers.add(connection)
+        self._spawn(self._see_out_stranger(connection))
+
+    async def _see_out_stranger(self, connection: _Connection) -> None:
+        sleeper = asyncio.ensure_future(self._clock.sleep(_HANDSHAKE_TIMEOUT_S))
+        try:
+            await _first(sleeper, connection.lost)
+            if connection in self._strangers:
+                if not connection.closing:
+                    metrics.REFUSED.labels("no_hello").inc()
+                    _log.warning("no hello in time remote=%s", connection.remote)
+                connection.abort()
+                self._strangers.discard(connection)
+            await connection.lost
+        finally:
+            sleeper.cancel()
+            if self._incoming.get(connection.peer_id) is connection:
+                del self._incoming[connection.peer_id]
+
+    def _on_incoming_frame(self, connection: _Connection, frame: Frame) -> None:
+        if connection in self._strangers:
+            self._welcome(connection, frame)
+            return
+        peer_id = connection.peer_id
+        if self._incoming.get(peer_id) is not connection:
+            return  # replaced by a newer connection of this peer, or refused: what is left in it is stale
+        metrics.RECEIVED_BYTES.labels(f"{peer_id:x}").inc(connection.received)
+        connection.received = 0
+        kind = frame.WhichOneof("kind")
+        if kind == "raft":
+            self._events.receive(peer_id, frame.raft)
+        elif kind == "ping":
+            connection.send(Frame(pong=Pong(seq=frame.ping.seq)))
+        elif kind == "call_request":
+            self._on_call(peer_id, frame.call_request)
+        elif kind == "call_response":
+            self._on_answer(peer_id, frame.call_response)
+        else:
+            raise FrameError(f"unexpected {kind} from {self._name(peer_id)}")
+
+    def _welcome(self, connection: _Connection, frame: Frame) -> None:
+        hello = frame.hello
+        refused = ""
+        if not frame.HasField("hello"):
+            refused = "say hello first"
+        elif hello.protocol_version != PROTOCOL_VERSION:
+            refused = f"protocol version {hello.protocol_version}: {self._me.name} speaks {PROTOCOL_VERSION}"
+        elif hello.cluster_id != self._cluster_id:
+            refused = f"cluster {hello.cluster_id:x}: {self._me.name} is in cluster {self._cluster_id:x}"
+        elif hello.member_id not in self._peers:
+            refused = f"member {hello.member_id:x} ({hello.member_name[:64]!r}) is not in this cluster"
+        elif hello.to_member_id != self._me.id:
+            refused = f"you want member {hello.to_member_id:x}, this is {self._me.name} ({self._me.id:x})"
+        self._strangers.discard(connection)
+        connection.send(Frame(hello_ack=HelloAck(member_id=self._me.id, epoch=self._epoch, refused=refused)))
+        if refused:
+            metrics.REFUSED.labels("handshake").inc()
+            _log.warning("connection refused remote=%s reason=%r", connection.remote, refused)
+            connection.close()
+            return
+        connection.peer_id, connection.epoch = hello.member_id, hello.epoch
+        connection.frame_bytes_max = FRAME_BYTES_MAX
+        older = self._incoming.get(hello.member_id)
+        self._incoming[hello.member_id] = connection
+        if older is not None:
+            older.abort()
+
+    def _on_call(self, peer_id: int, request: CallRequest) -> None:
+        if self._answering[peer_id] >= _CALLS_MAX:
+            refused = CallResponse(id=request.id, code=Code.RESOURCE_EXHAUSTED, error="too many requests of this peer")
+            self._send(peer_id, Frame(call_response=refused))
+            return
+        self._answering[peer_id] += 1
+        self._spawn(self._answer(peer_id, request))
+
+    async def _answer(self, peer_id: int, request: CallRequest) -> None:
+        response = CallResponse(id=request.id)
+        handler = self._handlers.get(request.channel)
+        try:
+            if handler is None:
+                raise StatusError(Code.UNIMPLEMENTED, f"{self._me.name} serves no channel {request.channel[:64]!r}")
+            response.payload = await handler(self._name(peer_id), request.payload)
+        except StatusError as error:
+            response.code, response.error = error.code, error.message
+        except Exception as error:  # noqa: BLE001 - the asking replica is told; ours goes on and says so
+            _log.exception("peer request failed channel=%s peer=%s", request.channel, self._name(peer_id))
+            response.code, response.error = Code.INTERNAL, f"{type(error).__name__}: {error}"
+        finally:
+            self._answering[peer_id] -= 1
+        self._send(peer_id, Frame(call_response=response))
+
+    def _on_answer(self, peer_id: int, response: CallResponse) -> None:
+        asked, future = self._calls.get(response.id, (0, None))
+        if future is None or asked != peer_id or future.done():
+            return  # too late, or not asked of this peer
+        if response.code == Code.OK:
+            future.set_result(response.payload)
+        else:
+            code = Code(response.code) if response.code in Code._value2member_map_ else Code.UNKNOWN
+            future.set_exception(StatusError(code, response.error))
+
+    def _name(self, peer_id: int) -> str:
+        peer = self._peers.get(peer_id)
+        return peer.name if peer is not None else f"{peer_id:x}"
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _first(*futures: asyncio.Future[Any]) -> None:
+    """Return when one of them is done; the others go on."""
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)

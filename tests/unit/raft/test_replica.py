@@ -1,0 +1,155 @@
+"""Three replicas in one process over real loopback sockets and real files."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from controlplane.base.errors import ConfigError
+from controlplane.base.rand import SystemRand
+from controlplane.raft.config import RaftConfig, make_members
+from controlplane.raft.driver import Replica
+from controlplane.raft.types import Applied
+from tests.unit.raft.toy import ToyMachine
+
+CONFIG = RaftConfig(heartbeat_ms=20, election_min_ms=150, election_max_ms=300, step_down_ms=140, resend_ms=300)
+
+
+def free_ports(n: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(n)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports: list[int] = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+class Cluster:
+    """Replicas by name, with their state machines."""
+
+    def __init__(self, root: Path, size: int) -> None:
+        self.root = root
+        names = [f"r{n}" for n in range(1, size + 1)]
+        rows = [(name, f"127.0.0.1:{port}", "", "") for name, port in zip(names, free_ports(size), strict=True)]
+        self.cluster_id, self.members = make_members("test", rows)
+        self.names = names
+        self.replicas: dict[str, Replica] = {}
+        self.machines: dict[str, ToyMachine] = {}
+
+    async def start(self, name: str) -> Replica:
+        machine = ToyMachine()
+        replica = Replica(
+            config=CONFIG,
+            cluster_id=self.cluster_id,
+            members=self.members,
+            name=name,
+            data_dir=self.root / name,
+            state_machine=machine,
+            create_data_dir=True,
+        )
+        await replica.start()
+        self.replicas[name], self.machines[name] = replica, machine
+        return replica
+
+    async def stop(self, name: str) -> None:
+        await self.replicas.pop(name).stop()
+
+    def leader(self) -> str | None:
+        leading = [name for name, r in self.replicas.items() if r.status().role == "leader"]
+        return leading[0] if len(leading) == 1 else None
+
+    async def until(self, condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async def put(self, name: str, payload: bytes) -> Applied:
+        outcome = await self.replicas[name].propose(payload, request_id=SystemRand().token(16), timeout_ms=5_000)
+        assert isinstance(outcome, Applied), outcome
+        return outcome
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    made = Cluster(tmp_path, 3)
+    await asyncio.gather(*(made.start(name) for name in made.names))
+    try:
+        yield made
+    finally:
+        await asyncio.gather(*(made.stop(name) for name in list(made.replicas)))
+
+
+async def test_three_replicas_elect_replicate_and_read_anywhere(cluster: Cluster) -> None:
+    await cluster.until(lambda: all(r.status().ready for r in cluster.replicas.values()))
+    for turn, name in enumerate(cluster.names * 5):
+        await cluster.put(name, f"write {turn}".encode())
+        for other in cluster.names:
+            await cluster.replicas[other].read_barrier(timeout_ms=2_000)
+            assert cluster.machines[other].log[-1] == f"write {turn}".encode()
+    assert len({m.state_hash for m in cluster.machines.values()}) == 1
+
+
+async def test_concurrent_writes_share_entries_and_none_is_lost_or_doubled(cluster: Cluster) -> None:
+    await cluster.until(cluster.leader)
+    payloads = [f"w{n}".encode() for n in range(300)]
+    await asyncio.gather(*(cluster.put(cluster.names[n % 3], p) for n, p in enumerate(payloads)))
+    machine = cluster.machines["r1"]
+    await cluster.replicas["r1"].read_barrier(timeout_ms=2_000)
+    assert sorted(machine.log) == sorted(payloads)
+    assert machine.applied_index < 150
+
+
+async def test_a_write_survives_the_leader_stopping_under_it(cluster: Cluster) -> None:
+    await cluster.until(lambda: all(r.status().ready for r in cluster.replicas.values()))
+    leader = cluster.leader()
+    assert leader is not None
+    follower = next(name for name in cluster.names if name != leader)
+    writes = [asyncio.create_task(cluster.put(follower, f"x{n}".encode())) for n in range(20)]
+    await cluster.stop(leader)
+    await asyncio.gather(*writes)
+    assert cluster.leader() not in (None, leader)
+
+
+async def test_a_restarted_replica_recovers_its_log_and_catches_up(cluster: Cluster) -> None:
+    await cluster.until(cluster.leader)
+    await cluster.put("r1", b"before")
+    await cluster.stop("r3")
+    await cluster.put("r1", b"while away")
+    await cluster.start("r3")
+    await cluster.replicas["r3"].read_barrier(timeout_ms=5_000)
+    assert cluster.machines["r3"].log == [b"before", b"while away"]
+
+
+async def test_peers_answer_calls_on_their_channels(cluster: Cluster) -> None:
+    async def shout(peer: str, payload: bytes) -> bytes:
+        return f"{peer}:{payload.decode().upper()}".encode()
+
+    cluster.replicas["r2"].serve("shout", shout)
+    await cluster.until(cluster.leader)
+    assert await cluster.replicas["r1"].call("r2", "shout", b"ahoy", timeout_ms=2_000) == b"r1:AHOY"
+    assert await cluster.replicas["r2"].call("r2", "shout", b"ahoy", timeout_ms=2_000) == b"r2:AHOY"
+
+
+async def test_a_single_replica_is_its_own_majority(tmp_path: Path) -> None:
+    alone = Cluster(tmp_path, 1)
+    await alone.start("r1")
+    try:
+        await alone.put("r1", b"hello")
+        assert await alone.replicas["r1"].read_barrier(timeout_ms=1_000) >= 2
+    finally:
+        await alone.stop("r1")
+
+
+async def test_a_peer_address_in_use_is_a_config_error_that_names_it(tmp_path: Path) -> None:
+    alone = Cluster(tmp_path, 1)
+    with socket.socket() as taken:
+        host, _, port = alone.members[0].peer_address.partition(":")
+        taken.bind((host, int(port)))
+        taken.listen()
+        with pytest.raises(ConfigError, match=alone.members[0].peer_address):
+            await alone.start("r1")
