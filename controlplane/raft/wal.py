@@ -148,7 +148,6 @@ class Wal:
         image = read_log(disk, identity)
         recovered, report = image.recovered, image.recovered.report
         _remove_leftovers(disk)
-        file = disk.open_append(image.segments[-1].name)
         if not report.clean:
             _log.warning(
                 "torn tail cut segment=%s offset=%d bytes=%d reason=%r",
@@ -158,11 +157,10 @@ class Wal:
                 report.cut_reason,
             )
             WAL_TORN_TAILS.inc()
-            file.truncate(image.end)
-        # What we read may come from a page cache that was never written out (the process died, not the machine);
-        # from here on it counts as durable, so it has to be. The same goes for the names.
-        file.sync()
-        disk.fsync_dir(WAL_DIR)
+        # From here on everything read counts as durable, but it may come from a page cache that was never written
+        # out: the process died, not the machine; or a sync failed, after which the kernel calls dropped pages clean.
+        # So the only segment that can be in doubt is written once more, without its torn tail. Likewise the names.
+        file = _publish(disk, image.segments[-1], image.tail)
         disk.fsync_dir("")
         wal = cls(
             disk,
@@ -305,7 +303,7 @@ def _header(identity: Identity, segment: Segment) -> bytes:
 
 
 def _publish(disk: Disk, segment: Segment, data: bytes) -> DiskFile:
-    """Create a segment with its first frame: temporary name, sync, rename, sync of the directory."""
+    """Create a segment, or replace it by the same content: temporary name, sync, rename, sync of the directory."""
     temporary = segment.name + _TEMP_SUFFIX
     if disk.exists(temporary):
         disk.remove(temporary)

@@ -76,7 +76,7 @@ class LogImage:
 
     segments: list[Segment]
     next_frame: int
-    end: int  # valid bytes of the last segment
+    tail: bytes  # the valid bytes of the last segment
     recovered: Recovered
 
 
@@ -150,7 +150,7 @@ def read_log(disk: Disk, identity: Identity) -> LogImage:
     frames = 0
     next_frame: int | None = None
     report = RecoveryReport(0, 0, 0)
-    end = 0
+    tail = b""
     for sequence in sequences:
         path = disk.locate(segment_name(sequence))
         data = read_all(disk, segment_name(sequence))
@@ -161,9 +161,9 @@ def read_log(disk: Disk, identity: Identity) -> LogImage:
             raise _damaged(path, 0, "the file is empty")
         segments.append(_replay_segment(path, sequence, identity, scan, replay, is_first=not segments))
         frames += len(scan.frames)
-        next_frame, end = scan.next_number, scan.end
+        next_frame, tail = scan.next_number, data[: scan.end]
         if scan.damage is not None:
-            report = RecoveryReport(0, 0, 0, len(data) - end, path, end, scan.damage.reason)
+            report = RecoveryReport(0, 0, 0, len(data) - scan.end, path, scan.end, scan.damage.reason)
     report = RecoveryReport(
         len(segments),
         frames,
@@ -175,7 +175,7 @@ def read_log(disk: Disk, identity: Identity) -> LogImage:
     )
     first_index = replay.next_index - len(replay.entries)
     assert next_frame is not None  # every segment has a frame
-    return LogImage(segments, next_frame, end, Recovered(first_index, replay.entries, replay.hard_state, report))
+    return LogImage(segments, next_frame, tail, Recovered(first_index, replay.entries, replay.hard_state, report))
 
 
 def _replay_segment(
