@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 from controlplane.base.clock import Clock
 
-__all__ = ["wait_event"]
+__all__ = ["run_until_first", "wait_event"]
 
 
 async def wait_event(event: asyncio.Event, clock: Clock, timeout_s: float) -> bool:
@@ -24,3 +26,20 @@ async def wait_event(event: asyncio.Event, clock: Clock, timeout_s: float) -> bo
         waiter.cancel()
         sleeper.cancel()
     return event.is_set()
+
+
+async def run_until_first(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run them together until one ends, then cancel the others and wait for them.
+
+    Raises: what the first to fail raised, as it is (not in a group); CancelledError when cancelled itself.
+    """
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ended = [task for task in tasks if task.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in ended:
+        task.result()
