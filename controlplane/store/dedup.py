@@ -52,6 +52,6 @@ class Dedup:
             self.size_bytes -= _ENTRY_BYTES + len(gone_reply)
             self.floor = gone_index
 
-    def entries(self) -> list[tuple[bytes, int, bytes]]:
-        """(request id, index, reply), oldest first: a copy, so that a snapshot can be cut while writes go on."""
-        return [(request_id, index, reply) for request_id, (index, reply) in self._entries.items()]
+    def entries(self) -> list[tuple[bytes, tuple[int, bytes]]]:
+        """(request id, (index, reply)), oldest first: a copy, so that a snapshot can be cut while writes go on."""
+        return list(self._entries.items())

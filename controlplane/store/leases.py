@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["Lease", "LeaseChange", "LeaseListener", "Leases"]
+__all__ = ["Change", "Lease", "LeaseChange", "LeaseListener", "Leases"]
 
 
 class Lease:
@@ -60,11 +60,6 @@ class LeaseChange:
 
     kind: Change
     lease: Lease | None
-
-    GRANTED = Change.GRANTED
-    REVOKED = Change.REVOKED
-    CHECKPOINTED = Change.CHECKPOINTED
-    RESTORED = Change.RESTORED
 
 
 LeaseListener = Callable[[LeaseChange], None]

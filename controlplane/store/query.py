@@ -5,7 +5,9 @@ Source: etcd server/etcdserver/txn (range), observable rules in its API document
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 from controlplane.pb.etcd import kv_pb2
 from controlplane.pb.etcd import rpc_pb2 as e
@@ -15,9 +17,15 @@ from controlplane.store.mvcc import Keyspace, Version, frame_kv, parse_kv
 
 __all__ = ["check_revision", "run_range", "varint"]
 
-_KEY = e.RangeRequest.SortTarget.KEY
+# Looked up once: protobuf's enum wrappers resolve a name in Python on every access.
 _NONE = e.RangeRequest.SortOrder.NONE
 _DESCEND = e.RangeRequest.SortOrder.DESCEND
+_SORT_KEYS: dict[int, Callable[[Version], Any]] = {
+    e.RangeRequest.SortTarget.VERSION: lambda version: version.version,
+    e.RangeRequest.SortTarget.CREATE: lambda version: version.create_revision,
+    e.RangeRequest.SortTarget.MOD: lambda version: version.mod_revision,
+    e.RangeRequest.SortTarget.VALUE: lambda version: parse_kv(version).value,
+}
 
 
 def varint(number: int) -> bytes:
@@ -100,15 +108,9 @@ def _filter(found: list[Version], request: e.RangeRequest) -> list[Version]:
 def _sort(found: list[Version], request: e.RangeRequest) -> list[Version]:
     """``found`` is in key order. As in etcd, a target other than the key sorts even if no order is asked for."""
     descend = request.sort_order == _DESCEND
-    match request.sort_target:
-        case e.RangeRequest.SortTarget.VERSION:
-            return sorted(found, key=lambda version: version.version, reverse=descend)
-        case e.RangeRequest.SortTarget.CREATE:
-            return sorted(found, key=lambda version: version.create_revision, reverse=descend)
-        case e.RangeRequest.SortTarget.MOD:
-            return sorted(found, key=lambda version: version.mod_revision, reverse=descend)
-        case e.RangeRequest.SortTarget.VALUE:
-            return sorted(found, key=lambda version: parse_kv(version).value, reverse=descend)
+    sort_key = _SORT_KEYS.get(request.sort_target)
+    if sort_key is not None:
+        return sorted(found, key=sort_key, reverse=descend)
     return found[::-1] if descend else found
 
 

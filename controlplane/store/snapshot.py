@@ -80,7 +80,7 @@ class Cut(Iterator[bytes]):
         yield _record(b"H", self._header.SerializeToString(deterministic=True))
         for lease in self._leases:
             yield _record(b"L", lease.SerializeToString())
-        for request_id, index, reply in self._dedup:
+        for request_id, (index, reply) in self._dedup:
             yield _record(b"D", DedupRecord(request_id=request_id, index=index, reply=reply).SerializeToString())
         first, last = self._header.compact_revision, self._header.revision
         # Before the first compaction nothing existed at "the compact revision" (0), and history is complete.

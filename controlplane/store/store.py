@@ -270,7 +270,7 @@ def restored_state(
     header.revision += revision_bump
     header.compact_revision = header.revision
     dedup = Dedup()
-    for request_id, _, reply in loaded.dedup.entries():
+    for request_id, (_, reply) in loaded.dedup.entries():
         dedup.remember(request_id, applied_index, reply)
     leases = Leases()
     for lease in loaded.leases.values():

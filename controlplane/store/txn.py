@@ -9,7 +9,7 @@ Source: etcd server/etcdserver/txn. Raises StatusError; the caller commits the k
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.store import errors
@@ -23,7 +23,21 @@ __all__ = ["run_delete", "run_put", "run_txn"]
 #: Outcomes of the compares of a transaction and of the nested ones on its path, depth first, in order of operations.
 _Path = list[bool]
 
-_EMPTY = Version(0, 0, 0, 0, b"\x12\x00")
+# Looked up once: protobuf's enum wrappers resolve a name in Python on every access.
+_VERSION = e.Compare.CompareTarget.VERSION
+_CREATE = e.Compare.CompareTarget.CREATE
+_MOD = e.Compare.CompareTarget.MOD
+_VALUE = e.Compare.CompareTarget.VALUE
+_LEASE = e.Compare.CompareTarget.LEASE
+_HOLDS: dict[int, Callable[[int], bool]] = {
+    e.Compare.CompareResult.EQUAL: lambda order: order == 0,
+    e.Compare.CompareResult.NOT_EQUAL: lambda order: order != 0,
+    e.Compare.CompareResult.GREATER: lambda order: order > 0,
+    e.Compare.CompareResult.LESS: lambda order: order < 0,
+}
+
+#: What a key that does not exist is compared as.
+_MISSING = Version(0, 0, 0, 0, b"\x12\x00")
 
 
 def run_put(keyspace: Keyspace, leases: Leases, request: e.PutRequest) -> e.PutResponse:
@@ -144,35 +158,27 @@ def _holds(keyspace: Keyspace, compare: e.Compare) -> bool:
         version = keyspace.get(compare.key)
         found = [] if version is None else [version]
     if not found:
-        return compare.target != e.Compare.CompareTarget.VALUE and _matches(compare, _EMPTY)
+        return compare.target != _VALUE and _matches(compare, _MISSING)
     return all(_matches(compare, version) for version in found)
 
 
 def _matches(compare: e.Compare, version: Version) -> bool:
-    match compare.target:
-        case e.Compare.CompareTarget.VERSION:
-            order = _order(version.version, compare.version)
-        case e.Compare.CompareTarget.CREATE:
-            order = _order(version.create_revision, compare.create_revision)
-        case e.Compare.CompareTarget.MOD:
-            order = _order(version.mod_revision, compare.mod_revision)
-        case e.Compare.CompareTarget.LEASE:
-            order = _order(version.lease, compare.lease)
-        case e.Compare.CompareTarget.VALUE if compare.HasField("value"):
-            value = parse_kv(version).value
-            order = (value > compare.value) - (value < compare.value)
-        case _:
-            order = 0
-    match compare.result:
-        case e.Compare.CompareResult.EQUAL:
-            return order == 0
-        case e.Compare.CompareResult.NOT_EQUAL:
-            return order != 0
-        case e.Compare.CompareResult.GREATER:
-            return order > 0
-        case e.Compare.CompareResult.LESS:
-            return order < 0
-    return True
+    """As in etcd, a target or a result that is not known compares as equal, or holds."""
+    target = compare.target
+    order = 0
+    if target == _MOD:
+        order = _order(version.mod_revision, compare.mod_revision)
+    elif target == _VERSION:
+        order = _order(version.version, compare.version)
+    elif target == _CREATE:
+        order = _order(version.create_revision, compare.create_revision)
+    elif target == _LEASE:
+        order = _order(version.lease, compare.lease)
+    elif target == _VALUE and compare.HasField("value"):
+        value = parse_kv(version).value
+        order = (value > compare.value) - (value < compare.value)
+    holds = _HOLDS.get(compare.result)
+    return holds is None or holds(order)
 
 
 def _order(left: int, right: int) -> int:
