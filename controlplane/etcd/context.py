@@ -1,0 +1,63 @@
+"""What a client says beside its request: deadline and metadata.
+
+Owns the names of the metadata keys. Pure reading of a gRPC context; decides nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import grpc
+
+from controlplane.base.errors import Code, StatusError
+
+__all__ = ["REQUEST_ID_KEY", "REQUIRE_LEADER_KEY", "Context", "request_id_of", "requires_leader", "timeout_ms_of"]
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+#: etcd's: `true` asks to fail at once when this replica knows no leader.
+REQUIRE_LEADER_KEY: Final = "hasleader"
+#: Ours: 32 hex digits, unique for the write; a retry with the same id has no second effect.
+REQUEST_ID_KEY: Final = "qd-request-id"
+
+_REQUEST_ID_BYTES: Final = 16
+#: Given to work whose client named no deadline longer than this; grpc says "for ever" as a huge number.
+_TIMEOUT_MS_MAX: Final = 3_600_000
+
+
+def timeout_ms_of(context: Context) -> int | None:
+    """What is left until the client's deadline; None when it set none."""
+    remaining_s: Any = context.time_remaining()  # None without a deadline, whatever grpc's stubs say
+    if remaining_s is None or remaining_s * 1000 > _TIMEOUT_MS_MAX:
+        return None
+    return max(1, int(remaining_s * 1000))
+
+
+def request_id_of(context: Context) -> bytes:
+    """The write's identity as the client gave it; empty when it gave none.
+
+    Raises:
+        StatusError: InvalidArgument, it is not 32 hexadecimal digits.
+    """
+    text = _metadata(context, REQUEST_ID_KEY)
+    if text is None:
+        return b""
+    try:
+        request_id = bytes.fromhex(text)
+    except ValueError:
+        request_id = b""
+    if len(request_id) != _REQUEST_ID_BYTES:
+        raise StatusError(Code.INVALID_ARGUMENT, f"metadata {REQUEST_ID_KEY}: want 32 hexadecimal digits")
+    return request_id
+
+
+def requires_leader(context: Context) -> bool:
+    """Whether the client would rather fail than be served by a replica without a leader."""
+    return _metadata(context, REQUIRE_LEADER_KEY) == "true"
+
+
+def _metadata(context: Context, key: str) -> str | None:
+    for name, value in context.invocation_metadata() or ():
+        if name == key:
+            return value if isinstance(value, str) else bytes(value).decode("ascii", "replace")
+    return None

@@ -1,0 +1,46 @@
+"""``hasleader``: calls that would rather fail than be served by a replica that knows no leader.
+
+A unary call is refused at once. An open stream is ended after :data:`PATIENCE_ELECTIONS` election timeouts without a
+leader, as in etcd, so that its client moves to a replica on the majority's side.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from controlplane.base.clock import Clock
+from controlplane.base.errors import Code, StatusError
+from controlplane.etcd.context import Context, requires_leader
+from controlplane.raft.types import RaftHandle
+
+__all__ = ["PATIENCE_ELECTIONS", "LeaderGuard", "no_leader"]
+
+PATIENCE_ELECTIONS: Final = 3
+
+
+def no_leader() -> StatusError:
+    """The error of a replica that knows no leader."""
+    return StatusError(Code.UNAVAILABLE, "etcdserver: no leader")
+
+
+class LeaderGuard:
+    """Answers whether this replica may serve a call that asked for a leader."""
+
+    def __init__(self, raft: RaftHandle, clock: Clock, *, election_timeout_ms: int) -> None:
+        self._raft = raft
+        self._clock = clock
+        self._election_timeout_s = election_timeout_ms / 1000
+
+    def check(self, context: Context) -> None:
+        """Raises:
+        StatusError: Unavailable, the client wants a leader and there is none.
+        """
+        if requires_leader(context) and self._raft.status().leader is None:
+            raise no_leader()
+
+    async def until_lost(self) -> None:
+        """Return when there was no leader for too long: run it beside a stream that asked for one."""
+        without = 0
+        while without < PATIENCE_ELECTIONS:
+            await self._clock.sleep(self._election_timeout_s)
+            without = without + 1 if self._raft.status().leader is None else 0

@@ -1,0 +1,327 @@
+"""LocalKV: this replica's store behind Raft, as the :class:`KVStore` everything above talks to.
+
+Owns the way of a request: check it before it costs anything, propose it, read the reply; or confirm the read index,
+then read. Knows no gRPC. Holds no state of its own besides lease timers.
+
+Invariants:
+
+- Every change is one proposal; nothing here writes to the store.
+- A response leaves with cluster id, member id and term filled in; its revision is the store's.
+- A write that may have happened fails with ``unknown_outcome=True``, and only such a write does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Final, TypeVar
+
+from controlplane.base.clock import Clock, SystemClock
+from controlplane.base.errors import Code, StatusError
+from controlplane.base.limits import PROPOSALS_PENDING_MAX
+from controlplane.base.rand import Rand, SystemRand
+from controlplane.etcd import metrics
+from controlplane.etcd.lessor import Lessor, min_lease_ttl_s
+from controlplane.pb.etcd import rpc_pb2
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Reply
+from controlplane.raft.types import Applied, NeverSent, RaftHandle, Unknown
+from controlplane.store.check import check_command, check_range, check_txn, is_read_only
+from controlplane.store.errors import FORGOTTEN_TEXT, CompactedError
+from controlplane.store.store import Store
+from controlplane.store.watch import Watcher
+
+_log = logging.getLogger("quarterdeck.etcd")
+
+__all__ = ["DEFAULT_TIMEOUT_MS", "PROGRESS_EVERY_S", "LocalKV"]
+
+#: How long a request without a deadline of its own may take.
+DEFAULT_TIMEOUT_MS: Final = 5_000
+#: How often an idle in-process watch that asked for progress gets a bookmark.
+PROGRESS_EVERY_S: Final = 10.0
+#: A watch that has more to read yields this many events at a time (or one revision, if that has more).
+_WATCH_EVENTS_PER_RESPONSE: Final = 500
+_LEASE_ID_MAX: Final = (1 << 63) - 1
+
+_ResponseT = TypeVar(
+    "_ResponseT",
+    rpc_pb2.PutResponse,
+    rpc_pb2.DeleteRangeResponse,
+    rpc_pb2.TxnResponse,
+    rpc_pb2.CompactionResponse,
+    rpc_pb2.LeaseGrantResponse,
+    rpc_pb2.LeaseRevokeResponse,
+)
+
+
+class LocalKV:
+    """One replica's KVStore. Usable at once for everything but keep-alives, which need :meth:`start`.
+
+    Args:
+        raft: how to replicate.
+        store: what ``raft`` applies to. Only read here.
+        election_timeout_ms: the cluster's; the shortest lease follows from it.
+    """
+
+    def __init__(
+        self,
+        raft: RaftHandle,
+        store: Store,
+        *,
+        clock: Clock | None = None,
+        rand: Rand | None = None,
+        election_timeout_ms: int = 1_000,
+        default_timeout_ms: int = DEFAULT_TIMEOUT_MS,
+        progress_every_s: float = PROGRESS_EVERY_S,
+    ) -> None:
+        self._raft = raft
+        self._store = store
+        self._clock = clock or SystemClock()
+        self._rand = rand or SystemRand()
+        self._default_timeout_ms = default_timeout_ms
+        self._progress_every_s = progress_every_s
+        self._min_ttl_s = min_lease_ttl_s(election_timeout_ms)
+        self.lessor = Lessor(raft, store.leases, self._clock, self._rand)
+
+    def start(self) -> None:
+        """Start lease timers: once, on the replica's loop."""
+        self.lessor.start()
+
+    async def stop(self) -> None:
+        """Stop lease timers."""
+        await self.lessor.stop()
+
+    # -- reads
+
+    @property
+    def revision(self) -> int:
+        """The revision applied on this replica now."""
+        return self._store.revision
+
+    @property
+    def compact_revision(self) -> int:
+        """Older revisions are gone."""
+        return self._store.compact_revision
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all retained versions, keys and values."""
+        return self._store.size_bytes
+
+    def header(self, revision: int = 0) -> rpc_pb2.ResponseHeader:
+        """A header for a response made now, at ``revision`` (0: the present one)."""
+        status = self._raft.status()
+        return rpc_pb2.ResponseHeader(
+            cluster_id=status.cluster_id,
+            member_id=status.member_id,
+            revision=revision or self._store.revision,
+            raft_term=status.term,
+        )
+
+    async def barrier(self, timeout_ms: int | None = None) -> None:
+        """Return once everything committed before the call is applied here.
+
+        Raises:
+            StatusError: Unavailable, no quorum confirmed it in time.
+        """
+        await self._raft.read_barrier(timeout_ms=timeout_ms or self._default_timeout_ms)
+
+    async def range(self, request: rpc_pb2.RangeRequest, *, timeout_ms: int | None = None) -> rpc_pb2.RangeResponse:
+        check_range(request)
+        if not request.serializable:
+            await self.barrier(timeout_ms)
+        response = self._store.range(request)
+        self._stamp(response.header)
+        return response
+
+    async def lease_leases(self, *, timeout_ms: int | None = None) -> rpc_pb2.LeaseLeasesResponse:
+        """The ids of all leases."""
+        await self.barrier(timeout_ms)
+        statuses = [rpc_pb2.LeaseStatus(ID=lease.id) for lease in self._store.leases]
+        return rpc_pb2.LeaseLeasesResponse(header=self.header(), leases=statuses)
+
+    @asynccontextmanager
+    async def watch(self, request: rpc_pb2.WatchCreateRequest) -> AsyncIterator[AsyncIterator[rpc_pb2.WatchResponse]]:
+        """See :meth:`KVStore.watch`. With ``progress_notify`` an idle watch yields a bookmark every
+        ``progress_every_s``. Revisions are read from the store's history as the caller takes them: nothing queues."""
+        work = asyncio.Event()
+        watcher = self._store.watches.create(
+            request.key,
+            request.range_end,
+            request.start_revision,
+            filters=request.filters,
+            prev_kv=request.prev_kv,
+            wake=work.set,
+        )
+        ticking = asyncio.create_task(self._tick(work)) if request.progress_notify else None
+        try:
+            async with aclosing(self._responses(watcher, work, request.progress_notify)) as responses:
+                yield responses
+        finally:
+            watcher.cancel()
+            if ticking is not None:
+                ticking.cancel()
+
+    async def _tick(self, work: asyncio.Event) -> None:
+        while True:
+            await self._clock.sleep(self._progress_every_s)
+            work.set()
+
+    async def _responses(
+        self, watcher: Watcher, work: asyncio.Event, progress_notify: bool
+    ) -> AsyncGenerator[rpc_pb2.WatchResponse, None]:
+        woken = False
+        while True:
+            try:
+                batch = watcher.poll(_WATCH_EVENTS_PER_RESPONSE)
+            except CompactedError as error:
+                compact_revision = error.compact_revision
+                yield rpc_pb2.WatchResponse(header=self.header(), canceled=True, compact_revision=compact_revision)
+                return
+            if batch:
+                events = [event for _, events in batch for event in events]
+                yield rpc_pb2.WatchResponse(header=self.header(watcher.progress), events=events)
+            elif woken and progress_notify and watcher.synced:  # woken without an event: the tick
+                yield rpc_pb2.WatchResponse(header=self.header(watcher.progress))
+            if watcher.synced:
+                await work.wait()
+                work.clear()
+                woken = True
+            else:
+                await asyncio.sleep(0)
+
+    # -- writes
+
+    async def put(
+        self, request: rpc_pb2.PutRequest, *, request_id: bytes = b"", timeout_ms: int | None = None
+    ) -> rpc_pb2.PutResponse:
+        reply = await self._write(Command(put=request), request_id, timeout_ms)
+        return self._stamped(reply.put)
+
+    async def delete_range(
+        self, request: rpc_pb2.DeleteRangeRequest, *, request_id: bytes = b"", timeout_ms: int | None = None
+    ) -> rpc_pb2.DeleteRangeResponse:
+        reply = await self._write(Command(delete_range=request), request_id, timeout_ms)
+        return self._stamped(reply.delete_range)
+
+    async def txn(
+        self, request: rpc_pb2.TxnRequest, *, request_id: bytes = b"", timeout_ms: int | None = None
+    ) -> rpc_pb2.TxnResponse:
+        if is_read_only(request):
+            check_txn(request)
+            if not _is_serializable(request):
+                await self.barrier(timeout_ms)
+            return self._stamped(self._store.read_txn(request))
+        reply = await self._write(Command(txn=request), request_id, timeout_ms)
+        return self._stamped(reply.txn)
+
+    async def compact(
+        self, request: rpc_pb2.CompactionRequest, *, timeout_ms: int | None = None
+    ) -> rpc_pb2.CompactionResponse:
+        reply = await self._write(Command(compact=request), b"", timeout_ms)
+        return self._stamped(reply.compact)
+
+    # -- leases
+
+    async def lease_grant(
+        self, request: rpc_pb2.LeaseGrantRequest, *, request_id: bytes = b"", timeout_ms: int | None = None
+    ) -> rpc_pb2.LeaseGrantResponse:
+        """An id of 0 asks us to pick one. A TTL below the minimum is raised to it; the response has the real one."""
+        grant = rpc_pb2.LeaseGrantRequest(ID=request.ID or self._new_lease_id(), TTL=max(request.TTL, self._min_ttl_s))
+        reply = await self._write(Command(lease_grant=grant), request_id, timeout_ms)
+        metrics.LEASE_GRANTED.inc()
+        return self._stamped(reply.lease_grant)
+
+    async def lease_revoke(
+        self, request: rpc_pb2.LeaseRevokeRequest, *, request_id: bytes = b"", timeout_ms: int | None = None
+    ) -> rpc_pb2.LeaseRevokeResponse:
+        reply = await self._write(Command(lease_revoke=request), request_id, timeout_ms)
+        metrics.LEASE_REVOKED.inc()
+        return self._stamped(reply.lease_revoke)
+
+    async def lease_keep_alive(
+        self, request: rpc_pb2.LeaseKeepAliveRequest, *, timeout_ms: int | None = None
+    ) -> rpc_pb2.LeaseKeepAliveResponse:
+        """TTL 0 in the answer: there is no such lease. The header's revision is from before the renewal."""
+        header = self.header()
+        ttl_s = await self.lessor.keep_alive(request.ID, timeout_ms=timeout_ms or self._default_timeout_ms)
+        return rpc_pb2.LeaseKeepAliveResponse(header=header, ID=request.ID, TTL=ttl_s)
+
+    async def lease_time_to_live(
+        self, request: rpc_pb2.LeaseTimeToLiveRequest, *, timeout_ms: int | None = None
+    ) -> rpc_pb2.LeaseTimeToLiveResponse:
+        """TTL -1 in the answer: there is no such lease."""
+        timeout_ms = timeout_ms or self._default_timeout_ms
+        await self.barrier(timeout_ms)
+        lease = self._store.leases.get(request.ID)
+        ttl_s = -1 if lease is None else await self.lessor.time_to_live(request.ID, timeout_ms=timeout_ms)
+        response = rpc_pb2.LeaseTimeToLiveResponse(header=self.header(), ID=request.ID, TTL=ttl_s)
+        if lease is not None and ttl_s >= 0:
+            response.grantedTTL = lease.ttl_s
+            if request.keys:
+                response.keys.extend(lease.keys)
+        return response
+
+    def _new_lease_id(self) -> int:
+        while True:
+            lease_id = int.from_bytes(self._rand.token(8), "big") & _LEASE_ID_MAX
+            if lease_id and lease_id not in self._store.leases:
+                return lease_id
+
+    # -- inside
+
+    async def _write(self, command: Command, request_id: bytes, timeout_ms: int | None) -> Reply:
+        """Replicate a command and return its reply.
+
+        Raises:
+            StatusError: the store refused it, or nobody can say whether it happened (``unknown_outcome``).
+        """
+        command.proposed_at_ms = self._clock.wall_ms()
+        check_command(command)
+        term = self._raft.status().term
+        outcome = await self._raft.propose(
+            command.SerializeToString(),
+            request_id=request_id or self._rand.token(16),
+            timeout_ms=timeout_ms or self._default_timeout_ms,
+        )
+        if not isinstance(outcome, Applied):
+            raise self._failure(outcome, term)
+        reply = Reply.FromString(outcome.reply)
+        if reply.HasField("rejection"):
+            text = reply.rejection.message
+            # A store that may have forgotten this id cannot say whether it was applied once already.
+            raise StatusError(Code(reply.rejection.code), text, unknown_outcome=text == FORGOTTEN_TEXT)
+        return reply
+
+    def _failure(self, outcome: NeverSent | Unknown, term: int) -> StatusError:
+        """What a client is told of a write that was not seen to be applied, in etcd's words."""
+        metrics.PROPOSALS_FAILED.inc()
+        status = self._raft.status()
+        _log.debug("event=write_failed outcome=%s reason=%r", type(outcome).__name__, outcome.reason)
+        if isinstance(outcome, Unknown):
+            text = "etcdserver: request timed out"
+            if status.term != term:
+                text += ", possibly due to previous leader failure"
+            return StatusError(Code.UNAVAILABLE, text, unknown_outcome=True)
+        if status.pending >= PROPOSALS_PENDING_MAX:
+            return StatusError(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
+        if status.leader is None:
+            return StatusError(Code.UNAVAILABLE, "etcdserver: no leader")
+        return StatusError(Code.UNAVAILABLE, "etcdserver: request timed out")
+
+    def _stamped(self, response: _ResponseT) -> _ResponseT:
+        self._stamp(response.header)
+        return response
+
+    def _stamp(self, header: rpc_pb2.ResponseHeader) -> None:
+        status = self._raft.status()
+        header.cluster_id = status.cluster_id
+        header.member_id = status.member_id
+        header.raft_term = status.term
+
+
+def _is_serializable(request: rpc_pb2.TxnRequest) -> bool:
+    """A read-only transaction is local only if every range in it says so, and no compare needs the newest state."""
+    ops = (*request.success, *request.failure)
+    return not request.compare and all(op.HasField("request_range") and op.request_range.serializable for op in ops)

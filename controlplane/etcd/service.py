@@ -1,0 +1,56 @@
+"""The etcd v3 API of one replica: every gRPC service of it, added to a server."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import grpc
+
+from controlplane.base.clock import Clock, SystemClock
+from controlplane.base.rand import Rand, SystemRand
+from controlplane.etcd.cluster_service import ClusterService, MaintenanceService
+from controlplane.etcd.concurrency_service import ElectionService, LockService
+from controlplane.etcd.guard import LeaderGuard
+from controlplane.etcd.kv_service import KVService
+from controlplane.etcd.lease_service import LeaseService
+from controlplane.etcd.local import LocalKV
+from controlplane.etcd.watch_service import WatchService
+from controlplane.pb.etcd import rpc_pb2_grpc, v3election_pb2_grpc, v3lock_pb2_grpc
+from controlplane.raft.types import RaftHandle
+from controlplane.store.store import Store
+
+__all__ = ["SERVICE_NAMES", "add_services"]
+
+#: Full names, for the health and reflection services.
+SERVICE_NAMES: Final = (
+    "etcdserverpb.KV",
+    "etcdserverpb.Watch",
+    "etcdserverpb.Lease",
+    "etcdserverpb.Cluster",
+    "etcdserverpb.Maintenance",
+    "v3lockpb.Lock",
+    "v3electionpb.Election",
+)
+
+
+def add_services(
+    server: grpc.aio.Server,
+    kv: LocalKV,
+    raft: RaftHandle,
+    store: Store,
+    *,
+    clock: Clock | None = None,
+    rand: Rand | None = None,
+    election_timeout_ms: int = 1_000,
+) -> None:
+    """Serve the etcd v3 API on ``server``. ``kv`` is started and stopped by the caller."""
+    clock = clock or SystemClock()
+    rand = rand or SystemRand()
+    guard = LeaderGuard(raft, clock, election_timeout_ms=election_timeout_ms)
+    rpc_pb2_grpc.add_KVServicer_to_server(KVService(kv, guard), server)
+    rpc_pb2_grpc.add_LeaseServicer_to_server(LeaseService(kv, guard), server)
+    rpc_pb2_grpc.add_ClusterServicer_to_server(ClusterService(kv, raft), server)
+    rpc_pb2_grpc.add_MaintenanceServicer_to_server(MaintenanceService(kv, raft), server)
+    v3lock_pb2_grpc.add_LockServicer_to_server(LockService(kv, clock), server)
+    v3election_pb2_grpc.add_ElectionServicer_to_server(ElectionService(kv, clock), server)
+    rpc_pb2_grpc.add_WatchServicer_to_server(WatchService(kv, store, guard, clock, rand), server)

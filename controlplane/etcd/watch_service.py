@@ -1,0 +1,294 @@
+"""etcdserverpb.Watch: many watches over one stream.
+
+Owns the streams: what was created on each, which watches have something to send, and the order of what leaves. A watch
+holds no events here: the store has the history, a watch has a position in it, and events are read when the stream is
+ready to take them. So a slow client costs a position, never memory; when compaction overtakes it, it is told.
+
+Per stream three tasks: one reads requests, one sends, one ends it when a required leader is lost. None per watch.
+
+Invariants:
+
+- A watch's ``created`` answer leaves before its first event, and nothing leaves after its ``canceled``.
+- A revision's events leave in one response, unless the client asked for fragments and they are too big.
+- The header revision of every response is one up to which this watch has been sent everything, so that a client may
+  resume after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Final
+
+from controlplane.base.clock import Clock
+from controlplane.base.limits import REQUEST_BYTES_MAX, WATCH_BUFFER_EVENTS_MAX, WATCHERS_MAX
+from controlplane.base.rand import Rand
+from controlplane.etcd import metrics
+from controlplane.etcd.context import Context, requires_leader
+from controlplane.etcd.guard import LeaderGuard, no_leader
+from controlplane.etcd.local import LocalKV
+from controlplane.etcd.together import together
+from controlplane.pb.etcd import kv_pb2, rpc_pb2, rpc_pb2_grpc
+from controlplane.store.errors import CompactedError, compacted
+from controlplane.store.store import Store
+from controlplane.store.watch import Watcher
+
+__all__ = ["PROGRESS_EVERY_S", "WatchService", "fragments"]
+
+#: How often an idle watch that asked for it is told the revision (etcd's --watch-progress-notify-interval).
+PROGRESS_EVERY_S: Final = 600.0
+
+#: Answers (created, canceled, progress) waiting to leave on one stream; beyond it requests wait unread.
+_ANSWERS_MAX: Final = 1_000
+#: Events of one response: adapted between these so that a response of big values stays near one request's size.
+_BATCH_EVENTS_MIN: Final = 1
+_BATCH_EVENTS_START: Final = 128
+
+
+class _Watch:
+    """One watch of a stream."""
+
+    __slots__ = ("batch_events", "fragment", "id", "idle", "progress_due", "progress_notify", "watcher")
+
+    def __init__(self, id: int, watcher: Watcher, request: rpc_pb2.WatchCreateRequest) -> None:
+        self.id = id
+        self.watcher = watcher
+        self.fragment = request.fragment
+        self.progress_notify = request.progress_notify
+        self.progress_due = False
+        self.idle = True  # nothing was sent since the last progress tick
+        self.batch_events = _BATCH_EVENTS_START
+
+
+class WatchService(rpc_pb2_grpc.WatchServicer):
+    """etcdserverpb.Watch."""
+
+    def __init__(
+        self,
+        kv: LocalKV,
+        store: Store,
+        guard: LeaderGuard,
+        clock: Clock,
+        rand: Rand,
+        *,
+        progress_every_s: float = PROGRESS_EVERY_S,
+    ) -> None:
+        self._kv = kv
+        self._store = store
+        self._guard = guard
+        self._clock = clock
+        self._rand = rand
+        self._progress_every_s = progress_every_s
+
+    async def Watch(self, requests: Any, context: Context) -> None:  # type: ignore[override]  # noqa: N802
+        """Serves one stream until the client, the server or a lost leader ends it."""
+        self._guard.check(context)
+        stream = _Stream(self._kv, self._store, context)
+        halves = [stream.read(requests), stream.send(), self._tick(stream)]
+        if requires_leader(context):
+            halves.append(self._end_without_leader())
+        metrics.WATCH_STREAMS.inc()
+        try:
+            await together(*halves)
+        finally:
+            stream.close()
+            metrics.WATCH_STREAMS.dec()
+
+    async def _end_without_leader(self) -> None:
+        await self._guard.until_lost()
+        raise no_leader()
+
+    async def _tick(self, stream: _Stream) -> None:
+        while True:
+            await self._clock.sleep(self._progress_every_s * (1 + 0.1 * self._rand.random()))
+            stream.progress_tick()
+
+
+class _Stream:
+    """What one client stream watches, and what is to be sent on it."""
+
+    def __init__(self, kv: LocalKV, store: Store, context: Context) -> None:
+        self._kv = kv
+        self._store = store
+        self._context = context
+        self._watches: dict[int, _Watch] = {}
+        self._next_id = 0
+        self._answers: deque[rpc_pb2.WatchResponse] = deque()
+        self._answers_low = asyncio.Event()
+        #: Watches with something to read, in the order they will be served (a dict as an ordered set).
+        self._ready: dict[int, _Watch] = {}
+        self._progress_asked = False
+        self._work = asyncio.Event()
+
+    # -- requests
+
+    async def read(self, requests: Any) -> None:
+        """Take requests until the client says it has no more; its watches go on."""
+        async for request in requests:
+            kind = request.WhichOneof("request_union")
+            if kind == "create_request":
+                self._create(request.create_request)
+            elif kind == "cancel_request":
+                self._cancel(request.cancel_request.watch_id)
+            elif kind == "progress_request":
+                self._progress_asked = True
+                self._work.set()
+            while len(self._answers) >= _ANSWERS_MAX:
+                self._answers_low.clear()
+                await self._answers_low.wait()
+
+    def _create(self, request: rpc_pb2.WatchCreateRequest) -> None:
+        key = request.key or b"\x00"
+        reason = self._refusal(request, key)
+        if reason:
+            self._answer(
+                rpc_pb2.WatchResponse(
+                    header=self._kv.header(), watch_id=-1, created=True, canceled=True, cancel_reason=reason
+                )
+            )
+            return
+        watch_id = request.watch_id or self._free_id()
+
+        def wake() -> None:
+            self._ready[watch_id] = watch
+            self._work.set()
+
+        watcher = self._store.watches.create(
+            key,
+            request.range_end,
+            request.start_revision,
+            filters=request.filters,
+            prev_kv=request.prev_kv,
+            wake=wake,
+        )
+        watch = _Watch(watch_id, watcher, request)
+        self._watches[watch_id] = watch
+        self._answer(rpc_pb2.WatchResponse(header=self._kv.header(), watch_id=watch_id, created=True))
+        wake()  # what is there already is not announced
+
+    def _refusal(self, request: rpc_pb2.WatchCreateRequest, key: bytes) -> str:
+        if request.start_revision < 0:
+            return compacted().message
+        if request.range_end not in (b"", b"\x00") and request.range_end <= key:
+            return "mvcc: watcher range is empty"
+        if request.watch_id in self._watches and request.watch_id != 0:
+            return "mvcc: duplicate watch ID provided on the WatchStream"
+        if len(self._store.watches) >= WATCHERS_MAX:
+            return f"quarterdeck: too many watches on this replica, the limit is {WATCHERS_MAX}"
+        return ""
+
+    def _free_id(self) -> int:
+        while self._next_id in self._watches:
+            self._next_id += 1
+        watch_id = self._next_id
+        self._next_id += 1
+        return watch_id
+
+    def _cancel(self, watch_id: int) -> None:
+        if self._forget(watch_id):
+            self._answer(rpc_pb2.WatchResponse(header=self._kv.header(), watch_id=watch_id, canceled=True))
+
+    def _forget(self, watch_id: int) -> bool:
+        watch = self._watches.pop(watch_id, None)
+        if watch is None:
+            return False
+        watch.watcher.cancel()
+        self._ready.pop(watch_id, None)
+        return True
+
+    def close(self) -> None:
+        """Stop watching."""
+        for watch_id in tuple(self._watches):
+            self._forget(watch_id)
+
+    def progress_tick(self) -> None:
+        """Time to tell idle watches the revision."""
+        for watch in self._watches.values():
+            if watch.progress_notify:
+                watch.progress_due = watch.idle
+                watch.idle = True
+                if watch.progress_due:
+                    self._ready[watch.id] = watch
+        self._work.set()
+
+    def _answer(self, response: rpc_pb2.WatchResponse) -> None:
+        self._answers.append(response)
+        self._work.set()
+
+    # -- sending
+
+    async def send(self) -> None:
+        """Send answers first, then each ready watch its next batch, in turn."""
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._answers or self._ready:
+                while self._answers:
+                    await self._context.write(self._answers.popleft())
+                self._answers_low.set()
+                if self._ready:
+                    watch_id = next(iter(self._ready))
+                    await self._serve(self._ready.pop(watch_id))
+            if self._progress_asked:  # nothing is ready: every watch of the stream has all there is
+                self._progress_asked = False
+                await self._context.write(rpc_pb2.WatchResponse(header=self._kv.header(), watch_id=-1))
+
+    async def _serve(self, watch: _Watch) -> None:
+        """One batch of one watch."""
+        try:
+            batch = watch.watcher.poll(watch.batch_events)
+        except CompactedError as error:
+            self._forget(watch.id)
+            await self._context.write(
+                rpc_pb2.WatchResponse(
+                    header=self._kv.header(),
+                    watch_id=watch.id,
+                    canceled=True,
+                    compact_revision=error.compact_revision,
+                )
+            )
+            return
+        if not watch.watcher.synced:
+            self._ready[watch.id] = watch  # at the end of the queue: the others first
+        header = self._kv.header(watch.watcher.progress)
+        if not batch:
+            if watch.progress_due and watch.watcher.synced:
+                watch.progress_due = False
+                await self._context.write(rpc_pb2.WatchResponse(header=header, watch_id=watch.id))
+            else:
+                await asyncio.sleep(0)  # a long stretch of history without an event for it
+            return
+        watch.idle = watch.progress_due = False
+        response = rpc_pb2.WatchResponse(
+            header=header, watch_id=watch.id, events=[event for _, events in batch for event in events]
+        )
+        size_bytes = response.ByteSize()
+        if size_bytes >= REQUEST_BYTES_MAX:
+            watch.batch_events = max(_BATCH_EVENTS_MIN, watch.batch_events // 2)
+        else:
+            watch.batch_events = min(WATCH_BUFFER_EVENTS_MAX, watch.batch_events * 2)
+        metrics.WATCH_EVENTS.inc(len(response.events))
+        if watch.fragment and size_bytes >= REQUEST_BYTES_MAX:
+            for piece in fragments(response, REQUEST_BYTES_MAX):
+                await self._context.write(piece)
+        else:
+            await self._context.write(response)
+
+
+def fragments(response: rpc_pb2.WatchResponse, bytes_max: int) -> Iterator[rpc_pb2.WatchResponse]:
+    """The response in pieces below ``bytes_max`` where events allow it; all but the last say ``fragment``."""
+    piece: list[kv_pb2.Event] = []
+    size_bytes = 0
+    for event in response.events:
+        event_bytes = event.ByteSize() + 8  # and its tag and length
+        if piece and size_bytes + event_bytes >= bytes_max:
+            yield _piece(response, piece, more=True)
+            piece, size_bytes = [], 0
+        piece.append(event)
+        size_bytes += event_bytes
+    yield _piece(response, piece, more=False)
+
+
+def _piece(response: rpc_pb2.WatchResponse, events: list[kv_pb2.Event], *, more: bool) -> rpc_pb2.WatchResponse:
+    return rpc_pb2.WatchResponse(header=response.header, watch_id=response.watch_id, fragment=more, events=events)
