@@ -101,6 +101,9 @@ class Core:
         self._leading_term: int | None = None
         self._announced_term: int | None = None
         self._applied = 0
+        self._outbox: list[tuple[int, raft_pb2.RaftMessage]] = []
+        #: Bytes of log entries applied since a snapshot was last cut (the cutter sets it back).
+        self.bytes_since_snapshot = 0
         self._ready = False
         self._stepping_aside = False
         self.engine = Engine(
@@ -146,6 +149,17 @@ class Core:
         """``done`` hears once everything committed before this call is applied here."""
         self._reads.add(deadline, done)
 
+    def send(self, peer_id: int, message: raft_pb2.RaftMessage) -> None:
+        """Send with the next turn: after everything recorded until now is durable."""
+        self._outbox.append((peer_id, message))
+
+    def installed(self, index: int, term: int) -> None:
+        """State machine and journal stand at a snapshot of the leader: go on from there."""
+        self.engine.installed(index, term)
+        self.bytes_since_snapshot = 0
+        # Writes held here may be inside the snapshot, their entries never to be seen: ask again.
+        self._proposals.send_again()
+
     def step_aside(self) -> None:
         """This replica is about to stop: hand leadership over as soon as a follower has the whole log."""
         self._stepping_aside = True
@@ -161,6 +175,7 @@ class Core:
     def step(self) -> Turn:
         """Do everything that can be done now."""
         turn = Turn()
+        turn.messages, self._outbox = self._outbox, []
         engine, now = self.engine, self._clock.monotonic()
         self._applied = 0
         self._handle_messages(turn)
@@ -181,6 +196,7 @@ class Core:
         engine = self.engine
         return (
             bool(self._inbox)
+            or bool(self._outbox)
             or engine.applied_index < engine.commit_index
             or (not self._peer_ids and engine.commit_index < engine.last_index)
             or (engine.is_leader and self._proposals.queued > 0 and self._may_append())
@@ -301,6 +317,7 @@ class Core:
         if len(replies) != len(proposals):
             raise CorruptStateError(f"entry {index}: {len(replies)} replies for {len(proposals)} writes")
         self._proposals.applied(proposals, replies, index)
+        self.bytes_since_snapshot += len(data or b"")
         self._applied += 1
 
     def _became_ready(self, _result: int | StatusError) -> None:

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from controlplane.base.clock import Clock, SystemClock
 from controlplane.base.errors import Code, StatusError, StoppedError
@@ -30,6 +31,7 @@ from controlplane.raft import metrics
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.core import Core, Turn
 from controlplane.raft.disk import RealDisk
+from controlplane.raft.snapshotting import Snapshotting
 from controlplane.raft.storage import Storage, create_storage, has_run_before, open_storage
 from controlplane.raft.types import (
     Applied,
@@ -48,10 +50,13 @@ __all__ = ["Replica"]
 
 _log = logging.getLogger("quarterdeck.raft")
 
+T = TypeVar("T")
+
 #: Writes in one entry from which on the next turn waits a moment for more of them.
 _PACE_FROM_WRITES = 4
 _SLOW_STEP_S = 0.1
 _SLOW_READ_S = 1.0
+_SNAPSHOT_INBOX_MAX = 64
 #: How long a stopping leader waits for a follower to take over, and for its own writes to be answered.
 _STEP_ASIDE_S = 1.0
 _DRAIN_S = 0.3
@@ -101,8 +106,12 @@ class Replica:
         self._storage: Storage | None = None
         self._core: Core | None = None
         self._links: PeerLinks | None = None
+        self._snapshotting: Snapshotting | None = None
+        self._snapshot_inbox: asyncio.Queue[tuple[int, raft_pb2.RaftMessage]] = asyncio.Queue(_SNAPSHOT_INBOX_MAX)
+        self._helpers: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._sync_thread = ThreadPoolExecutor(1, thread_name_prefix="wal-sync")
+        self._snapshot_thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._stopping = False
         self._kicked = False
         self._sleeper: asyncio.Future[None] | None = None
@@ -137,6 +146,16 @@ class Replica:
                 clock=self._clock,
                 rand=self._rand,
             )
+            self._snapshotting = Snapshotting(
+                cluster_id=self._cluster_id,
+                core=self._core,
+                journal=self._storage.journal,
+                store=self._storage.snapshots,
+                state_machine=self._state_machine,
+                newest=self._storage.snapshot_ref,
+                clock=self._clock,
+                io=self._io,
+            )
             self._links = PeerLinks(
                 cluster_id=self._cluster_id,
                 me=_address(self._me),
@@ -163,6 +182,7 @@ class Replica:
             self._core.engine.applied_index,
         )
         self._task = asyncio.create_task(self._run(), name="raft-turns")
+        self._help(self._handle_snapshot_messages())
 
     async def stop(self) -> None:
         """Hand leadership over if we have it, answer every waiter, close everything. Idempotent."""
@@ -179,8 +199,7 @@ class Replica:
         await task
         await self._shut()
 
-    async def _until(self, condition: object, limit_s: float) -> None:
-        assert callable(condition)
+    async def _until(self, condition: Callable[[], bool], limit_s: float) -> None:
         end = self._clock.monotonic() + limit_s
         while not condition() and self._clock.monotonic() < end:
             self._kick()
@@ -188,12 +207,16 @@ class Replica:
 
     async def _shut(self) -> None:
         self._answer(self._the_core().abandon("the replica stopped"))
+        for helper in self._helpers:
+            helper.cancel()
+        await asyncio.gather(*self._helpers, return_exceptions=True)
         if self._links is not None:
             await self._links.stop()
         self._close_files()
 
     def _close_files(self) -> None:
         self._sync_thread.shutdown()
+        self._snapshot_thread.shutdown()
         if self._storage is not None:
             self._storage.wal.close()
         if self._disk is not None:
@@ -209,13 +232,65 @@ class Replica:
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - fail-stop: whatever it was, this replica must not go on
-            _log.critical(
-                "replica stops name=%s error=%s: %s", self._me.name, type(error).__name__, error, exc_info=True
-            )
-            self._stopping = True
-            if not self.failed.done():
-                self.failed.set_result(error)
+            self._fail(error)
+        if self.failed.done():
             await self._shut()
+
+    def _fail(self, error: BaseException) -> None:
+        """Fail-stop: end the loop of turns; say why, once."""
+        self._stopping = True
+        if not self.failed.done():
+            _log.critical(
+                "replica stops name=%s error=%s: %s", self._me.name, type(error).__name__, error, exc_info=error
+            )
+            self.failed.set_result(error)
+        self._kick()
+
+    # -- snapshots ---------------------------------------------------------------------------------------------
+
+    async def _io(self, operation: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._snapshot_thread, operation)
+
+    def _help(self, work: Coroutine[None, None, None]) -> None:
+        """Run beside the turns; its failure is the replica's."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._helpers.add(task)
+        task.add_done_callback(self._helper_ended)
+
+    def _helper_ended(self, task: asyncio.Task[None]) -> None:
+        self._helpers.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    async def _handle_snapshot_messages(self) -> None:
+        assert self._snapshotting is not None
+        while True:
+            peer_id, message = await self._snapshot_inbox.get()
+            await self._snapshotting.handle(peer_id, message)
+            self._kick()
+
+    async def _cut_snapshot(self) -> None:
+        assert self._snapshotting is not None
+        with metrics.SNAPSHOT_SAVE_SECONDS.time():
+            await self._snapshotting.cut()
+        self._kick()
+
+    async def _attend_snapshots(self, turn: Turn) -> None:
+        """Between two turns: hand over messages, start what is due, drop log segments nobody needs."""
+        snapshotting, storage = self._snapshotting, self._storage
+        assert snapshotting is not None
+        assert storage is not None
+        for item in turn.snapshot_messages:
+            if self._snapshot_inbox.full():
+                break  # the leader offers again
+            self._snapshot_inbox.put_nowait(item)
+        snapshotting.offer()
+        if snapshotting.due:
+            self._help(self._cut_snapshot())
+        if (index := snapshotting.compact_to) is not None:
+            snapshotting.compact_to = None
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._sync_thread, storage.wal.compact_to, index)
 
     async def _turn(self) -> Turn:
         core, storage = self._the_core(), self._storage
@@ -230,6 +305,7 @@ class Replica:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._sync_thread, storage.wal.write_and_sync, flush)
         self._release(turn)
+        await self._attend_snapshots(turn)
         return turn
 
     def _release(self, turn: Turn) -> None:
@@ -374,7 +450,7 @@ class Replica:
             commit_index=engine.commit_index,
             applied_index=engine.applied_index,
             last_index=engine.last_index,
-            snapshot_index=0,
+            snapshot_index=0 if self._snapshotting is None else self._snapshotting.newest_index,
             members=self._members,
             ready=core.ready,
             pending=core.pending,
@@ -406,7 +482,9 @@ class Replica:
 
     def snapshot_file(self) -> AsyncIterator[bytes]:
         """See RaftHandle."""
-        raise StoppedError("snapshots are not available yet")
+        if self._snapshotting is None:
+            raise StoppedError("the replica is not running")
+        return self._snapshotting.file()
 
     def _the_core(self) -> Core:
         if self._core is None:

@@ -146,6 +146,10 @@ class Proposals:
         self._unsent.clear()
         return frames
 
+    def send_again(self) -> None:
+        """Whatever was sent may be answered by something this replica will never see: forward it anew."""
+        self._route = None
+
     def next_resend(self, resend_s: float) -> float | None:
         """When :meth:`forward` sends again what has no answer."""
         return self._resent_at + resend_s if self._pending else None

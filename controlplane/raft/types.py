@@ -73,6 +73,11 @@ class StateMachine(Protocol):
         """Index of the last applied entry (part of the state and of its snapshot)."""
         ...
 
+    @property
+    def revision(self) -> int:
+        """The state's revision, for people and the snapshot's header; opaque to Raft."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Member:

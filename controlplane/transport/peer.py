@@ -220,10 +220,11 @@ class PeerLinks:
         """Close every link and the listener. Waiting calls fail."""
         if self._server is not None:
             self._server.close()
+        connections = [*self._strangers, *self._incoming.values(), *self._links.values()]
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for connection in [*self._strangers, *self._incoming.values(), *self._links.values()]:
+        for connection in connections:
             connection.close()
         for _, future in self._calls.values():
             if not future.done():

@@ -53,5 +53,9 @@ class ToyMachine:
         return self._applied_index
 
     @property
+    def revision(self) -> int:
+        return len(self.log)
+
+    @property
     def state_hash(self) -> str:
         return self._digest.hexdigest()

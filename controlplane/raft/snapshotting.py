@@ -1,0 +1,313 @@
+"""Snapshots in motion: cutting our own, sending one to a follower the log no longer reaches, taking one over.
+
+Owns when each happens and in which order its steps are safe. File operations go through ``io``, which the driver runs
+in a helper thread and the simulator at once; everything else happens on the loop, between turns.
+
+- Cutting: the state machine pins its state at an entry; chunks are written while writes go on. Only when the file is
+  verified by name and durable is the log compacted, and a tail of it is kept for followers that were briefly away.
+- Sending: the follower drives. Each answer names the offset it wants; silence makes the leader offer again. So a
+  broken link costs one piece, not the transfer.
+- Taking over: pieces go to a file; whole, verified, durable, restored, log restarted, and only then acknowledged,
+  with the turn that makes the log's restart durable. A damaged one is dropped and asked for from the start.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
+
+from controlplane.base.clock import Clock
+from controlplane.base.errors import CorruptStateError, StorageError
+from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import RaftMessage, SnapshotAck, SnapshotChunk
+from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader, SnapshotMember
+from controlplane.raft import metrics
+from controlplane.raft.core import Core
+from controlplane.raft.journal import RaftJournal
+from controlplane.raft.snapshot_format import SnapshotEncoder
+from controlplane.raft.snapshots import SnapshotReceiver, SnapshotRef, SnapshotStore
+from controlplane.raft.types import StateMachine
+
+__all__ = ["Io", "Snapshotting"]
+
+_log = logging.getLogger("quarterdeck.snapshotting")
+
+#: A peer that does not answer a piece is offered it again after so long.
+_OFFER_PERIOD_S = 0.5
+#: After the disk refused a snapshot.
+_RETRY_S = 30.0
+
+
+T = TypeVar("T")
+
+
+class Io(Protocol):
+    """Runs one blocking file operation where blocking is fine, and returns its result."""
+
+    def __call__(self, operation: Callable[[], T], /) -> Awaitable[T]: ...
+
+
+@dataclass(slots=True)
+class _Sending:
+    ref: SnapshotRef
+    total_bytes: int
+    term: int
+    offered_at: float
+
+
+class Snapshotting:
+    """The snapshots of one running replica."""
+
+    def __init__(
+        self,
+        *,
+        cluster_id: int,
+        core: Core,
+        journal: RaftJournal,
+        store: SnapshotStore,
+        state_machine: StateMachine,
+        newest: SnapshotRef | None,
+        clock: Clock,
+        io: Io,
+    ) -> None:
+        self._cluster_id = cluster_id
+        self._core = core
+        self._journal = journal
+        self._store = store
+        self._state_machine = state_machine
+        self._newest = newest
+        self._clock = clock
+        self._io = io
+        self._sending: dict[int, _Sending] = {}
+        self._receiving: SnapshotReceiver | None = None
+        self._cutting = False
+        self._retry_at = 0.0
+        #: The log on disk may be compacted to this index, between two flushes; None when there is nothing to do.
+        self.compact_to: int | None = None
+
+    @property
+    def newest_index(self) -> int:
+        """Index of the newest snapshot; 0 when there is none."""
+        return self._newest.index if self._newest is not None else 0
+
+    @property
+    def due(self) -> bool:
+        """A snapshot should be cut: enough log has been applied since the last one."""
+        config = self._core.config
+        if self._cutting or self._clock.monotonic() < self._retry_at:
+            return False
+        return (
+            self._core.engine.applied_index - self.newest_index >= config.snapshot_entries
+            or self._core.bytes_since_snapshot >= config.snapshot_log_bytes
+        )
+
+    # -- cutting -----------------------------------------------------------------------------------------------
+
+    def cut(self) -> Coroutine[None, None, None]:
+        """Save a snapshot of the state as applied now, then compact the log behind it. Await the result.
+
+        A disk that refuses the snapshot leaves everything as it was; it is tried again later.
+        """
+        self._cutting = True
+        return self._cut()
+
+    async def _cut(self) -> None:
+        try:
+            header, chunks = self._begin_cut()
+            self._core.bytes_since_snapshot = 0
+            writer = await self._io(lambda: self._store.begin(header))
+            for chunk in chunks:
+                await self._io(partial(writer.add, chunk))
+            ref = await self._io(writer.commit)
+        except StorageError as error:
+            _log.error("snapshot not saved, trying again later error=%r", str(error))
+            self._retry_at = self._clock.monotonic() + _RETRY_S
+            return
+        finally:
+            self._cutting = False
+        if self._newest is None or ref > self._newest:
+            self._newest = ref
+        _log.info("snapshot saved index=%d term=%d", ref.index, ref.term)
+        self._compact_memory()
+        await self._prune()
+
+    async def file(self) -> AsyncIterator[bytes]:
+        """The bytes of a snapshot file of the state as applied now, without saving it here."""
+        header, chunks = self._begin_cut()
+        encoder = SnapshotEncoder(header)
+        yield encoder.begin()
+        for chunk in chunks:
+            yield await self._io(partial(encoder.chunk, chunk))
+        yield encoder.finish()
+
+    def _begin_cut(self) -> tuple[SnapshotHeader, Iterator[bytes]]:
+        engine = self._core.engine
+        index = engine.applied_index
+        term = engine.term_at(index)
+        assert term is not None
+        header = SnapshotHeader(
+            cluster_id=self._cluster_id,
+            index=index,
+            term=term,
+            revision=self._state_machine.revision,
+            created_at_ms=self._clock.wall_ms(),
+            members=[
+                SnapshotMember(
+                    id=m.id,
+                    name=m.name,
+                    peer_address=m.peer_address,
+                    client_endpoint=m.client_endpoint,
+                    metrics_endpoint=m.metrics_endpoint,
+                )
+                for m in self._core.members
+            ],
+        )
+        chunks = iter(self._state_machine.snapshot())
+        # The first chunk now: a lazy iterator must pin its state before the loop runs anything else.
+        first = next(chunks, b"")
+        return header, itertools.chain([first], chunks)
+
+    def _compact_memory(self) -> None:
+        """Drop entries the newest snapshot holds, but for a tail bounded in entries and bytes."""
+        config, journal = self._core.config, self._journal
+        first = journal.first_index
+        keep_from = min(self.newest_index, self._core.engine.applied_index)
+        room_bytes = config.snapshot_log_bytes // 2
+        floor = max(first, keep_from - config.catch_up_entries)
+        while keep_from > floor:
+            room_bytes -= len(journal[keep_from - first][0])
+            if room_bytes < 0:
+                break
+            keep_from -= 1
+        if keep_from > first:
+            journal.deleteEntriesTo(keep_from - first)
+
+    async def _prune(self) -> None:
+        in_use = [sending.ref for sending in self._sending.values()]
+        oldest = await self._io(lambda: self._store.prune(in_use))
+        if oldest > 0:
+            self.compact_to = min(oldest, self._journal.first_index)
+
+    # -- sending -----------------------------------------------------------------------------------------------
+
+    def offer(self) -> None:
+        """As leader: begin with followers that need a snapshot, and remind those that are silent. Call every turn."""
+        engine, now = self._core.engine, self._clock.monotonic()
+        for peer_id in [p for p, s in self._sending.items() if not engine.is_leader or s.term != engine.term]:
+            del self._sending[peer_id]
+        for peer_id in sorted(engine.behind):
+            sending = self._sending.get(peer_id)
+            if sending is None:
+                if self._newest is None:
+                    raise CorruptStateError(
+                        f"the log begins at {engine.first_index} and no snapshot holds what was before"
+                    )
+                sending = _Sending(self._newest, self._store.size(self._newest), engine.term, 0.0)
+                self._sending[peer_id] = sending
+                _log.info("sending snapshot peer=%x index=%d bytes=%d", peer_id, sending.ref.index, sending.total_bytes)
+            if now - sending.offered_at >= _OFFER_PERIOD_S:
+                self._send_chunk(peer_id, sending, 0, b"")
+
+    def _send_chunk(self, peer_id: int, sending: _Sending, offset: int, data: bytes) -> None:
+        sending.offered_at = self._clock.monotonic()
+        chunk = SnapshotChunk(
+            index=sending.ref.index,
+            snapshot_term=sending.ref.term,
+            total_bytes=sending.total_bytes,
+            offset=offset,
+            data=data,
+        )
+        self._core.send(peer_id, RaftMessage(term=self._core.engine.term, snapshot_chunk=chunk))
+
+    async def handle(self, peer_id: int, message: RaftMessage) -> None:
+        """A peer's snapshot message. One at a time, in order."""
+        if message.term != self._core.engine.term:
+            return
+        if message.HasField("snapshot_ack"):
+            await self._on_ack(peer_id, message.snapshot_ack)
+        else:
+            await self._on_chunk(peer_id, message.term, message.snapshot_chunk)
+
+    async def _on_ack(self, peer_id: int, ack: SnapshotAck) -> None:
+        engine = self._core.engine
+        sending = self._sending.get(peer_id)
+        if (
+            sending is None
+            or not engine.is_leader
+            or (ack.index, ack.snapshot_term) != (sending.ref.index, sending.ref.term)
+        ):
+            return
+        engine.peer_alive(peer_id)
+        if ack.installed:
+            del self._sending[peer_id]
+            engine.peer_installed(peer_id, ack.index)
+            _log.info("snapshot taken over peer=%x index=%d", peer_id, ack.index)
+        elif ack.offset < sending.total_bytes:
+            size = self._core.config.snapshot_chunk_bytes
+            data = await self._io(lambda: self._store.read(sending.ref, ack.offset, size))
+            if self._sending.get(peer_id) is sending:
+                self._send_chunk(peer_id, sending, ack.offset, data)
+
+    # -- taking over -------------------------------------------------------------------------------------------
+
+    async def _on_chunk(self, peer_id: int, term: int, chunk: SnapshotChunk) -> None:
+        engine = self._core.engine
+        ref = SnapshotRef(chunk.index, chunk.snapshot_term)
+        if engine.is_leader or engine.leader not in (None, peer_id):
+            return
+        if self._holds(ref):
+            self._answer(peer_id, term, ref, offset=0, installed=True)
+            return
+        receiving = self._receiving
+        if receiving is None or receiving.ref != ref:
+            if receiving is not None:
+                await self._io(receiving.abort)
+            receiving = self._receiving = await self._io(lambda: self._store.receive(ref, chunk.total_bytes))
+        if chunk.data:
+            await self._io(lambda: receiving.append(chunk.offset, chunk.data))
+        if not receiving.complete:
+            self._answer(peer_id, term, ref, offset=receiving.offset, installed=False)
+            return
+        self._receiving = None
+        try:
+            await self._io(receiving.commit)
+        except CorruptStateError as error:
+            _log.error("snapshot arrived damaged index=%d error=%r", ref.index, str(error))
+            self._answer(peer_id, term, ref, offset=0, installed=False)
+            return
+        self._install(ref)
+        self._answer(peer_id, term, ref, offset=0, installed=True)
+        await self._prune()
+
+    def _holds(self, ref: SnapshotRef) -> bool:
+        """Whether this replica already has everything the snapshot has: applied, or in its log."""
+        engine = self._core.engine
+        if engine.commit_index >= ref.index:
+            return True
+        if engine.term_at(ref.index) == ref.term:
+            # The same last entry means the same log up to there (Raft's log matching), and a snapshot is committed.
+            engine.commit_to(ref.index)
+            return True
+        return False
+
+    def _install(self, ref: SnapshotRef) -> None:
+        if self._holds(ref):
+            return  # the log overtook the snapshot while it was verified
+        self._state_machine.restore(self._store.chunks(ref))
+        if self._state_machine.applied_index != ref.index:
+            raise CorruptStateError(
+                f"snapshot {ref.index} restored a state of index {self._state_machine.applied_index}"
+            )
+        self._journal.install(ref.index, ref.term)
+        self._core.installed(ref.index, ref.term)
+        self._newest = ref
+        metrics.SNAPSHOTS_INSTALLED.inc()
+        _log.info("snapshot installed index=%d term=%d", ref.index, ref.term)
+
+    def _answer(self, peer_id: int, term: int, ref: SnapshotRef, *, offset: int, installed: bool) -> None:
+        ack = SnapshotAck(index=ref.index, snapshot_term=ref.term, offset=offset, installed=installed)
+        if self._core.engine.term == term:
+            self._core.send(peer_id, RaftMessage(term=term, snapshot_ack=ack))
