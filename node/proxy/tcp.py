@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+import struct
 from typing import cast
 
 from controlplane.base.clock import Clock
@@ -24,6 +24,8 @@ CONNECT_TIMEOUT_S = 1.0
 BACKLOG = 1024
 #: Connections one frontend relays at a time; the kernel's queue holds what is above.
 CONNECTIONS_MAX = 4096
+_ACCEPT_RETRY_S = 0.1
+_ACCEPTS_PER_TURN = 64
 
 
 def reuse_port_socket(kind: socket.SocketKind, ip: str, port: int) -> socket.socket:
@@ -52,85 +54,114 @@ class TcpFrontend:
         self.balancer = balancer
         self._address = (ip, port)
         self._clock = clock
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        #: Accepted, and not yet handed to a transport.
+        self._accepted: set[socket.socket] = set()
         self._sides: set[_Side] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Bind and accept. Raises OSError as :func:`reuse_port_socket`."""
-        sock = reuse_port_socket(socket.SOCK_STREAM, *self._address)
+        self._listener = reuse_port_socket(socket.SOCK_STREAM, *self._address)
         try:
-            loop = asyncio.get_running_loop()
-            self._server = await loop.create_server(self._accept, sock=sock, backlog=BACKLOG)
+            self._listener.listen(BACKLOG)
         except OSError:
-            sock.close()
+            self._listener.close()
             raise
+        asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 
     async def stop(self) -> None:
         """Stop accepting and cut what is left."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            asyncio.get_running_loop().remove_reader(listener)
+            listener.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in self._accepted:
+            _reset(connection)
+        self._accepted.clear()
         for side in list(self._sides):
             side.abort()
         await asyncio.sleep(0)  # an aborted transport closes its socket in the loop's next turn
 
-    def _accept(self) -> _Side:
-        return _Side(self._opened, self._sides)
+    def _accept(self, listener: socket.socket) -> None:
+        # Our own accepting, not asyncio's server: that one loses a connection accepted while it closes.
+        for _ in range(_ACCEPTS_PER_TURN):
+            try:
+                connection, peer = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                # Out of file descriptors: leave the rest in the kernel's queue for a moment.
+                log.warning("event=accept-failed frontend=%s:%d reason=%s", *self._address, error)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(listener)
+                loop.call_later(_ACCEPT_RETRY_S, self._resume_accepting)
+                return
+            if len(self._sides) >= 2 * CONNECTIONS_MAX:
+                metrics.FAILED.labels("too-many").inc()
+                _reset(connection)
+                continue
+            connection.setblocking(False)
+            self._accepted.add(connection)
+            task = asyncio.get_running_loop().create_task(self._relay(connection, str(peer[0])))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    def _opened(self, client: _Side) -> None:
-        if len(self._sides) > 2 * CONNECTIONS_MAX:
-            metrics.FAILED.labels("too-many").inc()
-            client.abort()
+    def _resume_accepting(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
+
+    async def _relay(self, connection: socket.socket, client_ip: str) -> None:
+        backend = await self._connect(client_ip)
+        if backend is None:
+            metrics.FAILED.labels("no-endpoint").inc()
+            self._accepted.discard(connection)
+            _reset(connection)
             return
-        task = asyncio.get_running_loop().create_task(self._connect(client))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        loop = asyncio.get_running_loop()
+        self._accepted.discard(connection)
+        _, client = await loop.connect_accepted_socket(lambda: _Side(self._sides), sock=connection)
+        metrics.CONNECTIONS.labels("TCP").inc()
+        client.glue(backend)
 
-    async def _connect(self, client: _Side) -> None:
-        client_ip = client.peer_ip
+    async def _connect(self, client_ip: str) -> _Side | None:
         for endpoint in self.balancer.candidates(client_ip, self._clock.monotonic()):
             backend = await self._try(endpoint)
-            if backend is None:
-                self.balancer.failed(endpoint, self._clock.monotonic())
-                metrics.CONNECT_RETRIES.inc()
-                continue
-            self.balancer.connected(client_ip, endpoint, self._clock.monotonic())
-            metrics.CONNECTIONS.labels("TCP").inc()
-            client.glue(backend)
-            return
-        metrics.FAILED.labels("no-endpoint").inc()
-        client.abort()
+            if backend is not None:
+                self.balancer.connected(client_ip, endpoint, self._clock.monotonic())
+                return backend
+            self.balancer.failed(endpoint, self._clock.monotonic())
+            metrics.CONNECT_RETRIES.inc()
+        return None
 
     async def _try(self, endpoint: Endpoint) -> _Side | None:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, backend = await loop.create_connection(lambda: _Side(None, self._sides), *endpoint)
+                _, backend = await loop.create_connection(lambda: _Side(self._sides), *endpoint)
         except (OSError, TimeoutError) as error:
             log.debug("event=connect-failed endpoint=%s:%d reason=%s", *endpoint, error)
             return None
         return backend
 
 
+def _reset(connection: socket.socket) -> None:
+    """Refuse a connection so that its client knows at once: a reset, not an orderly end."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
 class _Side(asyncio.Protocol):
     """One end of a relayed connection."""
 
-    def __init__(self, opened: Callable[[_Side], None] | None, sides: set[_Side]) -> None:
-        self._opened = opened
+    def __init__(self, sides: set[_Side]) -> None:
         self._sides = sides
         self._other: _Side | None = None
         self._transport: asyncio.Transport | None = None
         self._ended = False
-
-    @property
-    def peer_ip(self) -> str:
-        """Address of who connected."""
-        peer = self._transport.get_extra_info("peername") if self._transport else None
-        return str(peer[0]) if peer else ""
 
     def glue(self, other: _Side) -> None:
         """Pass bytes between this side and the other from now on."""
@@ -166,8 +197,6 @@ class _Side(asyncio.Protocol):
         if sock is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sides.add(self)
-        if self._opened is not None:
-            self._opened(self)
 
     def data_received(self, data: bytes) -> None:
         if self._other is not None and self._other._transport is not None:
