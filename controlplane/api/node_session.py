@@ -47,6 +47,8 @@ class NodeSession:
         self.last_heard_s = clock.monotonic()
         #: Set when the agent said goodbye.
         self.goodbye: node_pb2.Goodbye | None = None
+        #: Set when this replica ends the session for reasons of its own: no evidence against the node.
+        self.sent_away = False
         self._api = api
         self._statuses = statuses
         self._clock = clock

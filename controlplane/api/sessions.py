@@ -71,6 +71,7 @@ class SessionConfig:
             election, shorter than the leader's patience with a silent replica.
         idle_max_ms: a session silent for this long is closed (its connection is dead and nobody told us).
         departure_ms: how long a goodbye is repeated to the leader.
+        release_ms: how long a session that this replica ended itself is still reported: what agents need to move.
     """
 
     cluster_cidr: str = "127.128.0.0/16"
@@ -81,6 +82,7 @@ class SessionConfig:
     isolation_ms: int = 1_500
     idle_max_ms: int = 10_000
     departure_ms: int = 10_000
+    release_ms: int = 2_000
 
 
 class Sessions(node_pb2_grpc.NodesServicer):
@@ -108,6 +110,8 @@ class Sessions(node_pb2_grpc.NodesServicer):
         self._sequence = 0
         self._sessions: dict[str, NodeSession] = {}
         self._departures: dict[str, tuple[float, sessions_pb2.Departure]] = {}
+        self._released: dict[str, tuple[float, NodeSession]] = {}
+        self._closing = False
         #: What the leader knows of every node's contact; evidence only while this replica leads.
         self.table = SessionTable()
         pods.on_change(self._pod_changed)
@@ -136,6 +140,8 @@ class Sessions(node_pb2_grpc.NodesServicer):
             StatusError: why it was refused or ended; the agent goes to another replica on UNAVAILABLE.
         """
         hello = await self._hello(requests)
+        if self._closing:
+            raise StatusError(Code.UNAVAILABLE, "this replica is shutting down: try another")
         session = NodeSession(hello.node_name, hello.boot_id, api=self._api, statuses=self._statuses, clock=self._clock)
         self._open(session)
         reason = "closed"
@@ -188,6 +194,7 @@ class Sessions(node_pb2_grpc.NodesServicer):
             former.close(StatusError(Code.ABORTED, f"node {session.node_name!r} opened a newer session"))
         self._sessions[session.node_name] = session
         self._departures.pop(session.node_name, None)
+        self._released.pop(session.node_name, None)
         metrics.OPEN.set(len(self._sessions))
         log.info("event=session_opened node=%s boot_id=%s", session.node_name, session.boot_id)
         self._reporter.at_once()
@@ -199,12 +206,14 @@ class Sessions(node_pb2_grpc.NodesServicer):
             return
         del self._sessions[session.node_name]
         metrics.OPEN.set(len(self._sessions))
-        if session.goodbye is not None:
+        now_s = self._clock.monotonic()
+        if session.sent_away:
+            self._released[session.node_name] = (now_s + self._config.release_ms / 1000, session)
+        elif session.goodbye is not None:
             departure = sessions_pb2.Departure(
                 node_name=session.node_name, boot_id=session.boot_id, drained=session.goodbye.drained
             )
-            until_s = self._clock.monotonic() + self._config.departure_ms / 1000
-            self._departures[session.node_name] = (until_s, departure)
+            self._departures[session.node_name] = (now_s + self._config.departure_ms / 1000, departure)
         self._reporter.at_once()
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
@@ -216,8 +225,8 @@ class Sessions(node_pb2_grpc.NodesServicer):
     # -- reports ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Report to the leader until cancelled."""
-        while True:
+        """Report to the leader until cancelled or closed."""
+        while not self._closing:
             stalled = await self._reporter.wait()
             now_s = self._clock.monotonic()
             if stalled:
@@ -227,10 +236,21 @@ class Sessions(node_pb2_grpc.NodesServicer):
                     session.last_heard_s = now_s
                 self.table.arm(now_s)
             self._close_idle(now_s)
-            isolated = not await self._reporter.deliver()
-            if isolated:
-                for session in list(self._sessions.values()):
-                    session.close(StatusError(Code.UNAVAILABLE, "this replica cannot reach a leader: try another"))
+            if self._closing:
+                return
+            if not await self._reporter.deliver():
+                self._send_away("this replica cannot reach a leader: try another")
+
+    def close(self) -> None:
+        """This replica stops: send all agents to others, take no more, and report nothing more, so that the leader
+        gives them the time it gives the agents of a dead replica."""
+        self._closing = True
+        self._send_away("this replica is shutting down: try another")
+
+    def _send_away(self, why: str) -> None:
+        for session in list(self._sessions.values()):
+            session.sent_away = True
+            session.close(StatusError(Code.UNAVAILABLE, why))
 
     def _close_idle(self, now_s: float) -> None:
         for session in list(self._sessions.values()):
@@ -243,6 +263,7 @@ class Sessions(node_pb2_grpc.NodesServicer):
         now_s = self._clock.monotonic()
         self._sequence += 1
         self._departures = {name: d for name, d in self._departures.items() if d[0] > now_s}
+        self._released = {name: r for name, r in self._released.items() if r[0] > now_s}
         return sessions_pb2.SessionReport(
             replica=self._raft.status().name,
             replica_boot_id=self._boot_id,
@@ -253,7 +274,7 @@ class Sessions(node_pb2_grpc.NodesServicer):
                     boot_id=session.boot_id,
                     idle_ms=int((now_s - session.last_heard_s) * 1000),
                 )
-                for session in self._sessions.values()
+                for session in (*self._sessions.values(), *(released for _, released in self._released.values()))
             ],
             departures=[departure for _, departure in self._departures.values()],
         )
