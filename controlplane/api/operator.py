@@ -1,0 +1,83 @@
+"""``quarterdeck.v1.Operator``: how this replica is, and a snapshot of everything, for operators and their tools.
+
+Owns the translation of Raft's and the store's own words into the messages; decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from controlplane.base.clock import Clock
+from controlplane.base.version import VERSION
+from controlplane.pb.quarterdeck.v1 import operator_pb2, operator_pb2_grpc
+from controlplane.raft.types import RaftHandle
+from controlplane.store.store import Store
+
+__all__ = ["OperatorService"]
+
+_CHUNK_BYTES = 256 * 1024
+_BARRIER_TIMEOUT_MS = 5_000
+
+
+class OperatorService(operator_pb2_grpc.OperatorServicer):
+    """Serves the operator API of one replica."""
+
+    def __init__(self, raft: RaftHandle, store: Store, clock: Clock) -> None:
+        self._raft = raft
+        self._store = store
+        self._clock = clock
+        self._started_s = clock.monotonic()
+
+    async def Status(  # noqa: N802 - grpc's name; its types want both styles at once
+        self, request: operator_pb2.StatusRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> operator_pb2.StatusResponse:
+        """This replica as it is now; answered without asking anybody else, so also without a quorum."""
+        raft, store = self._raft.status(), self._store
+        return operator_pb2.StatusResponse(
+            name=raft.name,
+            member_id=raft.member_id,
+            cluster_id=raft.cluster_id,
+            role=raft.role,
+            leader=raft.leader or "",
+            term=raft.term,
+            commit_index=raft.commit_index,
+            applied_index=raft.applied_index,
+            revision=store.revision,
+            compact_revision=store.compact_revision,
+            members=[
+                operator_pb2.MemberStatus(
+                    name=member.name,
+                    id=member.id,
+                    peer_address=member.peer_address,
+                    client_endpoint=member.client_endpoint,
+                    metrics_endpoint=member.metrics_endpoint,
+                )
+                for member in raft.members
+            ],
+            ready=raft.ready and raft.leader is not None,
+            keys=store.key_count,
+            size_bytes=store.size_bytes,
+            version=VERSION,
+            pid=os.getpid(),
+            state_hash=store.state_hash(),
+            uptime_seconds=self._clock.monotonic() - self._started_s,
+        )
+
+    async def Snapshot(  # noqa: N802 - as above
+        self, request: operator_pb2.SnapshotRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[operator_pb2.SnapshotChunk]:
+        """A snapshot file's bytes. A read barrier first: everything acknowledged before the call is in it.
+
+        Raises:
+            StatusError: UNAVAILABLE without a quorum; the caller asks another replica.
+        """
+        await self._raft.read_barrier(timeout_ms=_BARRIER_TIMEOUT_MS)
+        revision = self._store.revision
+        async for data in self._raft.snapshot_file():
+            for start in range(0, len(data), _CHUNK_BYTES):
+                yield operator_pb2.SnapshotChunk(data=data[start : start + _CHUNK_BYTES], revision=revision)
+                revision = 0
