@@ -77,11 +77,11 @@ class SnapshotWriter:
         self._disk.remove(_TEMP)
 
     def _write(self, data: bytes) -> None:
-        self._file.append(data)
-        self._unsynced_bytes += len(data)
-        if self._unsynced_bytes >= _SYNC_BYTES:
-            self._file.sync()
-            self._unsynced_bytes = 0
+        try:
+            self._unsynced_bytes = _write_behind(self._file, data, self._unsynced_bytes)
+        except StorageError:
+            self.abort()  # a full disk needs the space back at once
+            raise
 
 
 class SnapshotReceiver:
@@ -107,11 +107,11 @@ class SnapshotReceiver:
         """Take a piece; one that is not the next is ignored (it was sent twice, or across a reconnect)."""
         if offset != self.offset or offset + len(data) > self._total_bytes:
             return
-        self._file.append(data)
-        self._unsynced_bytes += len(data)
-        if self._unsynced_bytes >= _SYNC_BYTES:
-            self._file.sync()
-            self._unsynced_bytes = 0
+        try:
+            self._unsynced_bytes = _write_behind(self._file, data, self._unsynced_bytes)
+        except StorageError:
+            self.abort()
+            raise
 
     def commit(self) -> SnapshotInfo:
         """Verify the whole file and make it durable under its name. Blocks.
@@ -253,6 +253,16 @@ def _fresh(disk: Disk, name: str) -> DiskFile:
     if disk.exists(name):
         disk.remove(name)
     return disk.open_append(name)
+
+
+def _write_behind(file: DiskFile, data: bytes, unsynced_bytes: int) -> int:
+    """Append; sync when enough has gathered. Returns the bytes that wait for a sync."""
+    file.append(data)
+    unsynced_bytes += len(data)
+    if unsynced_bytes < _SYNC_BYTES:
+        return unsynced_bytes
+    file.sync()
+    return 0
 
 
 def _publish(disk: Disk, file: DiskFile, name: str, ref: SnapshotRef) -> None:

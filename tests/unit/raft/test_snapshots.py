@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.base.errors import ConfigError, CorruptStateError, StorageError
+from controlplane.base.rand import SeededRand
 from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader, SnapshotMember
 from controlplane.raft import snapshot_format
 from controlplane.raft.disk import RealDisk
@@ -42,6 +43,11 @@ def save(store: SnapshotStore, index: int = 10, term: int = 2, chunks: list[byte
     for chunk in chunks:
         writer.add(chunk)
     return writer.commit()
+
+
+def disk_filler(size: int) -> bytes:
+    """Bytes that do not compress."""
+    return SeededRand(1).token(size)
 
 
 def file_bytes() -> bytes:
@@ -167,6 +173,21 @@ def test_a_failed_save_leaves_the_older_snapshot() -> None:
         save(store, 20)
     assert store.list() == [old]
     store.verify(old)
+
+
+def test_a_snapshot_that_fills_the_disk_gives_the_space_back() -> None:
+    disk = SimDisk()
+    store = SnapshotStore(disk)
+    old = save(store, 10)
+    disk.capacity_bytes = disk.size(old.name) + 500
+    writer = store.begin(header(20))
+    with pytest.raises(StorageError, match="No space left"):
+        writer.add(disk_filler(2000))
+    receiver = store.receive(SnapshotRef(20, 2), 1000)
+    with pytest.raises(StorageError, match="No space left"):
+        receiver.append(0, disk_filler(1000))
+    assert disk.list(SNAPSHOT_DIR) == [old.name.removeprefix(f"{SNAPSHOT_DIR}/")]
+    assert disk.free_bytes() == 500
 
 
 def test_a_snapshot_under_another_ones_name_is_refused() -> None:
