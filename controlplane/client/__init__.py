@@ -5,6 +5,9 @@ The in-process client (``controlplane.client.inprocess``) is imported explicitly
 
 from __future__ import annotations
 
+from controlplane.client.etcd_client import EtcdClient
+from controlplane.client.events import EventRecorder
+from controlplane.client.grpc_client import GrpcClient
 from controlplane.client.informer import Informer
 from controlplane.client.interface import (
     AlreadyExistsError,
@@ -21,6 +24,7 @@ from controlplane.client.interface import (
     WatchEvent,
     WatchType,
 )
+from controlplane.client.operator_client import OperatorClient
 from controlplane.client.workqueue import WorkQueue
 
 __all__ = [
@@ -28,13 +32,17 @@ __all__ = [
     "ApiClient",
     "ApiError",
     "ConflictError",
+    "EtcdClient",
+    "EventRecorder",
     "ExpiredError",
     "FencedError",
     "FieldCause",
+    "GrpcClient",
     "Informer",
     "InvalidError",
     "ListResult",
     "NotFoundError",
+    "OperatorClient",
     "UnavailableError",
     "WatchEvent",
     "WatchType",

@@ -13,7 +13,7 @@ from controlplane.base.clock import Clock
 from controlplane.base.errors import Code
 from controlplane.base.rand import Rand
 from controlplane.client.backoff import Backoff
-from controlplane.client.interface import UnavailableError
+from controlplane.client.interface import ApiError, UnavailableError
 
 __all__ = ["retry_unavailable"]
 
@@ -30,7 +30,8 @@ async def retry_unavailable(
 
     Raises:
         UnavailableError: the time is up. ``unknown_outcome`` if any attempt may have had an effect.
-        ApiError: whatever else an attempt raised, at once.
+        ApiError: whatever else an attempt raised, at once; with ``unknown_outcome`` too if an earlier attempt may
+            have had an effect (a Conflict may then be with our own write).
     """
     deadline = clock.monotonic() + timeout_s
     backoff = Backoff(rand, base_s=_BACKOFF_BASE_S, cap_s=_BACKOFF_CAP_S)
@@ -51,3 +52,6 @@ async def retry_unavailable(
                     unknown_outcome=unknown,
                 ) from error
             await clock.sleep(pause_s)
+        except ApiError as error:
+            error.unknown_outcome = error.unknown_outcome or unknown
+            raise
