@@ -240,9 +240,11 @@ class _Stream:
             batch = watch.watcher.poll(watch.batch_events)
         except CompactedError as error:
             self._forget(watch.id)
+            header = self._kv.header()
+            header.revision = 0  # as etcd: this answer says nothing of how far the watch came
             await self._context.write(
                 rpc_pb2.WatchResponse(
-                    header=self._kv.header(),
+                    header=header,
                     watch_id=watch.id,
                     canceled=True,
                     compact_revision=error.compact_revision,
