@@ -33,9 +33,9 @@ from controlplane.store.dedup import Dedup
 from controlplane.store.hash import StateHash
 from controlplane.store.keyspan import Span
 from controlplane.store.leases import Lease, Leases
-from controlplane.store.mvcc import Keyspace, Version, frame_kv, kv_bytes
+from controlplane.store.mvcc import Keyspace, Pin, Version, frame_kv, kv_bytes
 
-__all__ = ["FORMAT_VERSION", "Cut", "Loaded", "load"]
+__all__ = ["FORMAT_VERSION", "Loaded", "cut", "load"]
 
 FORMAT_VERSION: Final = 1
 MAGIC: Final = b"QDSTATE\x01"
@@ -46,50 +46,49 @@ _EVERYTHING: Final = Span(b"", None)
 _ORDER: Final = b"HLDKEZ"
 
 
-class Cut(Iterator[bytes]):
-    """A snapshot cut at construction; iterating makes its chunks. Dropping it, or reaching the end, ends its pin."""
+def cut(header: StateHeader, keyspace: Keyspace, leases: Leases, dedup: Dedup) -> Iterator[bytes]:
+    """Cut now; iterating makes the chunks. Reaching the end, or dropping the iterator, ends its pin on the keyspace."""
+    lease_records = [
+        LeaseRecord(id=lease.id, ttl_s=lease.ttl_s, remaining_ttl_s=lease.remaining_ttl_s) for lease in leases
+    ]
+    # The pin is held by the generator alone, started or not: no reference cycle may keep it alive.
+    return _chunks(keyspace, keyspace.pin(), _records(header, keyspace, lease_records, dedup.entries()))
 
-    def __init__(self, header: StateHeader, keyspace: Keyspace, leases: Leases, dedup: Dedup) -> None:
-        self._header = header
-        self._keyspace = keyspace
-        self._pin = keyspace.pin()
-        self._leases = [
-            LeaseRecord(id=lease.id, ttl_s=lease.ttl_s, remaining_ttl_s=lease.remaining_ttl_s) for lease in leases
-        ]
-        self._dedup = dedup.entries()
-        self._chunks = self._make()
 
-    def __next__(self) -> bytes:
-        return next(self._chunks)
+def _chunks(keyspace: Keyspace, pin: Pin, records: Iterator[bytes]) -> Iterator[bytes]:
+    digest = sha256()
+    chunk = bytearray(MAGIC)
+    for record in records:
+        chunk += record
+        if len(chunk) >= _CHUNK_BYTES:
+            digest.update(chunk)
+            yield bytes(chunk)
+            chunk.clear()
+    digest.update(chunk)
+    chunk += _record(b"Z", digest.digest())
+    keyspace.unpin(pin)
+    yield bytes(chunk)
 
-    def _make(self) -> Iterator[bytes]:
-        digest = sha256()
-        chunk = bytearray(MAGIC)
-        for record in self._records():
-            chunk += record
-            if len(chunk) >= _CHUNK_BYTES:
-                digest.update(chunk)
-                yield bytes(chunk)
-                chunk.clear()
-        digest.update(chunk)
-        chunk += _record(b"Z", digest.digest())
-        self._keyspace.unpin(self._pin)
-        yield bytes(chunk)
 
-    def _records(self) -> Iterator[bytes]:
-        yield _record(b"H", self._header.SerializeToString(deterministic=True))
-        for lease in self._leases:
-            yield _record(b"L", lease.SerializeToString())
-        for request_id, (index, reply) in self._dedup:
-            yield _record(b"D", DedupRecord(request_id=request_id, index=index, reply=reply).SerializeToString())
-        first, last = self._header.compact_revision, self._header.revision
-        # Before the first compaction nothing existed at "the compact revision" (0), and history is complete.
-        if first > 0:
-            for version in self._keyspace.scan_at(_EVERYTHING, first):
-                yield _record(b"K", kv_bytes(version.frame))
-        for revision in range(first, last + 1):
-            for event in self._keyspace.events(revision):
-                yield _record(b"E", kv_bytes(event.version.frame))
+def _records(
+    header: StateHeader,
+    keyspace: Keyspace,
+    leases: list[LeaseRecord],
+    dedup: list[tuple[bytes, tuple[int, bytes]]],
+) -> Iterator[bytes]:
+    yield _record(b"H", header.SerializeToString(deterministic=True))
+    for lease in leases:
+        yield _record(b"L", lease.SerializeToString())
+    for request_id, (index, reply) in dedup:
+        yield _record(b"D", DedupRecord(request_id=request_id, index=index, reply=reply).SerializeToString())
+    first, last = header.compact_revision, header.revision
+    # Before the first compaction nothing existed at "the compact revision" (0), and history is complete.
+    if first > 0:
+        for version in keyspace.scan_at(_EVERYTHING, first):
+            yield _record(b"K", kv_bytes(version.frame))
+    for revision in range(first, last + 1):
+        for event in keyspace.events(revision):
+            yield _record(b"E", kv_bytes(event.version.frame))
 
 
 def _record(kind: bytes, payload: bytes) -> bytes:

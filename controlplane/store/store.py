@@ -223,7 +223,7 @@ class Store:
             state_hash=self._hash.published,
             dedup_floor=self._dedup.floor,
         )
-        return snapshot.Cut(header, self._keyspace, self.leases, self._dedup)
+        return snapshot.cut(header, self._keyspace, self.leases, self._dedup)
 
     def restore(self, chunks: Iterable[bytes]) -> None:
         """Replace everything by a snapshot. Watchers go on from where they are, or are told of the compaction.
@@ -275,4 +275,4 @@ def restored_state(
     leases = Leases()
     for lease in loaded.leases.values():
         leases.grant(lease.id, lease.ttl_s)
-    return snapshot.Cut(header, loaded.keyspace, leases, dedup)
+    return snapshot.cut(header, loaded.keyspace, leases, dedup)
