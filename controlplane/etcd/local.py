@@ -219,7 +219,12 @@ class LocalKV:
     async def compact(
         self, request: rpc_pb2.CompactionRequest, *, timeout_ms: int | None = None
     ) -> rpc_pb2.CompactionResponse:
+        """A ``physical`` compaction also waits until this replica has given the memory back."""
         reply = await self._write(Command(compact=request), b"", timeout_ms)
+        swept = not request.physical
+        while not swept:
+            swept = self._store.sweep()
+            await asyncio.sleep(0)
         return self._stamped(reply.compact)
 
     # -- leases

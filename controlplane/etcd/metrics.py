@@ -1,14 +1,19 @@
 """Metrics of the etcd API, under etcd's own names and types, so that etcd's dashboards and alerts work unchanged.
 
-Counters count what this replica served. Gauges of the store and of Raft are set by :class:`StateMetrics`, which reads
-both when the metrics port is scraped, so that no write pays for them.
+Counters count what this replica served. What the store and Raft know anyway is read by :class:`StateMetrics` when the
+metrics port is scraped, so that no write pays for it. Disk and peer metrics are their owners'.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import REGISTRY, CollectorRegistry, Counter
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, UnknownMetricFamily
+
+from controlplane.raft.types import RaftHandle
+from controlplane.store.store import Store
 
 __all__ = [
     "DELETE",
@@ -36,5 +41,94 @@ PROPOSALS_FAILED: Final = Counter(
     "etcd_server_proposals_failed_total", "Writes that were not seen to be applied, by this member."
 )
 
-WATCH_STREAMS: Final = Gauge("etcd_debugging_mvcc_watch_stream_total", "Watch streams open on this member.")
 WATCH_EVENTS: Final = Counter("etcd_debugging_mvcc_events_total", "Events sent to watchers by this member.")
+
+
+class _Open:
+    """How many of something are open."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def inc(self) -> None:
+        self.count += 1
+
+    def dec(self) -> None:
+        self.count -= 1
+
+
+#: Watch streams open on this member.
+WATCH_STREAMS: Final = _Open()
+
+
+class StateMetrics:
+    """A collector: the state of one replica at the moment of the scrape.
+
+    Args:
+        store, raft: what is read.
+        version: the etcd release whose API this is (label ``server_version``).
+    """
+
+    def __init__(self, store: Store, raft: RaftHandle, *, version: str) -> None:
+        self._store = store
+        self._raft = raft
+        self._version = version
+        self._leader: str | None = None
+        self._leader_term = 0
+        self._leader_changes = 0
+        raft.on_leadership(self._on_leadership)
+
+    def register(self, registry: CollectorRegistry = REGISTRY) -> None:
+        """Show these in a registry. ``registry.unregister(self)`` ends it."""
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the registry at each scrape."""
+        store, status = self._store, self._raft.status()
+        self._note(status.leader, status.term)
+        leads = status.leader == status.name
+        for name, text, value in (
+            ("etcd_server_has_leader", "1 if this member knows a leader.", status.leader is not None),
+            ("etcd_server_is_leader", "1 if this member leads.", leads),
+            ("etcd_server_is_learner", "1 if this member does not vote.", False),
+            ("etcd_server_proposals_pending", "Writes waiting on this member.", status.pending),
+            ("etcd_mvcc_db_total_size_in_bytes", "Bytes of all retained versions.", store.size_bytes),
+            ("etcd_mvcc_db_total_size_in_use_in_bytes", "Bytes of all retained versions.", store.size_bytes),
+            ("etcd_debugging_mvcc_current_revision", "Revision applied.", store.revision),
+            ("etcd_debugging_mvcc_compact_revision", "Revision of the last compaction.", store.compact_revision),
+            ("etcd_debugging_lease_active", "Leases that exist now.", len(store.leases)),
+        ):
+            yield GaugeMetricFamily(name, text, value=float(value))
+        for name, text, count in (
+            ("etcd_server_proposals_committed", "Log index up to which entries are committed.", status.commit_index),
+            ("etcd_server_proposals_applied", "Log index up to which entries are applied.", status.applied_index),
+        ):
+            yield CounterMetricFamily(name, text, value=count)
+        # etcd calls these gauges `_total`, which Prometheus' linter forbids for gauges: so without a type.
+        for name, text, count in (
+            ("etcd_debugging_mvcc_keys_total", "Keys that exist now.", store.key_count),
+            ("etcd_debugging_mvcc_watcher_total", "Watches open on this member.", len(store.watches)),
+            ("etcd_debugging_mvcc_watch_stream_total", "Watch streams open on this member.", WATCH_STREAMS.count),
+        ):
+            yield UnknownMetricFamily(name, text, value=float(count))
+        changes = CounterMetricFamily("etcd_server_leader_changes_seen_total", "Changes of leader seen by this member.")
+        changes.add_metric([], self._leader_changes)
+        yield changes
+        for name, label, text, shown in (
+            ("etcd_server_version", "server_version", "1, labelled with the etcd version of the API.", self._version),
+            ("etcd_cluster_version", "cluster_version", "1, labelled with the cluster's version.", self._version[:3]),
+            ("etcd_server_id", "server_id", "1, labelled with the member id in hex.", f"{status.member_id:x}"),
+        ):
+            family = GaugeMetricFamily(name, text, labels=[label])
+            family.add_metric([shown], 1.0)
+            yield family
+
+    def _on_leadership(self, term: int, leading: bool) -> None:
+        status = self._raft.status()
+        self._note(status.name if leading else status.leader, term)
+
+    def _note(self, leader: str | None, term: int) -> None:
+        if leader is not None and (leader != self._leader or term != self._leader_term):
+            if self._leader is not None:
+                self._leader_changes += 1
+            self._leader, self._leader_term = leader, term
