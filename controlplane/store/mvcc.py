@@ -307,13 +307,10 @@ class Keyspace:
         """Keys that have a lease now."""
         return ((key, version) for key, version in self._live.items() if version.lease)
 
-    def load_base(self, key: bytes, version: Version) -> None:
-        """Add a key that existed at the compact revision."""
-        self._live[key] = version
-        self.size_bytes += len(version.frame)
-
-    def load_start(self, compact_revision: int) -> None:
-        """The base is complete: the events of the compact revision and of those after it follow."""
+    def load_start(self, compact_revision: int, base: dict[bytes, Version]) -> None:
+        """Begin with the keys that existed at the compact revision; its events, and those after it, follow."""
+        self._live.update(base)
+        self.size_bytes = sum(len(version.frame) for version in base.values())
         self.compact_revision = compact_revision
         if compact_revision > 0:
             self.revision = compact_revision

@@ -41,7 +41,7 @@ FORMAT_VERSION: Final = 1
 MAGIC: Final = b"QDSTATE\x01"
 _CHUNK_BYTES: Final = 64 * 1024
 _RECORD_BYTES_MAX: Final = 128 * 1024 * 1024
-_HASH_BYTES: Final = 32
+_HEAD_BYTES: Final = 5
 _EVERYTHING: Final = Span(b"", None)
 _ORDER: Final = b"HLDKEZ"
 
@@ -122,42 +122,44 @@ def _read(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     """Records in order; the end is reached only if the trailer is there and right."""
     digest = sha256()
     buffer = bytearray()
+    at = 0  # what comes before it in the buffer is read, and not yet digested
     source = iter(chunks)
 
-    def fill(size: int) -> None:
-        while len(buffer) < size:
+    def need(size: int) -> None:
+        nonlocal at
+        while len(buffer) - at < size:
             more = next(source, None)
             if more is None:
                 raise CorruptStateError("snapshot: cut short")
+            digest.update(buffer[:at])
+            del buffer[:at]
+            at = 0
             buffer.extend(more)
 
-    def take(size: int) -> bytes:
-        taken = bytes(buffer[:size])
-        del buffer[:size]
-        return taken
-
-    fill(len(MAGIC))
-    magic = take(len(MAGIC))
-    if magic != MAGIC:
+    need(len(MAGIC))
+    if buffer[: len(MAGIC)] != MAGIC:
         raise CorruptStateError("snapshot: not a snapshot of this format")
-    digest.update(magic)
+    at = len(MAGIC)
     step = 0
     while True:
-        fill(5)
-        kind, size = buffer[0], int.from_bytes(buffer[1:5], "big")
-        if kind not in _ORDER or size > _RECORD_BYTES_MAX or _ORDER.index(kind) < step:
+        need(_HEAD_BYTES)
+        kind, size = buffer[at], int.from_bytes(buffer[at + 1 : at + _HEAD_BYTES], "big")
+        order = _ORDER.find(kind)
+        if order < step or size > _RECORD_BYTES_MAX:
             raise CorruptStateError("snapshot: damaged record")
-        step = _ORDER.index(kind)
-        fill(5 + size)
-        record = take(5 + size)
+        step = order
+        need(_HEAD_BYTES + size)
+        end = at + _HEAD_BYTES + size
+        payload = bytes(buffer[at + _HEAD_BYTES : end])
         if kind == _ORDER[-1]:
-            if size != _HASH_BYTES or record[5:] != digest.digest():
+            digest.update(buffer[:at])
+            if payload != digest.digest():
                 raise CorruptStateError("snapshot: checksum does not match")
-            if buffer or any(source):
+            if len(buffer) > end or any(source):
                 raise CorruptStateError("snapshot: bytes after the end")
             return
-        digest.update(record)
-        yield kind, record[5:]
+        at = end
+        yield kind, payload
 
 
 def _build(records: Iterator[tuple[int, bytes]]) -> Loaded:
@@ -169,14 +171,16 @@ def _build(records: Iterator[tuple[int, bytes]]) -> Loaded:
         raise CorruptStateError(f"snapshot: format {header.format_version}, this version reads {FORMAT_VERSION}")
     keyspace, dedup = Keyspace(), Dedup()
     leases: dict[int, Lease] = {}
+    base: dict[bytes, Version] = {}
     started = False
     revision_events: list[tuple[bytes, Version]] = []
     for kind, payload in records:
         if kind == ord("K"):
-            keyspace.load_base(*_version(payload))
+            key, version = _version(payload)
+            base[key] = version
         elif kind == ord("E"):
             if not started:
-                keyspace.load_start(header.compact_revision)
+                keyspace.load_start(header.compact_revision, base)
                 started = True
             key, version = _version(payload)
             if revision_events and revision_events[0][1].mod_revision != version.mod_revision:
@@ -192,7 +196,7 @@ def _build(records: Iterator[tuple[int, bytes]]) -> Loaded:
         else:
             raise CorruptStateError("snapshot: two headers")
     if not started:
-        keyspace.load_start(header.compact_revision)
+        keyspace.load_start(header.compact_revision, base)
     if revision_events:
         keyspace.load_events(revision_events)
     if keyspace.revision != header.revision:
