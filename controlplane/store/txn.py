@@ -9,7 +9,7 @@ Source: etcd server/etcdserver/txn. Raises StatusError; the caller commits the k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.store import errors
@@ -43,7 +43,9 @@ _MISSING = Version(0, 0, 0, 0, b"\x12\x00")
 def run_put(keyspace: Keyspace, leases: Leases, request: e.PutRequest) -> e.PutResponse:
     """Raises: StatusError: empty key, key not found (ignore_*), lease not found."""
     _check_put(keyspace, leases, request)
-    return _put(keyspace, leases, request)
+    response = e.PutResponse()
+    _put(keyspace, leases, request, response)
+    return response
 
 
 def run_delete(keyspace: Keyspace, leases: Leases, request: e.DeleteRangeRequest) -> e.DeleteRangeResponse:
@@ -88,9 +90,8 @@ def _check_put(keyspace: Keyspace, leases: Leases, request: e.PutRequest) -> Non
         raise errors.lease_not_found()
 
 
-def _put(keyspace: Keyspace, leases: Leases, request: e.PutRequest) -> e.PutResponse:
+def _put(keyspace: Keyspace, leases: Leases, request: e.PutRequest, response: e.PutResponse) -> None:
     key, value, lease = request.key, request.value, request.lease
-    response = e.PutResponse()
     before = keyspace.get(key)
     if before is not None:
         if request.ignore_value:
@@ -104,12 +105,11 @@ def _put(keyspace: Keyspace, leases: Leases, request: e.PutRequest) -> e.PutResp
     if held != lease:
         leases.move(key, held, lease)
     response.header.revision = keyspace.revision + 1
-    return response
 
 
-def _branch(request: e.TxnRequest, path: Iterator[bool]) -> tuple[bool, list[e.RequestOp]]:
+def _branch(request: e.TxnRequest, path: Iterator[bool]) -> tuple[bool, Iterable[e.RequestOp]]:
     succeeded = next(path)
-    return succeeded, list(request.success if succeeded else request.failure)
+    return succeeded, request.success if succeeded else request.failure
 
 
 def _decide(keyspace: Keyspace, request: e.TxnRequest, path: _Path) -> None:
@@ -143,7 +143,7 @@ def _execute(
             case "request_range":
                 answer.response_range.CopyFrom(run_range(keyspace, op.request_range))
             case "request_put":
-                answer.response_put.CopyFrom(_put(keyspace, leases, op.request_put))
+                _put(keyspace, leases, op.request_put, answer.response_put)
             case "request_delete_range":
                 answer.response_delete_range.CopyFrom(run_delete(keyspace, leases, op.request_delete_range))
             case "request_txn":
