@@ -71,7 +71,7 @@ def targets(arguments: Sequence[str]) -> list[Target]:
     return [(info, name) for info in infos for name in names]
 
 
-class KindType(click.ParamType):
+class KindType(click.ParamType[str]):
     """A kind, or KIND/NAME, with completion."""
 
     name = "kind"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -18,13 +19,15 @@ from controlplane.cli import status as status_module
 from controlplane.cli.common import Settings, coroutine, err, settings_of
 from controlplane.client import GrpcClient
 from controlplane.client.codec import load_manifests
+from controlplane.config import parse_initial_cluster
 from controlplane.local.cluster import FOLDER, LocalCluster
 from controlplane.local.processes import ProcessError
 from controlplane.local.spec import ClusterSpec, plan
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment
 from controlplane.pb.k8s.core_v1_pb2 import Node, Service
+from controlplane.recovery import Restored, restore_member, verify
 
-__all__ = ["Waiter", "local", "wait_nodes", "wait_replicas"]
+__all__ = ["Waiter", "local", "restore_replicas", "wait_nodes", "wait_replicas"]
 
 _POLL_S = 0.05
 
@@ -35,8 +38,9 @@ class Waiter:
     On a terminal a live bar per count; else one line when each is reached.
     """
 
-    def __init__(self, cluster: LocalCluster, timeout_s: float) -> None:
+    def __init__(self, cluster: LocalCluster, timeout_s: float, names: Sequence[str] = ()) -> None:
         self._cluster = cluster
+        self._names = names or cluster.names
         self._deadline = time.monotonic() + timeout_s
         self._progress = Progress(
             TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err
@@ -61,7 +65,7 @@ class Waiter:
             if not err.is_terminal:
                 err.print(f"{what}: {done}/{total}")
             return True
-        self._cluster.check_alive()
+        self._cluster.check_alive(self._names)
         if time.monotonic() > self._deadline:
             raise ProcessError(
                 f"{what}: {done} of {total}, and the time is up; the logs are in {self._cluster.root / 'logs'}"
@@ -330,6 +334,54 @@ async def kill(context: click.Context, name: str, with_pods: bool, signame: str)
         err.print(f"SIG{signame} sent to {name}")
     else:
         raise ProcessError(f"{name} does not run")
+
+
+async def restore_replicas(cluster: LocalCluster, path: Path) -> Restored:
+    """A new control plane from a snapshot: every replica's directory seeded anew, then all started.
+
+    Agents and pods are not touched. Raises ProcessError while a replica runs, CorruptStateError before anything is
+    changed if the file is damaged.
+    """
+    verify(path)
+    cluster.renew_token()
+    restored: Restored | None = None
+    for replica in cluster.spec.replicas:
+        cluster.destroy_replica_data(replica.name)
+        restored = restore_member(
+            path,
+            cluster.replica_dir(replica.name),
+            name=replica.name,
+            members=parse_initial_cluster(cluster.spec.initial_cluster),
+            cluster_token=cluster.spec.token,
+        )
+    assert restored is not None
+    for replica in cluster.spec.replicas:
+        cluster.start(replica.name)
+    return restored
+
+
+@local.command()
+@click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--yes", is_flag=True, help="Do not ask before the replicas' data directories are replaced.")
+@click.option("--timeout", "timeout_s", default=60.0, show_default=True, help="Seconds to wait until it serves.")
+@click.pass_context
+@coroutine
+async def restore(context: click.Context, path: Path, yes: bool, timeout_s: float) -> None:
+    """Bring the control plane back from a snapshot: new data directories for all replicas, then start them.
+
+    Refused while a replica runs. Agents and pods run on through it; what was written after the snapshot is lost.
+    """
+    cluster = settings_of(context).local()
+    if not yes:
+        click.confirm(f"Replace the data of {len(cluster.spec.replicas)} replicas by {path}?", abort=True, err=True)
+    began = time.monotonic()
+    restored = await restore_replicas(cluster, path)
+    with Waiter(cluster, timeout_s, [r.name for r in cluster.spec.replicas]) as waiter:
+        await wait_replicas(cluster, waiter)
+    err.print(
+        f"restored {restored.keys} keys of revision {restored.snapshot_revision}; serving at revision "
+        f"{restored.revision} after {time.monotonic() - began:.1f} s"
+    )
 
 
 @local.command("add-node")

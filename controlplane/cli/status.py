@@ -88,9 +88,9 @@ def _local(settings: Settings, endpoints: list[str]) -> LocalCluster | None:
 
 
 async def _ask(endpoint: str) -> operator_pb2.StatusResponse | None:
-    client = OperatorClient(endpoint)
+    client = OperatorClient(endpoint, timeout_ms=_ASK_TIMEOUT_MS)
     try:
-        return await client.status(timeout_ms=_ASK_TIMEOUT_MS)
+        return await client.status()
     except StatusError:
         return None
     finally:

@@ -115,11 +115,12 @@ class LocalCluster:
         """
         wanted = [
             address
-            for spec in (*self.spec.replicas, *self.spec.nodes)
-            if self.processes.pid(spec.name) is None
-            for address in (
-                (spec.client, spec.metrics, spec.peer) if isinstance(spec, ReplicaSpec) else (spec.listen, spec.metrics)
-            )
+            for r in self.spec.replicas
+            if self.processes.pid(r.name) is None
+            for address in (r.client, r.metrics, r.peer)
+        ]
+        wanted += [
+            address for n in self.spec.nodes if self.processes.pid(n.name) is None for address in (n.listen, n.metrics)
         ]
         busy = [address for address in wanted if not _free(address)]
         if busy:
@@ -137,12 +138,11 @@ class LocalCluster:
         return self.processes.start(name, argv, env=_environment(), cwd=self.root)
 
     def _replica_argv(self, me: ReplicaSpec) -> list[str]:
-        members = ",".join(f"{r.name}={r.peer}@{r.client}@{r.metrics}" for r in self.spec.replicas)
         return [
             sys.executable, "-m", "controlplane",
             "--name", me.name,
             "--data-dir", str(self.replica_dir(me.name).resolve()),
-            "--initial-cluster", members,
+            "--initial-cluster", self.spec.initial_cluster,
             "--cluster-token", self.spec.token,
             "--service-cidr", self.spec.service_cidr,
             "--cluster-cidr", self.spec.cluster_cidr,
@@ -159,9 +159,9 @@ class LocalCluster:
             "--metrics-listen", me.metrics,
         ]  # fmt: skip
 
-    def check_alive(self) -> None:
-        """Raise ProcessError with the last log lines of the first process that should run and does not."""
-        for name in self.names:
+    def check_alive(self, names: Sequence[str]) -> None:
+        """Raise ProcessError with the last log lines of the first of these processes that does not run."""
+        for name in names:
             if self.processes.pid(name) is None:
                 tail = self.processes.log_tail(name)
                 raise ProcessError(f"{name} ended; the end of {self.processes.log_path(name)}:\n{tail}")
@@ -208,6 +208,14 @@ class LocalCluster:
         if self.processes.pid(self.replica(name).name) is not None:
             raise ProcessError(f"{name} runs; kill it before its disk is destroyed")
         shutil.rmtree(self.replica_dir(name), ignore_errors=True)
+
+    def renew_token(self) -> None:
+        """Become another cluster (after a restore), with the same names and addresses. Refused while replicas run."""
+        running = [r.name for r in self.spec.replicas if self.processes.pid(r.name) is not None]
+        if running:
+            raise ProcessError(f"still running: {', '.join(running)}; stop or kill the replicas first")
+        self.spec = self.spec.with_new_token()
+        self.spec.save(self.root / "cluster.json")
 
     def _check_name(self, name: str) -> None:
         if name not in self.names:

@@ -1,0 +1,54 @@
+"""The pods of a local node, as the agent's own records on disk tell: to kill them when their machine "dies".
+
+Reads the record format that ``node.runtime.record`` documents (version 1: ``pods/UID/.agent/containers/ID.json`` with
+``pid``, ``pgid``, ``start_ticks``, ``boot_id``, ``finished_at_ms``), and nothing else of the agent. A recorded process
+group is killed only if its leader is still the process that was started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+__all__ = ["kill_all", "running"]
+
+
+def running(node_dir: Path) -> dict[str, list[int]]:
+    """Pod uid -> process groups of its containers that run now."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    found: dict[str, list[int]] = {}
+    for path in sorted(node_dir.glob("pods/*/.agent/containers/*.json")):
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue  # being replaced, or of a container that never started
+        pid, pgid = int(record.get("pid", 0)), int(record.get("pgid", 0))
+        if pid <= 1 or pgid <= 1 or record.get("finished_at_ms") or record.get("boot_id") != boot_id:
+            continue
+        if _start_ticks(pid) == record.get("start_ticks"):
+            found.setdefault(path.parents[2].name, []).append(pgid)
+    return found
+
+
+def kill_all(node_dir: Path) -> int:
+    """SIGKILL every process group of every pod of the node; return how many pods had one."""
+    found = running(node_dir)
+    for groups in found.values():
+        for pgid in groups:
+            try:
+                os.killpg(pgid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it ended by itself between the look and the signal
+    return len(found)
+
+
+def _start_ticks(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat; None if there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The command's name, field 2, is in parentheses and may hold anything, also spaces and parentheses.
+    return int(stat.rpartition(")")[2].split()[19])

@@ -56,6 +56,11 @@ class ClusterSpec:
     extra_replica_args: tuple[str, ...] = field(default=())
 
     @property
+    def initial_cluster(self) -> str:
+        """The members, as replicas are told: NAME=PEER@CLIENT@METRICS,..."""
+        return ",".join(f"{r.name}={r.peer}@{r.client}@{r.metrics}" for r in self.replicas)
+
+    @property
     def endpoints(self) -> list[str]:
         """Every replica's client endpoint."""
         return [replica.client for replica in self.replicas]
@@ -68,6 +73,10 @@ class ClusterSpec:
             raise ConfigError(f"a local cluster has at most {NODES_MAX} nodes; remove one first")
         node = _node(self.port_base, number)
         return replace(self, nodes=(*self.nodes, node)), node
+
+    def with_new_token(self) -> ClusterSpec:
+        """The same processes as another cluster, whose members do not speak with the old one's."""
+        return replace(self, token=secrets.token_hex(8))
 
     def without_node(self, name: str) -> ClusterSpec:
         """The cluster without that node."""

@@ -1,0 +1,314 @@
+"""The composition root: the only place that knows every part of a replica and wires them.
+
+One process, one loop: Raft, store, gRPC services, informers, controllers and scheduler. Controllers and scheduler are
+warm everywhere and work only where Raft leads, behind the fence of the term that was won.
+
+Start order: client port bound, Raft, HTTP port, client port serving, informers. Stop order: not ready,
+controllers and scheduler, leadership handed over, client port, files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+from collections.abc import Coroutine
+
+import uvloop
+
+from controlplane.api import service as api_service
+from controlplane.api.logs import AgentLogs
+from controlplane.api.operator import OperatorService
+from controlplane.api.server import ApiServer
+from controlplane.api.sessions import SessionConfig, Sessions
+from controlplane.base.clock import SystemClock
+from controlplane.base.errors import Code, QuarterdeckError, StatusError
+from controlplane.base.http import ObservabilityServer
+from controlplane.base.rand import SystemRand
+from controlplane.client.events import EventRecorder
+from controlplane.client.fenced import LEADER_KEY
+from controlplane.client.inprocess import InProcessClient
+from controlplane.client.shared import SharedInformers
+from controlplane.config import ReplicaConfig
+from controlplane.controllers.bundle import all_controllers
+from controlplane.controllers.manager import ControllerManager
+from controlplane.controllers.nodelifecycle import NodeLifecycle
+from controlplane.etcd import service as etcd_service
+from controlplane.etcd.compactor import Compactor
+from controlplane.etcd.local import LocalKV
+from controlplane.pb.etcd import rpc_pb2
+from controlplane.pb.k8s.core_v1_pb2 import Pod
+from controlplane.pb.quarterdeck.v1 import api_pb2, node_pb2_grpc, operator_pb2_grpc
+from controlplane.raft.config import RaftConfig, make_members
+from controlplane.raft.driver import Replica
+from controlplane.scheduler.scheduler import Scheduler
+from controlplane.store.store import Store
+from controlplane.transport import server as grpc_server
+
+__all__ = ["App", "run"]
+
+log = logging.getLogger("quarterdeck.app")
+
+_SERVICES = (
+    *etcd_service.SERVICE_NAMES,
+    "quarterdeck.v1.Resources",
+    "quarterdeck.v1.Nodes",
+    "quarterdeck.v1.Operator",
+)
+_READ_CHECK_TIMEOUT_MS = 2_000
+_TAKE_CHARGE_RETRY_S = 0.05
+_SERVER_GRACE_S = 0.3
+
+
+class App:
+    """One replica, wired. ``await start()``, then :meth:`wait`, then ``await stop()``."""
+
+    def __init__(self, config: ReplicaConfig) -> None:
+        self._config = config
+        clock, rand = SystemClock(), SystemRand()
+        self._clock = clock
+        cluster_id, members = make_members(
+            config.cluster_token, ((m.name, m.peer, m.client, m.metrics) for m in config.initial_cluster)
+        )
+        self.store = Store(cluster_id=cluster_id)
+        self.raft = Replica(
+            config=RaftConfig.of(
+                heartbeat_ms=config.heartbeat_ms,
+                election_min_ms=config.election_ms_min,
+                election_max_ms=config.election_ms_max,
+                snapshot_entries=config.snapshot_entries,
+            ),
+            cluster_id=cluster_id,
+            members=members,
+            name=config.name,
+            data_dir=config.data_dir,
+            state_machine=self.store,
+            create_data_dir=True,
+            clock=clock,
+            rand=rand,
+        )
+        self.kv = LocalKV(self.raft, self.store, clock=clock, rand=rand, election_timeout_ms=config.election_ms_max)
+        self.api = ApiServer(self.kv, clock=clock, rand=rand, service_cidr=config.service_cidr, logs=AgentLogs())
+        self.client = InProcessClient(self.api, clock=clock, rand=rand)
+        self.informers = SharedInformers(self.client, clock=clock, rand=rand)
+        self.sessions = Sessions(
+            self.api,
+            self.kv,
+            self.raft,
+            self.informers.of(Pod),
+            config=SessionConfig(
+                cluster_cidr=config.cluster_cidr,
+                service_cidr=config.service_cidr,
+                heartbeat_interval_ms=config.node_heartbeat_ms,
+            ),
+            clock=clock,
+            rand=rand,
+        )
+        self.recorder = EventRecorder(self.client, component="quarterdeck", host=config.name, clock=clock, rand=rand)
+        table = self.sessions.table
+        factories = (*all_controllers(), lambda env: NodeLifecycle(env, table))
+        self.controllers = ControllerManager(
+            self.client, self.informers, factories, events=self.recorder, clock=clock, rand=rand
+        )
+        self.scheduler = Scheduler(self.client, self.informers, events=self.recorder, clock=clock, rand=rand)
+        self.compactor = Compactor(self.kv, clock)
+        self._server = grpc_server.new_server(clock=clock)
+        self._health = grpc_server.Health(self._server, _SERVICES)
+        self._http = ObservabilityServer(
+            config.me.metrics,
+            ready={"leader": self._check_leader, "linearizable_read": self._check_read, "caches": self._check_caches},
+            live={"raft": self._check_raft},
+        )
+        self._reign: asyncio.Task[None] | None = None
+        self._led_term: int | None = None
+        self._leadership_changed = asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()
+        self._broken: asyncio.Future[BaseException] | None = None
+        self._caches_synced = False
+        self._stopping = False
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Bind the ports, recover the state, take part.
+
+        Raises:
+            ConfigError: an address or the data directory cannot be used.
+            CorruptStateError, StorageError: the data directory's contents or disk.
+        """
+        self._broken = asyncio.get_running_loop().create_future()
+        etcd_service.add_services(
+            self._server, self.kv, self.raft, self.store, clock=self._clock,
+            election_timeout_ms=self._config.election_ms_max,
+        )  # fmt: skip
+        api_service.add_services(self._server, self.api)
+        node_pb2_grpc.add_NodesServicer_to_server(self.sessions, self._server)
+        operator = OperatorService(self.raft, self.store, self._clock)
+        operator_pb2_grpc.add_OperatorServicer_to_server(operator, self._server)
+        grpc_server.add_reflection(self._server, _SERVICES)
+        self.raft.on_leadership(self._on_leadership)
+        grpc_server.listen(self._server, self._config.me.client)
+        self.kv.start()
+        await self.raft.start()
+        await self._http.start()
+        await self._server.start()
+        await self._health.set_serving(True)
+        self._spawn(self.informers.run(), "informers")
+        self._spawn(self._note_synced(), "informers-synced")
+        self._spawn(self.sessions.run(), "sessions")
+        self._spawn(self.recorder.run(), "events")
+        self._spawn(self.controllers.run(), "controllers")
+        self._spawn(self._govern(), "leadership")
+        # What start-up made lives as long as the process: no collection has to walk it again.
+        gc.collect()
+        gc.freeze()
+
+    async def wait(self, stop: asyncio.Event) -> None:
+        """Return when ``stop`` is set.
+
+        Raises:
+            QuarterdeckError: the replica had to stop by itself.
+        """
+        assert self._broken is not None
+        asked = asyncio.create_task(stop.wait())
+        await asyncio.wait({asked, self.raft.failed, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        for failure in (self.raft.failed, self._broken):
+            if failure.done():
+                error = failure.result()
+                raise error if isinstance(error, QuarterdeckError) else QuarterdeckError(repr(error)) from error
+
+    async def stop(self) -> None:
+        """Leave in good order: nobody waits for us, our writes are answered."""
+        self._stopping = True
+        await self._health.set_serving(False)
+        await self._end_reign()
+        await self.raft.stop()
+        await self._server.stop(_SERVER_GRACE_S)
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.kv.stop()
+        await self._http.stop()
+
+    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+        """Run beside everything; its failure is the replica's (fail-stop)."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if task.cancelled() or self._stopping:
+            return
+        error = task.exception()
+        if error is not None and self._broken is not None and not self._broken.done():
+            log.critical("event=part-failed part=%s error=%r", task.get_name(), error, exc_info=error)
+            self._broken.set_result(error)
+
+    # -- leadership ------------------------------------------------------------------------------------------------
+
+    def _on_leadership(self, term: int, leading: bool) -> None:
+        """Raft's word: remember it, and let :meth:`_govern` act."""
+        self._led_term = term if leading else None
+        self._leadership_changed.set()
+        if self._reign is not None:
+            self._reign.cancel()
+
+    async def _govern(self) -> None:
+        """One reign at a time: the next begins when the one before has ended, whatever Raft said in between."""
+        while True:
+            await self._leadership_changed.wait()
+            self._leadership_changed.clear()
+            term = self._led_term
+            if term is None:
+                continue
+            self._reign = asyncio.get_running_loop().create_task(self._lead(term), name=f"reign-{term}")
+            await asyncio.wait({self._reign})
+            reign, self._reign = self._reign, None
+            if not reign.cancelled():
+                reign.result()  # a crash ends the replica
+
+    async def _lead(self, term: int) -> None:
+        fence = await self._take_charge(term)
+        log.info("event=leading name=%s term=%d fence=%d", self._config.name, term, fence.mod_revision)
+        try:
+            await self.api.bootstrap()
+            await self.controllers.lead(fence)
+            await self.scheduler.lead(fence)
+            await self.compactor.run()
+        finally:
+            await self.controllers.stop_leading()
+            await self.scheduler.stop_leading()
+
+    async def _take_charge(self, term: int) -> api_pb2.Fence:
+        """Write the leader key; its mod revision fences every write of this reign."""
+        request = rpc_pb2.PutRequest(key=LEADER_KEY, value=f"{self._config.name} {term}".encode())
+        while True:
+            try:
+                response = await self.kv.put(request)
+            except StatusError as error:
+                if error.code not in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED}:
+                    raise
+                log.warning("event=take-charge-failed term=%d reason=%s", term, error.message)
+                await self._clock.sleep(_TAKE_CHARGE_RETRY_S)
+                continue
+            return api_pb2.Fence(key=LEADER_KEY, mod_revision=response.header.revision)
+
+    async def _end_reign(self) -> None:
+        self._led_term = None
+        reign = self._reign
+        if reign is not None:
+            reign.cancel()
+            await asyncio.wait({reign})
+
+    # -- health ----------------------------------------------------------------------------------------------------
+
+    async def _note_synced(self) -> None:
+        await self.informers.wait_synced()
+        self._caches_synced = True
+
+    def _check_raft(self) -> str | None:
+        return f"stopped: {self.raft.failed.result()}" if self.raft.failed.done() else None
+
+    def _check_leader(self) -> str | None:
+        if self._stopping:
+            return "the replica is stopping"
+        status = self.raft.status()
+        return None if status.leader else f"no leader in term {status.term}"
+
+    async def _check_read(self) -> str | None:
+        try:
+            await self.raft.read_barrier(timeout_ms=_READ_CHECK_TIMEOUT_MS)
+        except StatusError as error:
+            return error.message
+        return None
+
+    def _check_caches(self) -> str | None:
+        return None if self._caches_synced else "informers have not had their first list"
+
+
+def run(config: ReplicaConfig) -> None:
+    """Run one replica until SIGTERM or SIGINT.
+
+    Raises:
+        QuarterdeckError: it could not start, or had to stop by itself; the message says why.
+    """
+    uvloop.run(_run(config))
+
+
+async def _run(config: ReplicaConfig) -> None:
+    app = App(config)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    try:
+        await app.start()
+        await app.wait(stop)
+    finally:
+        with contextlib.suppress(asyncio.CancelledError):
+            await app.stop()
+    log.info("event=stopped name=%s", config.name)
