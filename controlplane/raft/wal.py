@@ -56,6 +56,7 @@ class Flush:
     data: bytes
     new_segment: Segment | None
     next_index: int
+    hard_state: HardState
 
 
 class Wal:
@@ -86,6 +87,7 @@ class Wal:
         self._segment_bytes = segment_bytes
         self._pending: list[bytes] = []
         self._flushed_next_index = next_index
+        self._flushed_hard_state = hard_state
         self._in_flight = False
         self._failure: str | None = None
 
@@ -159,9 +161,8 @@ class Wal:
             WAL_TORN_TAILS.inc()
         # From here on everything read counts as durable, but it may come from a page cache that was never written
         # out: the process died, not the machine; or a sync failed, after which the kernel calls dropped pages clean.
-        # So the only segment that can be in doubt is written once more, without its torn tail. Likewise the names.
+        # So the only segment that can be in doubt is written once more, without its torn tail, and its name synced.
         file = _publish(disk, image.segments[-1], image.tail)
-        disk.fsync_dir("")
         wal = cls(
             disk,
             identity,
@@ -234,11 +235,12 @@ class Wal:
         self._pending = []
         segment, new_segment = self._segments[-1], None
         if self._file.size >= self._segment_bytes:
+            # It begins with the state as of the last flush: the records that follow may hold several newer ones.
             segment = new_segment = Segment(segment.sequence + 1, self._flushed_next_index)
-            records = [_header(self._identity, segment), fmt.encode_hard_state(self._hard_state), *records]
+            records = [_header(self._identity, segment), fmt.encode_hard_state(self._flushed_hard_state), *records]
         data = fmt.encode_frame(segment.sequence, self._next_frame, records)
         self._in_flight = True
-        return Flush(data, new_segment, self._next_index)
+        return Flush(data, new_segment, self._next_index, self._hard_state)
 
     def write_and_sync(self, flush: Flush) -> None:
         """Write and sync. Blocks; touches nothing that the appending methods use.
@@ -261,6 +263,7 @@ class Wal:
             self._failure = str(error)
             raise
         self._flushed_next_index = flush.next_index
+        self._flushed_hard_state = flush.hard_state
         self._next_frame += 1
         self._in_flight = False
         WAL_FSYNC_SECONDS.observe(self._clock.monotonic() - started)

@@ -5,7 +5,7 @@ Owns the model of what power loss, full disks and dying devices do to files. Kno
 The model: a file has bytes the reader sees and bytes that survive; ``sync`` makes them equal. A directory has names
 the reader sees and names that survive; ``fsync_dir`` makes them equal. :meth:`SimDisk.power_loss` keeps the durable
 part and a random share of the rest: a file's new bytes may be missing, cut at any byte, or have sectors that were
-never written (zeros), and a directory's operations survive up to a random one of them.
+never written (zeros), and each of a directory's operations survives or not, in no order.
 :meth:`SimDisk.process_died` loses nothing, as the page cache outlives a process; what was unsynced stays so.
 
 Everything random comes from the given source: same seed, same losses.
@@ -13,6 +13,7 @@ Everything random comes from the given source: same seed, same losses.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from controlplane.base.errors import StorageError
@@ -36,21 +37,42 @@ class _Inode:
 
 
 _Names = dict[str, _Inode]
+#: One change of a directory, applied to the names that survive; without effect if what it needs did not survive.
+_Change = Callable[[_Names], None]
 
 
 @dataclass(slots=True)
 class _Directory:
     seen: _Names = field(default_factory=dict)
     durable: _Names = field(default_factory=dict)
-    #: What the directory looked like after each operation since the last fsync.
-    since_sync: list[_Names] = field(default_factory=list)
+    since_sync: list[_Change] = field(default_factory=list)
 
-    def changed(self) -> None:
-        self.since_sync.append(dict(self.seen))
+    def change(self, change: _Change) -> None:
+        change(self.seen)
+        self.since_sync.append(change)
 
     def sync(self) -> None:
         self.durable = dict(self.seen)
         self.since_sync.clear()
+
+
+def _create(name: str, inode: _Inode) -> _Change:
+    return lambda names: names.update({name: inode})
+
+
+def _remove(name: str) -> _Change:
+    def change(names: _Names) -> None:
+        names.pop(name, None)
+
+    return change
+
+
+def _rename(old: str, new: str) -> _Change:
+    def change(names: _Names) -> None:
+        if old in names:
+            names[new] = names.pop(old)
+
+    return change
 
 
 class _SimFile:
@@ -147,8 +169,10 @@ class SimDisk:
         self.sync_failures = 0
         inodes: dict[int, _Inode] = {}
         for directory in self._directories.values():
-            outcomes = [directory.durable, *directory.since_sync]
-            directory.seen = dict(outcomes[self._rand.randint(0, len(outcomes) - 1)])
+            directory.seen = dict(directory.durable)
+            for change in directory.since_sync:
+                if self._rand.randint(0, 1):
+                    change(directory.seen)
             directory.sync()
             inodes.update((id(inode), inode) for inode in directory.seen.values())
         for inode in inodes.values():
@@ -209,8 +233,7 @@ class SimDisk:
         directory, base = self._split(name)
         if base not in directory.seen:
             self.step(f"create {name}")
-            directory.seen[base] = _Inode()
-            directory.changed()
+            directory.change(_create(base, _Inode()))
         return _SimFile(self, directory.seen[base], name)
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -238,15 +261,13 @@ class SimDisk:
         target, new_base = self._split(new)
         assert directory is target, "atomic within one directory only"
         self._inode(old)
-        directory.seen[new_base] = directory.seen.pop(base)
-        directory.changed()
+        directory.change(_rename(base, new_base))
 
     def remove(self, name: str) -> None:
         self.step(f"remove {name}")
         self._inode(name)
         directory, base = self._split(name)
-        del directory.seen[base]
-        directory.changed()
+        directory.change(_remove(base))
 
     def fsync_dir(self, directory: str) -> None:
         self.step(f"fsync_dir {directory}")

@@ -122,6 +122,19 @@ def test_a_full_segment_is_followed_by_another(disk: Disk) -> None:
     assert recovered.hard_state == HardState(3, "a")
 
 
+def test_several_terms_in_the_turn_that_begins_a_segment_come_back(disk: Disk) -> None:
+    log = new_log(disk, segment_bytes=100)
+    log.append(5)
+    log.flush()
+    log.vote(1, "a")
+    log.vote(2)
+    log.vote(3, "b")
+    log.flush()
+    log.wal.close()
+    assert len(disk.list(WAL_DIR)) == 2
+    assert reopen(disk).hard_state == HardState(3, "b")
+
+
 def test_one_turn_is_one_sync() -> None:
     disk = SimDisk()
     log = new_log(disk)
@@ -290,6 +303,24 @@ def test_every_single_flipped_bit_anywhere_is_refused_with_segment_and_offset() 
             frame_start = max([0, *(end for end in ends if end <= offset)])
             with pytest.raises(CorruptStateError, match=rf"{name} is damaged at offset {frame_start}:"):
                 Wal.open(rotten, ME)
+
+
+def test_a_lost_sector_before_other_frames_is_refused() -> None:
+    """A device that forgets a sector it had acknowledged: no crash does that to a frame that others follow."""
+    disk = SimDisk()
+    log = new_log(disk)
+    name = last_segment(disk)
+    starts = []
+    for _ in range(3):
+        starts.append(disk.size(name))
+        log.append(1, size=2000)
+        log.flush()
+    whole = disk.read(name)
+    for start in range(starts[0], starts[2], 512):
+        lost_to = start // 512 * 512 + 512
+        disk.replace(name, whole[:start] + bytes(lost_to - start) + whole[lost_to:])
+        with pytest.raises(CorruptStateError, match="follow"):
+            Wal.open(disk, ME)
 
 
 def test_a_torn_end_of_a_segment_that_is_not_the_last_is_refused() -> None:
