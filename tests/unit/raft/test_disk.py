@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -139,6 +140,22 @@ def test_a_full_device_is_a_storage_error_that_says_what_to_do() -> None:
     with pytest.raises(StorageError, match=r"cannot write /dev/full: No space left.*free some space"):
         file.append(b"x")
     file.close()
+
+
+def test_sync_is_an_fdatasync_and_its_failure_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    disk = RealDisk(tmp_path)
+    file = disk.open_append("a")
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(StorageError, match=r"cannot sync .*/a: Input/output error; check the device"):
+        file.sync()
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(StorageError, match="cannot sync"):
+        disk.fsync_dir("")
+    file.close()
+    disk.close()
 
 
 # -- the simulated disk forgets what it should ---------------------------------------------------------------------
