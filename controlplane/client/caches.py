@@ -35,6 +35,11 @@ class Caches(Protocol):
 
     def of(self, kind: type[ObjT]) -> Cache[ObjT]: ...
 
+    async def wait_for(self, revision: int) -> None:
+        """Return when the caches have had their first list and show everything up to ``revision``, or a moment later
+        if a stream has nothing to say."""
+        ...
+
 
 class EventSink(Protocol):
     """Where controllers tell users what they did: Kubernetes Events, aggregated and rate-limited by the recorder."""

@@ -14,7 +14,11 @@ from controlplane.base.rand import Rand
 from controlplane.client.informer import Informer
 from controlplane.client.interface import ApiClient, ObjT
 
-__all__ = ["SharedInformers"]
+__all__ = ["CATCH_UP_S", "SharedInformers"]
+
+#: How long a new leader waits at most for its caches to show what was committed before its term.
+CATCH_UP_S = 0.2
+_CATCH_UP_STEP_S = 0.01
 
 
 class SharedInformers:
@@ -56,3 +60,14 @@ class SharedInformers:
     def revision(self) -> int:
         """Every cache has delivered all events up to this revision."""
         return min((i.resource_version for i in self._informers.values()), default=0)
+
+    async def wait_for(self, revision: int) -> None:
+        """Return when the caches have had their first list and show everything up to ``revision``.
+
+        A new leader calls it with the revision its term began at. A stream with nothing to say may leave its place
+        unknown, so after CATCH_UP_S it returns anyway: late caches cost conflicts and retries, not safety.
+        """
+        await self.wait_synced()
+        deadline = self._clock.monotonic() + CATCH_UP_S
+        while self.revision() < revision and self._clock.monotonic() < deadline:
+            await self._clock.sleep(_CATCH_UP_STEP_S)

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 
 from controlplane.client.interface import ApiError, ConflictError, NotFoundError, UnavailableError
 from controlplane.controllers.base import Controller, Environment
-from controlplane.controllers.cleanup_decide import expired_events, finished_surplus, orphaned_pods
-from controlplane.pb.k8s.core_v1_pb2 import Event, Node, Pod
+from controlplane.controllers.cleanup_decide import expired_events, finished_surplus
+from controlplane.pb.k8s.core_v1_pb2 import Event, Pod
 
 __all__ = ["EventSweeper", "PodSweeper"]
 
 log = logging.getLogger("quarterdeck.cleanup")
 
-_POD_SWEEP_S = 2.0
+_POD_SWEEP_S = 20.0
 _EVENT_SWEEP_S = 30.0
 #: Deletions of one sweep: clearing up must not crowd out the work of others.
 _PODS_PER_SWEEP = 500
@@ -23,37 +23,20 @@ _EVENTS_PER_SWEEP = 200
 
 
 class PodSweeper(Controller):
-    """Removes pods whose node is gone (no agent is left to do it) and finished pods beyond the limit."""
+    """Removes finished pods beyond the limit."""
 
     name = "podgc"
 
     def __init__(self, env: Environment) -> None:
         super().__init__(env)
         self._pods = env.caches.of(Pod)
-        self._nodes = env.caches.of(Node)
-        self._missing_since: dict[str, float] = {}
 
     def keys(self) -> Iterable[str]:
         return ["pods"]
 
-    def on_lead(self) -> None:
-        self._missing_since.clear()
-
     async def reconcile(self, key: str) -> float | None:
-        pods = self._pods.list()
-        nodes = {n.metadata.name for n in self._nodes.list()}
-        orphaned = orphaned_pods(pods, nodes, self._missing_for_s(pods, nodes))
-        if orphaned:
-            log.info("removing pods of nodes that are gone count=%d", len(orphaned))
-        await self._remove(orphaned[:_PODS_PER_SWEEP])
-        await self._remove(finished_surplus(pods)[:_PODS_PER_SWEEP])
+        await self._remove(finished_surplus(self._pods.list())[:_PODS_PER_SWEEP])
         return _POD_SWEEP_S
-
-    def _missing_for_s(self, pods: Sequence[Pod], nodes: set[str]) -> _Ages:
-        now = self.env.clock.monotonic()
-        missing = {p.spec.nodeName for p in pods if p.spec.nodeName} - nodes
-        self._missing_since = {name: self._missing_since.get(name, now) for name in sorted(missing)}
-        return _Ages(self._missing_since, now)
 
     async def _remove(self, pods: Sequence[Pod]) -> None:
         await asyncio.gather(*(self._remove_one(p) for p in pods))
@@ -64,17 +47,6 @@ class PodSweeper(Controller):
             await self.env.client.delete(Pod, meta.name, namespace=meta.namespace, uid=meta.uid, grace_period_s=0)
         except (NotFoundError, ConflictError):
             log.debug("pod gone already key=%s/%s", meta.namespace, meta.name)
-
-
-class _Ages:
-    """Seconds since a node was first missed."""
-
-    def __init__(self, since: dict[str, float], now: float) -> None:
-        self._since = since
-        self._now = now
-
-    def __call__(self, name: str) -> float:
-        return self._now - self._since.get(name, self._now)
 
 
 class EventSweeper(Controller):

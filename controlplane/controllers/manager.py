@@ -15,10 +15,9 @@ from collections.abc import Callable, Sequence
 
 from controlplane.base.clock import Clock
 from controlplane.base.rand import Rand
-from controlplane.client.caches import EventSink
+from controlplane.client.caches import Caches, EventSink
 from controlplane.client.fenced import FencedClient
 from controlplane.client.interface import ApiClient
-from controlplane.client.shared import SharedInformers
 from controlplane.client.workqueue import WorkQueue
 from controlplane.controllers.base import Controller, Environment
 from controlplane.controllers.indexes import add_indexes
@@ -30,9 +29,6 @@ log = logging.getLogger("quarterdeck.controllers")
 
 ControllerFactory = Callable[[Environment], Controller]
 
-#: How long a new leader waits for its caches to show what was committed before its term.
-CATCH_UP_S = 0.2
-_CATCH_UP_STEP_S = 0.01
 #: Keys enqueued before other tasks get a turn.
 _KEYS_PER_TURN = 256
 
@@ -42,7 +38,7 @@ class ControllerManager:
 
     Args:
         client: the API, unfenced.
-        informers: shared caches; the manager adds its indexes and handlers, the caller runs them.
+        caches: shared informers; the manager adds its indexes and handlers, the caller runs them.
         factories: what makes each controller (``all_controllers()`` and whatever else is plugged in).
         events: where controllers report.
         clock: time.
@@ -52,18 +48,18 @@ class ControllerManager:
     def __init__(
         self,
         client: ApiClient,
-        informers: SharedInformers,
+        caches: Caches,
         factories: Sequence[ControllerFactory],
         *,
         events: EventSink,
         clock: Clock,
         rand: Rand,
     ) -> None:
-        self._informers = informers
+        self._caches = caches
         self._clock = clock
         self._client = FencedClient(client, self._fenced_off)
-        add_indexes(informers)
-        env = Environment(self._client, informers, events, clock, rand)
+        add_indexes(caches)
+        env = Environment(self._client, caches, events, clock, rand)
         self._controllers = [make(env) for make in factories]
         self._queues: dict[str, WorkQueue[str]] = {c.name: WorkQueue(c.name, clock) for c in self._controllers}
         self._term: asyncio.Task[None] | None = None
@@ -111,8 +107,7 @@ class ControllerManager:
             self._crashed.set()
 
     async def _work(self, fence: api_pb2.Fence) -> None:
-        await self._informers.wait_synced()
-        await self._catch_up(fence.mod_revision)
+        await self._caches.wait_for(fence.mod_revision)
         try:
             for controller in self._controllers:
                 controller.on_lead()
@@ -126,13 +121,6 @@ class ControllerManager:
             for controller in self._controllers:
                 controller.attach(None)
                 controller.on_stop()
-
-    async def _catch_up(self, revision: int) -> None:
-        """Wait a moment for the caches to reach the term's beginning. Late ones only cost a conflict or a surplus pod,
-        so a stream that says nothing (it has nothing to say) does not hold up the term for long."""
-        deadline = self._clock.monotonic() + CATCH_UP_S
-        while self._informers.revision() < revision and self._clock.monotonic() < deadline:
-            await self._clock.sleep(_CATCH_UP_STEP_S)
 
 
 async def _enqueue_all(controller: Controller, queue: WorkQueue[str]) -> None:

@@ -7,9 +7,9 @@ pod is never thought smaller than it is. Pure.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, InvalidOperation
 from functools import lru_cache
 
+from controlplane.api.quantity import to_nano
 from controlplane.pb.k8s.core_v1_pb2 import Container, Node, Pod
 from controlplane.pb.k8s.resource_pb2 import Quantity
 
@@ -26,44 +26,14 @@ SCORING_MEMORY_BYTES = 200 * 1024 * 1024
 
 PODS_DEFAULT = 110
 
-_SUFFIXES: dict[str, Decimal] = {
-    "n": Decimal("1e-9"),
-    "u": Decimal("1e-6"),
-    "m": Decimal("1e-3"),
-    "": Decimal(1),
-    "k": Decimal(10**3),
-    "M": Decimal(10**6),
-    "G": Decimal(10**9),
-    "T": Decimal(10**12),
-    "P": Decimal(10**15),
-    "E": Decimal(10**18),
-    "Ki": Decimal(2**10),
-    "Mi": Decimal(2**20),
-    "Gi": Decimal(2**30),
-    "Ti": Decimal(2**40),
-    "Pi": Decimal(2**50),
-    "Ei": Decimal(2**60),
-}
-
-_INT64_MAX = 2**63 - 1
-
 
 @lru_cache(maxsize=4096)
 def units(resource: str, text: str, round_up: bool = True) -> int:
-    """A quantity in the resource's unit; 0 for text that is no quantity (validation refuses it before it gets here)."""
-    number = text.strip()
-    cut = len(number)
-    while cut and not (number[cut - 1].isdigit() or number[cut - 1] == "."):
-        cut -= 1
-    scale = _SUFFIXES.get(number[cut:])
-    try:
-        value = Decimal(number[:cut]) * scale if scale is not None else Decimal(number)  # else: 1e3, 12E-1
-    except InvalidOperation:
-        return 0
-    if resource == CPU:
-        value *= 1000
-    whole = int(value.to_integral_value(ROUND_CEILING if round_up else ROUND_FLOOR))
-    return min(whole, _INT64_MAX)
+    """A quantity in the resource's unit. Raises QuantityError for text that is none (validation refuses it before it
+    gets here)."""
+    nano = to_nano(text)
+    unit = 10**6 if resource == CPU else 10**9
+    return -(-nano // unit) if round_up else nano // unit
 
 
 def _amounts(quantities: Mapping[str, Quantity], round_up: bool = True) -> dict[str, int]:
