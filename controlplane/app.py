@@ -15,6 +15,7 @@ import gc
 import logging
 import signal
 from collections.abc import Coroutine
+from typing import Any
 
 import uvloop
 
@@ -90,7 +91,8 @@ class App:
             rand=rand,
         )
         self.kv = LocalKV(self.raft, self.store, clock=clock, rand=rand, election_timeout_ms=config.election_ms_max)
-        self.api = ApiServer(self.kv, clock=clock, rand=rand, service_cidr=config.service_cidr, logs=AgentLogs())
+        self.logs = AgentLogs()
+        self.api = ApiServer(self.kv, clock=clock, rand=rand, service_cidr=config.service_cidr, logs=self.logs)
         self.client = InProcessClient(self.api, clock=clock, rand=rand)
         self.informers = SharedInformers(self.client, clock=clock, rand=rand)
         self.sessions = Sessions(
@@ -173,7 +175,8 @@ class App:
         """
         assert self._broken is not None
         asked = asyncio.create_task(stop.wait())
-        await asyncio.wait({asked, self.raft.failed, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+        waited: set[asyncio.Future[Any]] = {asked, self.raft.failed, self._broken}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
         for failure in (self.raft.failed, self._broken):
             if failure.done():
@@ -190,6 +193,7 @@ class App:
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await self.logs.close()
         await self.kv.stop()
         await self._http.stop()
 
