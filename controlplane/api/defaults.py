@@ -15,6 +15,7 @@ from controlplane.pb.k8s.intstr_pb2 import IntOrString
 
 __all__ = [
     "NAMESPACE_FINALIZER",
+    "carry_over_service",
     "default_deployment",
     "default_endpoint_slice",
     "default_event",
@@ -92,6 +93,19 @@ def default_service(service: Service) -> None:
         spec.externalTrafficPolicy = spec.externalTrafficPolicy or "Cluster"
     if spec.clusterIP and not spec.clusterIPs:
         spec.clusterIPs.append(spec.clusterIP)
+
+
+def carry_over_service(new: Service, old: Service) -> None:
+    """An update that says nothing of the address keeps it; one to ExternalName that still says it loses it."""
+    if new.spec.type == "ExternalName":
+        if old.spec.type != "ExternalName" and new.spec.clusterIP == old.spec.clusterIP:
+            for name in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"):
+                new.spec.ClearField(name)
+    elif not new.spec.clusterIP and old.spec.clusterIP:
+        new.spec.clusterIP = old.spec.clusterIP
+    if len(new.spec.clusterIPs) <= 1:
+        del new.spec.clusterIPs[:]
+        new.spec.clusterIPs.extend([new.spec.clusterIP] if new.spec.clusterIP else [])
 
 
 def default_endpoint_slice(endpoint_slice: EndpointSlice) -> None:

@@ -37,6 +37,7 @@ class Kind:
         namespaced: whether its objects live in a namespace.
         message: its class; ``field`` is its member of ``Object``.
         default: completes an object in place.
+        carry_over: completes an update with what the server once filled in and the client does not repeat.
         validate, validate_update: add what is wrong (of the object; of the change from the stored one).
         on_create: sets the status a new object starts with.
         status_on_create: a creator's status is kept (nodes register with theirs).
@@ -51,6 +52,7 @@ class Kind:
     message: type[Any]
     field: str
     default: Callable[[Any], None] = _nothing
+    carry_over: Callable[[Any, Any], None] = _nothing
     validate: Callable[[Any, Faults], None] = _nothing
     validate_update: Callable[[Any, Any, Faults], None] = _nothing
     on_create: Callable[[Any], None] = _nothing
@@ -171,6 +173,7 @@ KINDS: Final[tuple[Kind, ...]] = (
     Kind(
         "v1", "Service", "services", ("svc",), True, core_v1_pb2.Service, "service",
         default=defaults.default_service,
+        carry_over=defaults.carry_over_service,
         validate=validation.validate_service,
         validate_update=validation.validate_service_update,
         selectable={"spec.clusterIP": lambda o: o.spec.clusterIP, "spec.type": lambda o: o.spec.type},
