@@ -133,28 +133,26 @@ class ReplicaSetController(Controller):
         claim = claim_pods(
             rs, [*self._pods.by_index(BY_CONTROLLER, rs.metadata.uid), *self._pods.by_index(ORPHANS, namespace)]
         )
-        if claim.adopt:
-            await self._adopt(rs, claim.adopt)
+        owned = (*claim.owned, *await self._adopt(rs, claim.adopt))
         for pod in claim.release:
             await self._release(rs, pod)
         wait_s = self._expectations.wait_s(key)
         failure = ""
         acted = False
         if wait_s is None and not rs.metadata.HasField("deletionTimestamp"):
-            scale = decide_scale(rs, claim.owned, self._node_serves, self._ready_for_s)
+            scale = decide_scale(rs, owned, self._node_serves, self._ready_for_s)
             acted = bool(scale.create or scale.delete)
             if scale.create:
                 failure = await self._create(key, rs, scale.create)
             elif scale.delete:
                 await self._delete(key, rs, scale.delete)
-        plan = decide_status(rs, claim.owned, self._ready_for_s, failure, self.env.clock.wall_ms() // 1000)
+        plan = decide_status(rs, owned, self._ready_for_s, failure, self.env.clock.wall_ms() // 1000)
         # Right after acting the cache is known to be behind: the pods' own events bring the status up to date.
         stale = acted and not failure and rs.status.observedGeneration == rs.metadata.generation
         if not stale and plan.status != rs.status:
             await self._write_status(rs, plan.status)
         if failure:
-            raise_again = self._expectations.wait_s(key)
-            return 1.0 if raise_again is None else min(1.0, raise_again)
+            return 1.0
         waits = [s for s in (plan.recheck_s, self._expectations.wait_s(key)) if s is not None]
         return min(waits) if waits else None
 
@@ -167,15 +165,19 @@ class ReplicaSetController(Controller):
         except NotFoundError:
             log.debug("replica set gone before its status was written key=%s", key_of(rs))
 
-    async def _adopt(self, rs: ReplicaSet, pods: Sequence[Pod]) -> None:
+    async def _adopt(self, rs: ReplicaSet, pods: Sequence[Pod]) -> Sequence[Pod]:
+        """Make the set the controller of these pods; returns those that it is now."""
+        if not pods:
+            return ()
         fresh = await self.env.client.get(ReplicaSet, rs.metadata.name, namespace=rs.metadata.namespace)
         if fresh.metadata.uid != rs.metadata.uid or fresh.metadata.HasField("deletionTimestamp"):
-            return  # a cached owner must not adopt on behalf of one that is gone
+            return ()  # a cached owner must not adopt on behalf of one that is gone
         for pod in pods:
             changed = Pod()
             changed.CopyFrom(pod)
             changed.metadata.ownerReferences.append(owner_reference(rs))
             await self._update_pod(changed)
+        return pods
 
     async def _release(self, rs: ReplicaSet, pod: Pod) -> None:
         changed = Pod()

@@ -301,6 +301,6 @@ class _PodClass:
 
 def _per_unit(total: npt.NDArray[np.int64]) -> Floats:
     """1/total, so large where there is nothing that any use of it is too much."""
-    per_unit: Floats = np.full(len(total), 1e300)
+    per_unit: Floats = np.full(len(total), 1e200)
     np.divide(1.0, total, out=per_unit, where=total > 0)
     return per_unit
