@@ -86,11 +86,12 @@ class Lessor:
         self._rand = rand
         self._reign: _Reign | None = None
         self._ticking: asyncio.Task[None] | None = None
+        self._stopped = False
         self._unlisten: Callable[[], None] | None = None
 
     def start(self) -> None:
-        """Listen to leadership, to the store and to peers. Needs a running loop."""
-        if self._unlisten is not None:
+        """Listen to leadership, to the store and to peers. Once; needs a running loop."""
+        if self._unlisten is not None or self._stopped:
             return
         self._unlisten = self._leases.listen(self._on_lease)
         self._raft.serve(KEEP_ALIVE_CHANNEL, self._serve_keep_alive)
@@ -98,9 +99,11 @@ class Lessor:
         self._raft.on_leadership(self._on_leadership)
 
     async def stop(self) -> None:
-        """Stop all timers. Leases live on in the store."""
+        """Stop all timers, for good. Leases live on in the store."""
+        self._stopped = True
         if self._unlisten is not None:
             self._unlisten()
+            self._unlisten = None
         tasks = [] if self._reign is None else list(self._reign.expiring.values())
         ticking = self._ticking
         self._abdicate()
@@ -201,7 +204,7 @@ class Lessor:
 
     def _on_leadership(self, term: int, leading: bool) -> None:
         self._abdicate()
-        if not leading:
+        if not leading or self._stopped:
             return
         reign = _Reign(term, {}, [], {}, self._clock.monotonic() + _CHECKPOINT_EVERY_S)
         self._arm_all(reign)

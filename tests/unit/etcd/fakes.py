@@ -1,0 +1,67 @@
+"""What the etcd services' tests share: one replica over a FakeRaft, and a gRPC context that a test reads."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from controlplane.base.clock import ManualClock
+from controlplane.base.rand import SeededRand
+from controlplane.etcd.local import LocalKV
+from controlplane.pb.etcd import rpc_pb2 as e
+from controlplane.store.store import Store
+from tests.fakes.raft import FakeRaft
+
+__all__ = ["FakeContext", "Replica", "put", "settle"]
+
+
+@dataclass
+class Replica:
+    """A LocalKV on a clock that moves when told."""
+
+    name: str = "r1"
+    join: Replica | None = None
+    clock: ManualClock = field(default_factory=ManualClock)
+
+    def __post_init__(self) -> None:
+        self.store = Store(cluster_id=FakeRaft.CLUSTER_ID)
+        joined: FakeRaft | None = None if self.join is None else self.join.raft
+        self.raft: FakeRaft = FakeRaft(self.store, name=self.name, join=joined)
+        self.rand = SeededRand(self.name)
+        self.kv = LocalKV(self.raft, self.store, clock=self.clock, rand=self.rand, election_timeout_ms=1_000)
+
+
+class FakeContext:
+    """The parts of a gRPC servicer context that services use. ``written`` is what the client was sent."""
+
+    def __init__(self, metadata: dict[str, str] | None = None, remaining_s: float | None = None) -> None:
+        self.written: asyncio.Queue[Any] = asyncio.Queue()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self._metadata = tuple((metadata or {}).items())
+        self._remaining_s = remaining_s
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return self._metadata
+
+    def time_remaining(self) -> float | None:
+        return self._remaining_s
+
+    async def write(self, message: Any) -> None:
+        """Waits while ``gate`` is closed, as grpc does when the client does not read."""
+        await self.gate.wait()
+        copy = type(message)()
+        copy.CopyFrom(message)
+        self.written.put_nowait(copy)
+
+
+async def settle() -> None:
+    """Let everything that can run without time passing run."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def put(kv: LocalKV, key: bytes, value: bytes = b"v", lease: int = 0) -> int:
+    """Put a key; its revision."""
+    return (await kv.put(e.PutRequest(key=key, value=value, lease=lease))).header.revision

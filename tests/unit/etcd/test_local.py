@@ -1,0 +1,241 @@
+"""LocalKV: outcomes become answers, reads wait for their index, watches follow the store."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from controlplane.base.errors import Code, StatusError
+from controlplane.pb.etcd import rpc_pb2 as e
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command
+from controlplane.raft.types import RaftHandle
+from controlplane.store.kv import KVStore
+from tests.unit.etcd.fakes import Replica, put, settle
+
+ID = bytes(range(16))
+
+
+@pytest.fixture
+async def replica() -> Replica:
+    return Replica()
+
+
+async def refused(call: object) -> StatusError:
+    with pytest.raises(StatusError) as caught:
+        await call  # type: ignore[misc]
+    return caught.value
+
+
+def test_it_is_a_kv_store_over_a_raft_handle() -> None:
+    replica = Replica()
+    kv: KVStore = replica.kv
+    raft: RaftHandle = replica.raft
+    assert kv.revision == 1
+    assert raft.status().leader == "r1"
+
+
+async def test_a_put_can_be_read_back_and_headers_say_who_answered(replica: Replica) -> None:
+    written = await replica.kv.put(e.PutRequest(key=b"k", value=b"v"))
+    read = await replica.kv.range(e.RangeRequest(key=b"k"))
+    assert (read.kvs[0].value, read.kvs[0].mod_revision) == (b"v", 2)
+    for header in (written.header, read.header):
+        assert (header.cluster_id, header.member_id, header.revision, header.raft_term) == (0xC1, 1, 2, 1)
+
+
+async def test_the_proposer_stamps_the_time_and_a_request_id(replica: Replica) -> None:
+    await put(replica.kv, b"k")
+    proposal = replica.raft.proposals[0]
+    assert len(proposal.request_id) == 16
+    assert Command.FromString(proposal.payload).proposed_at_ms == replica.clock.wall_ms()
+
+
+async def test_two_writes_have_different_request_ids(replica: Replica) -> None:
+    await put(replica.kv, b"k")
+    await put(replica.kv, b"k")
+    first, second = replica.raft.proposals
+    assert first.request_id != second.request_id
+
+
+async def test_the_same_request_id_writes_once_and_answers_alike(replica: Replica) -> None:
+    first = await replica.kv.put(e.PutRequest(key=b"k"), request_id=ID)
+    again = await replica.kv.put(e.PutRequest(key=b"k"), request_id=ID)
+    assert again == first
+    assert replica.kv.revision == 2
+
+
+async def test_a_bad_request_is_refused_before_it_is_proposed(replica: Replica) -> None:
+    error = await refused(replica.kv.put(e.PutRequest()))
+    assert (error.code, error.message) == (Code.INVALID_ARGUMENT, "etcdserver: key is not provided")
+    assert replica.raft.proposals == []
+
+
+async def test_a_rejection_of_the_state_machine_arrives_as_its_error(replica: Replica) -> None:
+    error = await refused(replica.kv.put(e.PutRequest(key=b"k", lease=5)))
+    assert (error.code, error.message) == (Code.NOT_FOUND, "etcdserver: requested lease not found")
+    assert not error.unknown_outcome
+
+
+@pytest.mark.parametrize("applied", [True, False])
+async def test_a_write_nobody_saw_applied_is_unknown_whatever_really_happened(replica: Replica, applied: bool) -> None:
+    replica.raft.lose_next(applied=applied)
+    error = await refused(replica.kv.put(e.PutRequest(key=b"k"), request_id=ID))
+    assert (error.code, error.message) == (Code.UNAVAILABLE, "etcdserver: request timed out")
+    assert error.unknown_outcome
+    await replica.kv.put(e.PutRequest(key=b"k"), request_id=ID)
+    assert replica.kv.revision == 2, "the retry under the same id must not write twice"
+
+
+async def test_an_unknown_outcome_over_a_leader_change_says_so(replica: Replica) -> None:
+    replica.raft.hold()
+    writing = asyncio.ensure_future(replica.kv.put(e.PutRequest(key=b"k"), timeout_ms=30))
+    await settle()
+    replica.raft.set_leader("r1")
+    error = await refused(writing)
+    assert error.message == "etcdserver: request timed out, possibly due to previous leader failure"
+    assert error.unknown_outcome
+
+
+async def test_a_write_that_never_left_is_safe_to_retry(replica: Replica) -> None:
+    replica.raft.fail_next()
+    error = await refused(replica.kv.put(e.PutRequest(key=b"k")))
+    assert error.code is Code.UNAVAILABLE
+    assert not error.unknown_outcome
+
+
+async def test_without_a_leader_writes_and_linearizable_reads_say_no_leader(replica: Replica) -> None:
+    await put(replica.kv, b"k")
+    replica.raft.set_leader(None)
+    for call in (replica.kv.put(e.PutRequest(key=b"k")), replica.kv.range(e.RangeRequest(key=b"k"))):
+        error = await refused(call)
+        assert (error.code, error.message) == (Code.UNAVAILABLE, "etcdserver: no leader")
+    stale = await replica.kv.range(e.RangeRequest(key=b"k", serializable=True))
+    assert stale.kvs[0].value == b"v"
+
+
+async def test_a_linearizable_read_waits_for_the_barrier_and_a_serializable_one_does_not(replica: Replica) -> None:
+    await put(replica.kv, b"k")
+    replica.raft.hold()
+    reading = asyncio.ensure_future(replica.kv.range(e.RangeRequest(key=b"k")))
+    await replica.kv.range(e.RangeRequest(key=b"k", serializable=True))
+    await settle()
+    assert not reading.done()
+    replica.raft.release()
+    assert (await reading).count == 1
+    assert replica.raft.barriers == 1
+
+
+async def test_a_read_only_txn_is_read_not_proposed(replica: Replica) -> None:
+    await put(replica.kv, b"k")
+    get = e.RequestOp(request_range=e.RangeRequest(key=b"k"))
+    response = await replica.kv.txn(e.TxnRequest(success=[get]))
+    assert response.succeeded
+    assert response.responses[0].response_range.count == 1
+    assert len(replica.raft.proposals) == 1
+    assert replica.raft.barriers == 1
+
+
+async def test_a_read_only_txn_with_compares_waits_for_the_barrier_even_if_its_ranges_are_serializable(
+    replica: Replica,
+) -> None:
+    get = e.RequestOp(request_range=e.RangeRequest(key=b"k", serializable=True))
+    await replica.kv.txn(e.TxnRequest(success=[get]))
+    assert replica.raft.barriers == 0
+    await replica.kv.txn(e.TxnRequest(compare=[e.Compare(key=b"k", version=0)], success=[get]))
+    assert replica.raft.barriers == 1
+
+
+async def test_a_txn_with_a_write_is_one_proposal(replica: Replica) -> None:
+    operation = e.RequestOp(request_put=e.PutRequest(key=b"k", value=b"v"))
+    response = await replica.kv.txn(e.TxnRequest(success=[operation]))
+    assert response.header.revision == 2
+    assert len(replica.raft.proposals) == 1
+
+
+async def test_delete_range_says_how_many(replica: Replica) -> None:
+    await put(replica.kv, b"a")
+    await put(replica.kv, b"b")
+    response = await replica.kv.delete_range(e.DeleteRangeRequest(key=b"a", range_end=b"z", prev_kv=True))
+    assert (response.deleted, [kv.key for kv in response.prev_kvs]) == (2, [b"a", b"b"])
+
+
+async def test_compaction_refuses_older_reads(replica: Replica) -> None:
+    for _ in range(4):
+        await put(replica.kv, b"k")
+    await replica.kv.compact(e.CompactionRequest(revision=4, physical=True))
+    error = await refused(replica.kv.range(e.RangeRequest(key=b"k", revision=3)))
+    assert error.code is Code.OUT_OF_RANGE
+    assert replica.kv.compact_revision == 4
+
+
+async def test_a_picked_lease_id_is_positive_and_new(replica: Replica) -> None:
+    ids = {(await replica.kv.lease_grant(e.LeaseGrantRequest(TTL=60))).ID for _ in range(20)}
+    assert len(ids) == 20
+    assert all(0 < lease_id < 1 << 63 for lease_id in ids)
+
+
+@pytest.mark.parametrize(("asked_s", "granted_s"), [(-5, 2), (0, 2), (1, 2), (2, 2), (3, 3)])
+async def test_a_ttl_is_at_least_one_and_a_half_elections(replica: Replica, asked_s: int, granted_s: int) -> None:
+    response = await replica.kv.lease_grant(e.LeaseGrantRequest(ID=1, TTL=asked_s))
+    assert response.TTL == granted_s
+
+
+async def test_a_taken_lease_id_is_refused(replica: Replica) -> None:
+    await replica.kv.lease_grant(e.LeaseGrantRequest(ID=1, TTL=60))
+    error = await refused(replica.kv.lease_grant(e.LeaseGrantRequest(ID=1, TTL=60)))
+    assert (error.code, error.message) == (Code.FAILED_PRECONDITION, "etcdserver: lease already exists")
+
+
+async def test_leases_lists_what_was_granted(replica: Replica) -> None:
+    for lease_id in (3, 1):
+        await replica.kv.lease_grant(e.LeaseGrantRequest(ID=lease_id, TTL=60))
+    assert {status.ID for status in (await replica.kv.lease_leases()).leases} == {1, 3}
+
+
+# -- watch
+
+
+async def test_a_watch_delivers_what_follows(replica: Replica) -> None:
+    await put(replica.kv, b"k", b"before")
+    async with replica.kv.watch(e.WatchCreateRequest(key=b"k")) as responses:
+        reading = asyncio.ensure_future(anext(responses))
+        await settle()
+        await put(replica.kv, b"k", b"after")
+        response = await reading
+    assert [event.kv.value for event in response.events] == [b"after"]
+    assert response.header.revision == 3
+
+
+async def test_a_watch_from_a_past_revision_replays_history_in_order(replica: Replica) -> None:
+    for value in (b"1", b"2", b"3"):
+        await put(replica.kv, b"k", value)
+    async with replica.kv.watch(e.WatchCreateRequest(key=b"k", start_revision=3)) as responses:
+        response = await anext(responses)
+    assert [event.kv.value for event in response.events] == [b"2", b"3"]
+
+
+async def test_a_watch_of_compacted_history_ends_with_the_revision_to_start_from(replica: Replica) -> None:
+    for _ in range(5):
+        await put(replica.kv, b"k")
+    await replica.kv.compact(e.CompactionRequest(revision=4))
+    async with replica.kv.watch(e.WatchCreateRequest(key=b"k", start_revision=2)) as responses:
+        answers = [response async for response in responses]
+    assert [(answer.canceled, answer.compact_revision) for answer in answers] == [(True, 4)]
+
+
+async def test_an_idle_watch_that_asked_gets_bookmarks(replica: Replica) -> None:
+    async with replica.kv.watch(e.WatchCreateRequest(key=b"k", progress_notify=True)) as responses:
+        reading = asyncio.ensure_future(anext(responses))
+        await settle()
+        await put(replica.kv, b"other")
+        await settle()
+        assert not reading.done()
+        replica.clock.advance(10)
+        bookmark = await reading
+    assert (list(bookmark.events), bookmark.header.revision) == ([], 2)
+
+
+async def test_a_closed_watch_is_forgotten_by_the_store(replica: Replica) -> None:
+    async with replica.kv.watch(e.WatchCreateRequest(key=b"k")):
+        assert len(replica.store.watches) == 1
+    assert len(replica.store.watches) == 0
