@@ -177,7 +177,7 @@ async def test_a_picked_lease_id_is_positive_and_new(replica: Replica) -> None:
 @pytest.mark.parametrize(("asked_s", "granted_s"), [(-5, 2), (0, 2), (1, 2), (2, 2), (3, 3)])
 async def test_a_ttl_is_at_least_one_and_a_half_elections(replica: Replica, asked_s: int, granted_s: int) -> None:
     response = await replica.kv.lease_grant(e.LeaseGrantRequest(ID=1, TTL=asked_s))
-    assert response.TTL == granted_s
+    assert granted_s == response.TTL
 
 
 async def test_a_taken_lease_id_is_refused(replica: Replica) -> None:
