@@ -18,6 +18,7 @@ What is replaced (each private name used has a contract test in tests/unit/raft/
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any, Final, Protocol, overload
@@ -47,6 +48,9 @@ _CANDIDATE: Final = 1
 _LEADER: Final = 2
 
 _NEVER_S: Final = 1e18
+
+# It warns of truncation below what is applied, on every resend; our journal truncates nothing that matches.
+logging.getLogger(library.__name__).addFilter(lambda record: "truncating already-applied" not in record.msg)
 _RETRIES_HASTENED: Final = 6
 
 
@@ -101,15 +105,18 @@ class _NoPickle:
 
 
 class _NoSerializer:
-    """Stands in place of the library's dumps: it never has one to send, and never starts to make one."""
+    """Stands in place of the library's dumps: it never makes one, and when one should be sent it tells the engine."""
+
+    def __init__(self, peer_is_behind: Callable[[_Peer], None]) -> None:
+        self._peer_is_behind = peer_is_behind
 
     def checkSerializing(self) -> tuple[int, None]:  # noqa: N802
         return 0, None
 
-    def getTransmissionData(self, _node: Node) -> None:  # noqa: N802
-        return None
+    def getTransmissionData(self, node: _Peer) -> None:  # noqa: N802
+        self._peer_is_behind(node)
 
-    def cancelTransmisstion(self, _node: Node) -> None:  # noqa: N802
+    def cancelTransmisstion(self, _node: _Peer) -> None:  # noqa: N802
         return None
 
 
@@ -194,7 +201,7 @@ class Engine:
         library.createPoller = lambda _type: _Poller()
         library.PIPE_NOTIFIER_ENABLED = False
         self._sync: Any = _Consensus(self._me, list(self._peers.values()), self._conf(), self._links, self._apply)
-        self._sync._SyncObj__serializer = _NoSerializer()
+        self._sync._SyncObj__serializer = _NoSerializer(self._on_peer_behind)
         if self.first_index > max(applied_index, 1):
             raise CorruptStateError(
                 f"the log starts at index {self.first_index} and the newest snapshot holds {applied_index}: what lies "
@@ -432,6 +439,7 @@ class Engine:
         sync = self._sync
         sync._SyncObj__raftMatchIndex[node] = max(sync._SyncObj__raftMatchIndex[node], index)
         sync._SyncObj__raftNextIndex[node] = max(sync._SyncObj__raftMatchIndex[node], index) + 1
+        self._behind.discard(peer_id)
         self._rewound_at[peer_id] = self._append_seq[peer_id]
         self._send_soon()
 
@@ -477,7 +485,7 @@ class Engine:
         self._hastened_retries = 0
         # Commit index 0: this heartbeat verifies nothing of our log, so it may commit nothing.
         self._deliver(peer_id, {"type": "append_entries", "term": term, "commit_index": 0, "serialized": None})
-        answer = raft_pb2.NextIndex(next_index=self.last_index + 1, success=False, reset=False, seq=alive.seq)
+        answer = raft_pb2.NextIndex(next_index=self.commit_index + 1, success=False, reset=False, seq=alive.seq)
         self._out.append((peer_id, raft_pb2.RaftMessage(term=self.term, next_index=answer)))
 
     def _on_next_index(self, peer_id: int, term: int, answer: raft_pb2.NextIndex) -> None:
@@ -490,7 +498,11 @@ class Engine:
                 f"our log ends at {self.last_index}"
             )
         reset = answer.reset and answer.seq > self._rewound_at[peer_id]
+        if peer_id in self._behind:
+            # It answers LeaderAlive with the end of what it has committed, which our log may reach after all.
+            reset = not answer.reset and not answer.success and next_index > self.first_index
         if reset:
+            self._behind.discard(peer_id)
             self._rewound_at[peer_id] = self._append_seq[peer_id]
             self._send_soon()
         self._deliver(
@@ -526,6 +538,11 @@ class Engine:
                     f"the replicas have diverged"
                 )
 
+    def _on_peer_behind(self, node: _Peer) -> None:
+        """The log no longer reaches back to this follower. The library would go on trying within this very call."""
+        self._behind.add(node.member_id)
+        self._sync._SyncObj__raftNextIndex[node] = self.last_index + 1
+
     def _apply(self, command: bytes) -> None:
         index = self.applied_index + 1
         term = self.term_at(index)
@@ -540,9 +557,12 @@ class Engine:
     def _translate_out(self, node: _Peer, message: dict[str, Any]) -> None:
         peer_id, kind = node.member_id, message["type"]
         out = raft_pb2.RaftMessage(term=self.term)
-        if kind == "append_entries" and "entries" in message and message["prevLogIdx"] is not None:
+        if kind == "append_entries" and (peer_id in self._behind or "serialized" in message):
+            # Whatever the library would send, this follower cannot use it: keep it loyal until its snapshot is there.
             self._append_seq[peer_id] += 1
-            self._behind.discard(peer_id)
+            out.leader_alive.CopyFrom(raft_pb2.LeaderAlive(seq=self._append_seq[peer_id]))
+        elif kind == "append_entries" and "entries" in message and message["prevLogIdx"] is not None:
+            self._append_seq[peer_id] += 1
             out.append_entries.CopyFrom(
                 raft_pb2.AppendEntries(
                     commit_index=message["commit_index"],
@@ -555,10 +575,6 @@ class Engine:
                     seq=self._append_seq[peer_id],
                 )
             )
-        elif kind == "append_entries" and "serialized" in message:
-            self._behind.add(peer_id)
-            self._append_seq[peer_id] += 1
-            out.leader_alive.CopyFrom(raft_pb2.LeaderAlive(seq=self._append_seq[peer_id]))
         elif kind == "next_node_idx":
             next_index = message["next_node_idx"]
             if message["reset"]:

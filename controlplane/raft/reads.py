@@ -40,7 +40,7 @@ class _Asked:
     """The question a follower has out."""
 
     seq: int
-    route: Route
+    route: Route | None
     at: float
     waiters: list[_Waiter]
 
@@ -124,7 +124,7 @@ class Reads:
             times.append(self._deadlines[0][0])
         if self._round is not None:
             times.append(self._round.at + self._resend_s)
-        if self._asked is not None:
+        if self._asked is not None and self._asked.route is not None:
             times.append(self._asked.at + self._resend_s)
         return min(times, default=None)
 
@@ -174,6 +174,8 @@ class Reads:
 
     def _ask(self, term: int, route: Route | None, now: float, out: list[tuple[int, raft_pb2.RaftMessage]]) -> None:
         if route is None:
+            if self._asked is not None:
+                self._asked.route = None
             return
         if self._asked is None and self._waiting:
             self._asked = _Asked(next(self._seq), route, now, self._waiting)

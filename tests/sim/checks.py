@@ -1,0 +1,188 @@
+"""What must hold at every moment of a run. Owns the global truth: who led, what was committed, what clients were told.
+
+Checked while the run goes on, so that a violation stops it where it happens:
+
+- at most one leader per term;
+- every replica applies the same entry at the same index (committed prefixes agree);
+- state hashes agree at the same index;
+- an acknowledged write is at the revision it was acknowledged at, once;
+- linearizability, by revisions: an operation never sees less than any operation that ended before it began, a write's
+  revision is greater than all of those, and a read returns exactly the state at its revision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from controlplane.pb.etcd.kv_pb2 import KeyValue
+from controlplane.pb.etcd.rpc_pb2 import RangeRequest
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Proposal, Reply
+from controlplane.store.store import Store
+
+__all__ = ["CheckedStore", "Checks", "Operation", "ViolationError"]
+
+
+class ViolationError(AssertionError):
+    """An invariant does not hold. The message says which, where and when."""
+
+
+@dataclass(slots=True)
+class Operation:
+    """One request of a client, over all its retries."""
+
+    client: int
+    id: bytes
+    key: bytes
+    value: bytes | None  # None: a read
+    called_at: float
+    floor: int
+    tries: int = 0
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    revision: int
+    request_id: bytes
+    value: bytes
+
+
+class Checks:
+    """The truth as the whole world knows it, built from the first replica that gets anywhere."""
+
+    def __init__(self) -> None:
+        self._leaders: dict[int, str] = {}
+        self._entries: dict[int, tuple[int, str]] = {}
+        self._states: dict[int, tuple[int, str]] = {}
+        self._history: dict[bytes, list[_Write]] = {}
+        self._by_request: dict[bytes, int] = {}
+        self._floor = 0
+        self.acked: dict[bytes, Operation] = {}
+        self.reads = 0
+
+    # -- replicas ----------------------------------------------------------------------------------------------
+
+    def leads(self, name: str, term: int) -> None:
+        known = self._leaders.setdefault(term, name)
+        if known != name:
+            raise ViolationError(f"two leaders in term {term}: {known} and {name}")
+
+    @property
+    def terms(self) -> int:
+        """Terms that had a leader."""
+        return len(self._leaders)
+
+    def applied(self, name: str, index: int, term: int, proposals: Sequence[Proposal], store: Store) -> None:
+        digest = hashlib.sha256(b"".join(p.SerializeToString() for p in proposals)).hexdigest()
+        known = self._entries.setdefault(index, (term, digest))
+        if known != (term, digest):
+            raise ViolationError(
+                f"{name} applies another entry at index {index}: term {term}, committed before: {known[0]}"
+            )
+        self.stands_at(name, index, store)
+
+    def stands_at(self, name: str, index: int, store: Store) -> None:
+        state = (store.revision, store.state_hash())
+        known = self._states.setdefault(index, state)
+        if known != state:
+            raise ViolationError(f"{name} has another state at index {index}: {state}, elsewhere {known}")
+
+    def wrote(self, request_id: bytes, key: bytes, value: bytes, revision: int) -> None:
+        """A write took effect, on the first replica that applies its entry or on a later one."""
+        known = self._by_request.setdefault(request_id, revision)
+        if known != revision:
+            raise ViolationError(f"write {value!r} took effect twice: at revisions {known} and {revision}")
+        history = self._history.setdefault(key, [])
+        if not history or history[-1].revision < revision:
+            history.append(_Write(revision, request_id, value))
+
+    # -- clients -----------------------------------------------------------------------------------------------
+
+    def begins(self, operation: Operation) -> None:
+        operation.floor = self._floor
+
+    def write_acked(self, operation: Operation, reply: bytes) -> None:
+        answer = Reply.FromString(reply)
+        if answer.WhichOneof("result") != "put":
+            raise ViolationError(
+                f"write {operation.value!r} was answered {answer.WhichOneof('result')}: {answer.rejection.message}"
+            )
+        operation.revision = revision = answer.put.header.revision
+        if self._by_request.get(operation.id) != revision:
+            raise ViolationError(f"write {operation.value!r} acknowledged at revision {revision}, but it is not there")
+        if revision <= operation.floor:
+            raise ViolationError(
+                f"write {operation.value!r} acknowledged at revision {revision}, "
+                f"older than {operation.floor}, which ended before it began"
+            )
+        self._floor = max(self._floor, revision)
+        self.acked[operation.id] = operation
+
+    def read_answered(self, operation: Operation, kvs: Sequence[KeyValue], revision: int) -> None:
+        self.reads += 1
+        if revision < operation.floor:
+            raise ViolationError(
+                f"read of {operation.key!r} at revision {revision} is stale: {operation.floor} was seen before it began"
+            )
+        got = kvs[0].value if kvs else b""
+        want = self.value_at(operation.key, revision)
+        if got != want:
+            raise ViolationError(
+                f"read of {operation.key!r} at revision {revision} gives {got!r}, the log says {want!r}"
+            )
+        self._floor = max(self._floor, revision)
+
+    def value_at(self, key: bytes, revision: int) -> bytes:
+        value = b""
+        for write in self._history.get(key, []):
+            if write.revision > revision:
+                break
+            value = write.value
+        return value
+
+    def nothing_lost(self, name: str, store: Store) -> None:
+        """At the end, on every replica: each acknowledged write is where it was acknowledged."""
+        for operation in self.acked.values():
+            answer = store.range(RangeRequest(key=operation.key, revision=operation.revision))
+            if not answer.kvs or answer.kvs[0].value != operation.value:
+                raise ViolationError(
+                    f"{name} lost write {operation.value!r}, acknowledged at revision {operation.revision}"
+                )
+
+
+class CheckedStore:
+    """The real store, watched: a StateMachine that reports what it applies."""
+
+    def __init__(self, name: str, checks: Checks) -> None:
+        self.store = Store(cluster_id=1)
+        self._name = name
+        self._checks = checks
+
+    def apply(self, index: int, term: int, proposals: Sequence[Proposal]) -> list[bytes]:
+        if index != self.store.applied_index + 1:
+            raise ViolationError(f"{self._name} applies index {index} after {self.store.applied_index}")
+        replies = self.store.apply(index, term, proposals)
+        for proposal, reply in zip(proposals, replies, strict=True):
+            answer = Reply.FromString(reply)
+            if answer.WhichOneof("result") == "put":
+                put = Command.FromString(proposal.payload).put
+                self._checks.wrote(proposal.request_id, put.key, put.value, answer.put.header.revision)
+        self._checks.applied(self._name, index, term, proposals, self.store)
+        return replies
+
+    def snapshot(self) -> Iterable[bytes]:
+        return self.store.snapshot()
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        self.store.restore(chunks)
+        self._checks.stands_at(self._name, self.store.applied_index, self.store)
+
+    @property
+    def applied_index(self) -> int:
+        return self.store.applied_index
+
+    @property
+    def revision(self) -> int:
+        return self.store.revision
