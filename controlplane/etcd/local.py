@@ -301,7 +301,6 @@ class LocalKV:
 
     def _failure(self, outcome: NeverSent | Unknown, term: int) -> StatusError:
         """What a client is told of a write that was not seen to be applied, in etcd's words."""
-        metrics.PROPOSALS_FAILED.inc()
         status = self._raft.status()
         _log.debug("event=write_failed outcome=%s reason=%r", type(outcome).__name__, outcome.reason)
         if isinstance(outcome, Unknown):

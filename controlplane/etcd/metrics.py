@@ -20,7 +20,6 @@ __all__ = [
     "LEASE_GRANTED",
     "LEASE_RENEWED",
     "LEASE_REVOKED",
-    "PROPOSALS_FAILED",
     "PUT",
     "RANGE",
     "TXN",
@@ -36,10 +35,6 @@ TXN: Final = Counter("etcd_mvcc_txn_total", "Transactions served by this member.
 LEASE_GRANTED: Final = Counter("etcd_debugging_lease_granted_total", "Leases granted through this member.")
 LEASE_REVOKED: Final = Counter("etcd_debugging_lease_revoked_total", "Leases revoked through this member.")
 LEASE_RENEWED: Final = Counter("etcd_debugging_lease_renewed_total", "Lease renewals accepted while leading.")
-
-PROPOSALS_FAILED: Final = Counter(
-    "etcd_server_proposals_failed_total", "Writes that were not seen to be applied, by this member."
-)
 
 WATCH_EVENTS: Final = Counter("etcd_debugging_mvcc_events_total", "Events sent to watchers by this member.")
 

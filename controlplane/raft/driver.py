@@ -170,8 +170,6 @@ class Replica:
         except BaseException:
             self._close_files()
             raise
-        metrics.SERVER_ID.labels(f"{self._me.id:x}").set(1)
-        metrics.IS_LEARNER.set(0)
         _log.info(
             "replica started name=%s id=%x cluster=%x term=%d last_index=%d applied_index=%d",
             self._me.name,
@@ -364,16 +362,10 @@ class Replica:
         if engine.leader != self._seen_leader:
             self._seen_leader = engine.leader
             if engine.leader is not None:
-                metrics.LEADER_CHANGES.inc()
                 _log.info(
                     "leader name=%s leader=%s term=%d", self._me.name, self._by_id[engine.leader].name, engine.term
                 )
-        metrics.HAS_LEADER.set(engine.leader is not None)
-        metrics.IS_LEADER.set(engine.is_leader)
         metrics.TERM.set(engine.term)
-        metrics.PROPOSALS_COMMITTED.set(engine.commit_index)
-        metrics.PROPOSALS_APPLIED.set(engine.applied_index)
-        metrics.PROPOSALS_PENDING.set(core.pending)
         if turn.batched:
             metrics.TURN_WRITES.observe(turn.batched)
 

@@ -1,4 +1,7 @@
-"""Metrics of the replica's Raft part, under the names etcd's dashboards and alerts look for."""
+"""Metrics of the replica's Raft part, under the names etcd's dashboards and alerts look for: counters and durations.
+
+What is a reading of the present state (leader, indexes, pending writes) is read at the scrape by ``etcd.metrics``.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,6 @@ SNAPSHOT_SAVE_SECONDS = Histogram(
 
 # -- consensus ----------------------------------------------------------------------------------------------------
 
-HAS_LEADER = Gauge("etcd_server_has_leader", "1 if a leader is known, 0 otherwise.")
-IS_LEADER = Gauge("etcd_server_is_leader", "1 if this replica leads, 0 otherwise.")
-IS_LEARNER = Gauge("etcd_server_is_learner", "1 if this replica is a learner, 0 otherwise.")
-LEADER_CHANGES = Counter("etcd_server_leader_changes_seen_total", "Leader changes seen.")
-PROPOSALS_COMMITTED = Gauge("etcd_server_proposals_committed_total", "Log entries committed (the commit index).")
-PROPOSALS_APPLIED = Gauge("etcd_server_proposals_applied_total", "Log entries applied (the applied index).")
-PROPOSALS_PENDING = Gauge("etcd_server_proposals_pending", "Writes held here that have no outcome yet.")
 PROPOSALS_FAILED = Counter(
     "etcd_server_proposals_failed_total", "Writes that ended without being applied here in time."
 )
@@ -37,7 +33,6 @@ HEARTBEAT_SEND_FAILURES = Counter(
 SLOW_APPLY = Counter("etcd_server_slow_apply_total", "Turns whose step took longer than 100 ms.")
 SLOW_READ_INDEXES = Counter("etcd_server_slow_read_indexes_total", "Linearizable reads that took longer than a second.")
 READ_INDEXES_FAILED = Counter("etcd_server_read_indexes_failed_total", "Linearizable reads that failed.")
-SERVER_ID = Gauge("etcd_server_id", "This replica's member id, in hex.", ["server_id"])
 TURN_WRITES = Histogram(
     "quarterdeck_raft_entry_writes", "Writes in one log entry.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 )
