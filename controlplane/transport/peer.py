@@ -17,7 +17,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from controlplane.base.clock import Clock
 from controlplane.base.errors import Code, ConfigError, StatusError
@@ -98,10 +98,10 @@ class _Connection(asyncio.Protocol):
         return f"{name[0]}:{name[1]}" if name else "?"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports have the methods of asyncio.Transport without being one.
+        self._transport = cast(asyncio.Transport, transport)
         # Never pause: the bound is ours to keep, by dropping.
-        transport.set_write_buffer_limits(high=2 * PEER_QUEUE_BYTES_MAX)
+        self._transport.set_write_buffer_limits(high=2 * PEER_QUEUE_BYTES_MAX)
         self._on_open(self)
 
     def data_received(self, data: bytes) -> None:
