@@ -16,7 +16,6 @@ from controlplane.client.interface import (
     ApiError,
     ConflictError,
     FencedError,
-    InvalidError,
     NotFoundError,
 )
 from controlplane.client.labels import compile_selector
@@ -137,7 +136,7 @@ class ReplicaSetController(Controller):
         for pod in claim.release:
             await self._release(rs, pod)
         wait_s = self._expectations.wait_s(key)
-        failure = ""
+        failure: ApiError | None = None
         acted = False
         if wait_s is None and not rs.metadata.HasField("deletionTimestamp"):
             scale = decide_scale(rs, owned, self._node_serves, self._ready_for_s)
@@ -146,13 +145,14 @@ class ReplicaSetController(Controller):
                 failure = await self._create(key, rs, scale.create)
             elif scale.delete:
                 await self._delete(key, rs, scale.delete)
-        plan = decide_status(rs, owned, self._ready_for_s, failure, self.env.clock.wall_ms() // 1000)
+        why = "" if failure is None else str(failure)
+        plan = decide_status(rs, owned, self._ready_for_s, why, self.env.clock.wall_ms() // 1000)
         # Right after acting the cache is known to be behind: the pods' own events bring the status up to date.
-        stale = acted and not failure and rs.status.observedGeneration == rs.metadata.generation
+        stale = acted and failure is None and rs.status.observedGeneration == rs.metadata.generation
         if not stale and plan.status != rs.status:
             await self._write_status(rs, plan.status)
-        if failure:
-            return 1.0
+        if failure is not None:
+            raise failure  # tried again with back-off
         waits = [s for s in (plan.recheck_s, self._expectations.wait_s(key)) if s is not None]
         return min(waits) if waits else None
 
@@ -193,8 +193,8 @@ class ReplicaSetController(Controller):
         except NotFoundError:
             log.debug("pod gone before it changed hands key=%s", key_of(pod))
 
-    async def _create(self, key: str, rs: ReplicaSet, count: int) -> str:
-        """Create pods in growing batches; stops at the first batch that fails. Returns why, or the empty string."""
+    async def _create(self, key: str, rs: ReplicaSet, count: int) -> ApiError | None:
+        """Create pods in growing batches; stops at the first batch that fails. Returns why, if so."""
         for size in slow_start_batches(count):
             names = [self._new_name(rs) for _ in range(size)]
             for name in names:
@@ -203,12 +203,12 @@ class ReplicaSetController(Controller):
             if failures:
                 self.env.events.event(rs, "Warning", "FailedCreate", f"Error creating: {failures[0]}")
                 return failures[0]
-        return ""
+        return None
 
     def _new_name(self, rs: ReplicaSet) -> str:
         return f"{rs.metadata.name[:_BASE_NAME_MAX]}-{random_suffix(self.env.rand.token(5))}"
 
-    async def _create_one(self, key: str, rs: ReplicaSet, name: str) -> str:
+    async def _create_one(self, key: str, rs: ReplicaSet, name: str) -> ApiError | None:
         try:
             await self.env.client.create(new_pod(rs, name))
         except FencedError:
@@ -216,11 +216,9 @@ class ReplicaSetController(Controller):
         except ApiError as error:
             if not error.unknown_outcome:
                 self._expectations.creation_settled(key, name)
-            if not isinstance(error, InvalidError):
-                log.info("pod not created key=%s pod=%s code=%s reason=%s", key, name, error.code.name, error)
-            return str(error)
+            return error
         self.env.events.event(rs, "Normal", "SuccessfulCreate", f"Created pod: {name}")
-        return ""
+        return None
 
     async def _delete(self, key: str, rs: ReplicaSet, pods: Sequence[Pod]) -> None:
         for pod in pods:

@@ -20,7 +20,7 @@ from controlplane.base.rand import Rand
 from controlplane.pb.k8s.core_v1_pb2 import Pod
 from controlplane.scheduler import filters
 from controlplane.scheduler.resources import CPU, MEMORY, PODS
-from controlplane.scheduler.table import Bools, PodFacts, Snapshot
+from controlplane.scheduler.table import Bools, Group, PodFacts, Snapshot
 from controlplane.scheduler.topology import Relations
 
 __all__ = ["Candidate", "Failure", "Placement", "Plan", "Strategy", "message_of", "plan"]
@@ -168,11 +168,11 @@ class _PodClass:
             self._static_score += _WEIGHT_TAINTS * (100.0 - soft_taints * (100.0 / top))
         self._requests = [(name, amount) for name, amount in candidate.facts.requests.items() if amount > 0]
         self._relations = Relations(candidate.pod)
-        group = candidate.facts.group
-        self._siblings = [g for g in snapshot.groups if g.controller_uid == group.controller_uid and g != group]
-        if not group.controller_uid:
-            self._siblings = []
-        self._siblings.append(group)
+        self._siblings: list[Group] = []
+        if candidate.facts.group.controller_uid and strategy is Strategy.LEAST_ALLOCATED:
+            own = candidate.facts.group
+            self._siblings = [g for g in snapshot.groups if g.controller_uid == own.controller_uid and g != own]
+            self._siblings.append(own)
         self._per_cpu = _per_unit(snapshot.allocatable[CPU])
         self._per_memory = _per_unit(snapshot.allocatable[MEMORY])
         self._score: Floats = np.empty(0)
@@ -209,8 +209,8 @@ class _PodClass:
         """Take one of the equally good rows, at random.
 
         The rest stays equally good, and best, for the next pod of the class as long as only its own pods are placed:
-        each makes its own row worse (it spreads) and no other better. When full nodes are wanted a row can get better
-        by being used, so there every pod looks anew.
+        each makes its own row worse or leaves it as it was, and no other better. When full nodes are wanted a row can
+        get better by being used, so there every pod looks anew.
         """
         k = rand.randint(0, self._tied_left - 1) if self._tied_left > 1 else 0
         row = int(self._tied[k])
@@ -243,7 +243,7 @@ class _PodClass:
         return np.where(fit, score, -np.inf)
 
     def _spread(self, rows: Rows) -> Floats:
-        """100 on a node without a pod of the same controller, 50 with one, 33 with two, ..."""
+        """100 on a node without a pod of the same controller, 50 with one, 33 with two, ... (when load is to spread)"""
         together: Floats = np.ones(len(rows), dtype=np.float64)
         for group in self._siblings:
             column = self._snapshot.groups.get(group)
