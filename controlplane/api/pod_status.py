@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from controlplane.api.calls import ResourceCalls
-from controlplane.api.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
+from controlplane.api.errors import ApiError, ConflictError, NotFoundError, UnavailableError
 from controlplane.base.clock import Clock
+from controlplane.base.errors import Code
 from controlplane.pb.k8s import core_v1_pb2
 from controlplane.pb.quarterdeck.v1 import api_pb2, node_pb2
 
@@ -63,7 +64,9 @@ class PodStatusWriter:
             except UnavailableError as error:
                 log.info("status waits node=%s pod=%s/%s reason=%s", node_name, report.namespace, report.name, error)
                 await self._clock.sleep(_RETRY_S)
-            except InvalidError as error:
+            except ApiError as error:
+                if error.code is not Code.INVALID_ARGUMENT:
+                    raise
                 # Sending it again would be refused again, and hold up the node's other pods.
                 log.error("status refused node=%s pod=%s/%s reason=%s", node_name, report.namespace, report.name, error)
                 return
