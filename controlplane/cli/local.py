@@ -19,15 +19,14 @@ from controlplane.cli import status as status_module
 from controlplane.cli.common import Settings, coroutine, err, settings_of
 from controlplane.client import GrpcClient
 from controlplane.client.codec import load_manifests
-from controlplane.config import parse_initial_cluster
 from controlplane.local.cluster import FOLDER, LocalCluster
 from controlplane.local.processes import ProcessError
+from controlplane.local.restore import restore_replicas
 from controlplane.local.spec import ClusterSpec, plan
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment
 from controlplane.pb.k8s.core_v1_pb2 import Node, Service
-from controlplane.recovery import Restored, restore_member, verify
 
-__all__ = ["Waiter", "local", "restore_replicas", "wait_nodes", "wait_replicas"]
+__all__ = ["Waiter", "bring_up", "local", "wait_nodes", "wait_replicas"]
 
 _POLL_S = 0.05
 
@@ -171,16 +170,38 @@ async def up(
     base+100+2j and metrics one above.
     """
     settings = settings_of(context)
-    root = settings.folder or Path(FOLDER)
+    began = time.monotonic()
+    cluster = await bring_up(
+        settings.folder or Path(FOLDER),
+        replicas=replicas,
+        nodes=nodes,
+        port_base=port_base,
+        manifest=manifest,
+        timeout_s=timeout_s,
+    )
+    err.print(f"serving after {time.monotonic() - began:.1f} s")
+    await _show(settings, cluster)
+
+
+async def bring_up(
+    root: Path, *, replicas: int, nodes: int, port_base: int, manifest: Path | None = None, timeout_s: float = 60.0
+) -> LocalCluster:
+    """Start the cluster of a folder, or what is missing of it, and return when it serves and the manifest's workload is
+    ready. Whatever ends this early, Ctrl-C included, stops what it started and leaves running what ran before.
+
+    Raises:
+        ConfigError: a number is out of range, a port is taken, or the folder holds a cluster of another shape.
+        ProcessError: a process ended, or the time is up.
+        KeyboardInterrupt: SIGINT or SIGTERM.
+    """
     cluster = _open_or_create(root, replicas=replicas, nodes=nodes, port_base=port_base)
     before = cluster.running()
-    began = time.monotonic()
     if len(before) == len(cluster.names):
         err.print(f"already running: {len(cluster.spec.replicas)} replicas, {len(cluster.spec.nodes)} nodes")
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     if task is None:
-        raise ProcessError("`qd local up` runs as a task")
+        raise ProcessError("a cluster is brought up from a task")
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, task.cancel)
     try:
@@ -205,8 +226,7 @@ async def up(
     finally:
         for signum in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(signum)
-    err.print(f"serving after {time.monotonic() - began:.1f} s")
-    await _show(settings, cluster)
+    return cluster
 
 
 def _open_or_create(root: Path, *, replicas: int, nodes: int, port_base: int) -> LocalCluster:
@@ -336,30 +356,6 @@ async def kill(context: click.Context, name: str, with_pods: bool, signame: str)
         raise ProcessError(f"{name} does not run")
 
 
-async def restore_replicas(cluster: LocalCluster, path: Path) -> Restored:
-    """A new control plane from a snapshot: every replica's directory seeded anew, then all started.
-
-    Agents and pods are not touched. Raises ProcessError while a replica runs, CorruptStateError before anything is
-    changed if the file is damaged.
-    """
-    verify(path)
-    cluster.renew_token()
-    restored: Restored | None = None
-    for replica in cluster.spec.replicas:
-        cluster.destroy_replica_data(replica.name)
-        restored = restore_member(
-            path,
-            cluster.replica_dir(replica.name),
-            name=replica.name,
-            members=parse_initial_cluster(cluster.spec.initial_cluster),
-            cluster_token=cluster.spec.token,
-        )
-    assert restored is not None
-    for replica in cluster.spec.replicas:
-        cluster.start(replica.name)
-    return restored
-
-
 @local.command()
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--yes", is_flag=True, help="Do not ask before the replicas' data directories are replaced.")
@@ -375,7 +371,7 @@ async def restore(context: click.Context, path: Path, yes: bool, timeout_s: floa
     if not yes:
         click.confirm(f"Replace the data of {len(cluster.spec.replicas)} replicas by {path}?", abort=True, err=True)
     began = time.monotonic()
-    restored = await restore_replicas(cluster, path)
+    restored = restore_replicas(cluster, path)
     with Waiter(cluster, timeout_s, [r.name for r in cluster.spec.replicas]) as waiter:
         await wait_replicas(cluster, waiter)
     err.print(

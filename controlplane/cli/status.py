@@ -15,6 +15,7 @@ from controlplane.base.errors import ConfigError, StatusError
 from controlplane.cli.common import EXIT_REFUSED, Settings, coroutine, settings_of
 from controlplane.cli.tables import table
 from controlplane.client import GrpcClient, OperatorClient
+from controlplane.client.operator_client import leader_of
 from controlplane.local.cluster import LocalCluster
 from controlplane.pb.k8s.core_v1_pb2 import Node, Pod
 from controlplane.pb.quarterdeck.v1 import operator_pb2
@@ -74,7 +75,7 @@ async def gather(settings: Settings) -> ClusterStatus:
     answers = await asyncio.gather(*(_ask(endpoint) for endpoint in endpoints))
     known = {m.client_endpoint: m for answer in answers if answer for m in answer.members}
     replicas = [_row(e, a, known.get(e), local) for e, a in zip(endpoints, answers, strict=True)]
-    leader, term = _leader([answer for answer in answers if answer], len(endpoints))
+    leader, term = leader_of([answer for answer in answers if answer], len(endpoints))
     nodes, pods, ready = await _workload(endpoints, local) if any(answers) else ([], {}, 0)
     return ClusterStatus(leader, term, replicas, nodes, pods, ready)
 
@@ -114,19 +115,6 @@ def _row(
     metrics = spec.metrics if spec else member.metrics_endpoint if member else ""
     pid = local.processes.pid(spec.name) if local and spec else None
     return ReplicaRow(name, endpoint, metrics, pid, "unreachable" if pid else "down", False, 0, 0, 0, "")
-
-
-def _leader(answers: list[operator_pb2.StatusResponse], size: int) -> tuple[str | None, int]:
-    """The leader that a majority of all replicas names in the newest term."""
-    if not answers:
-        return None, 0
-    term = max(answer.term for answer in answers)
-    named = Counter(answer.leader for answer in answers if answer.term == term and answer.leader)
-    if named:
-        name, votes = named.most_common(1)[0]
-        if votes > size // 2:
-            return name, term
-    return None, term
 
 
 async def _workload(endpoints: list[str], local: LocalCluster | None) -> tuple[list[NodeRow], dict[str, int], int]:

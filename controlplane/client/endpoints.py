@@ -2,7 +2,7 @@
 
 Owns one channel per endpoint and the choice between them; knows no service and repeats nothing itself. A client keeps
 to one replica while it answers, which keeps its reads moving forward cheaply, and goes to the next when it does not.
-The first is drawn at random, so that many clients spread over the replicas.
+The first is drawn at random, so that many clients spread over the replicas, unless the caller names it.
 """
 
 from __future__ import annotations
@@ -51,11 +51,17 @@ class EndpointPool:
         rand: Rand,
         options: ChannelOptions = CLIENT_CHANNEL_OPTIONS,
         credentials: grpc.ChannelCredentials | None = None,
+        first: str | None = None,
     ) -> None:
         if not endpoints:
             raise ConfigError("a client needs at least one endpoint")
         self._endpoints = list(dict.fromkeys(endpoints))
-        self._current = rand.randint(0, len(self._endpoints) - 1)
+        if first is None:
+            self._current = rand.randint(0, len(self._endpoints) - 1)
+        elif first in self._endpoints:
+            self._current = self._endpoints.index(first)
+        else:
+            raise ConfigError(f"endpoint {first!r} to begin with is not among {', '.join(self._endpoints)}")
         self._options = options
         self._credentials = credentials
         self._channels: dict[str, grpc.aio.Channel] = {}

@@ -86,6 +86,7 @@ class EtcdClient:
         timeout_ms: a call's whole time, retries included.
         attempt_timeout_ms: one attempt's.
         retry_writes: repeat a write whose fate is not known under its request id.
+        first: the endpoint to begin with; None: any.
     """
 
     def __init__(
@@ -98,13 +99,14 @@ class EtcdClient:
         credentials: grpc.ChannelCredentials | None = None,
         clock: Clock | None = None,
         rand: Rand | None = None,
+        first: str | None = None,
     ) -> None:
         self._rand = rand or SystemRand()
         self._clock = clock or SystemClock()
         self._timeout_s = timeout_ms / 1000
         self._attempt_timeout_s = attempt_timeout_ms / 1000
         self._retry_writes = retry_writes
-        self.pool = EndpointPool(endpoints, rand=self._rand, credentials=credentials)
+        self.pool = EndpointPool(endpoints, rand=self._rand, credentials=credentials, first=first)
 
     # -- writes ----------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Self
 
 import grpc
@@ -13,7 +14,17 @@ from controlplane.pb.quarterdeck.v1 import operator_pb2
 from controlplane.pb.quarterdeck.v1.operator_pb2_grpc import OperatorStub
 from controlplane.transport.channel import new_channel
 
-__all__ = ["OperatorClient"]
+__all__ = ["OperatorClient", "leader_of"]
+
+
+def leader_of(answers: Sequence[operator_pb2.StatusResponse], size: int) -> tuple[str | None, int]:
+    """The leader that a majority of all ``size`` replicas names in the newest term, or None; and that term."""
+    term = max((answer.term for answer in answers), default=0)
+    named = Counter(answer.leader for answer in answers if answer.term == term and answer.leader)
+    for name, votes in named.most_common(1):
+        if votes > size // 2:
+            return name, term
+    return None, term
 
 
 class OperatorClient:
