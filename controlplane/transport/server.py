@@ -76,10 +76,19 @@ def new_server(
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> grpc.aio.Server:
     """A server, not yet listening. ``interceptors`` run inside the one that counts and translates errors."""
-    return grpc.aio.server(
+    server = grpc.aio.server(
         interceptors=[StatusInterceptor(clock or SystemClock()), *interceptors],
         options=(options or ServerOptions()).channel_args(),
     )
+    # Generated code adds every method twice: as a generic handler, and as a "registered method". The latter makes
+    # grpc.aio wait on one future per method for each call (measured with 1.85: a quarter of a Put's CPU time with 30
+    # methods). The generic handlers serve the same calls alone.
+    server.add_registered_method_handlers = _ignore_registered_methods  # type: ignore[method-assign, unused-ignore]
+    return server
+
+
+def _ignore_registered_methods(service_name: str, method_handlers: object) -> None:
+    """See new_server."""
 
 
 def listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
