@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from controlplane.base.clock import Clock, ManualClock
+from controlplane.base.clock import ManualClock
 from controlplane.base.errors import Code
 from controlplane.client.interface import (
     AlreadyExistsError,
@@ -44,8 +44,8 @@ _Key = tuple[str, str]
 class FakeApi:
     """See the module. One instance is one cluster; every client of it sees the same objects."""
 
-    def __init__(self, clock: Clock | None = None) -> None:
-        self.clock: Clock = clock or ManualClock()
+    def __init__(self, clock: ManualClock | None = None) -> None:
+        self.clock = clock or ManualClock()
         self.revision = 0
         self.fence_revision: int | None = None
         self.writes: list[tuple[str, str, str]] = []

@@ -14,7 +14,7 @@ from typing import Any
 
 from controlplane.base.clock import ManualClock
 from controlplane.base.rand import SeededRand
-from controlplane.client.shared import SharedInformers
+from controlplane.client.shared import CATCH_UP_S, SharedInformers
 from controlplane.controllers.bundle import all_controllers
 from controlplane.controllers.manager import ControllerFactory, ControllerManager
 from controlplane.pb.k8s.core_v1_pb2 import Node, Pod
@@ -42,8 +42,8 @@ class World:
     """One replica's controllers and scheduler, and the cluster they see."""
 
     def __init__(self, factories: Sequence[ControllerFactory] | None = None, api: FakeApi | None = None) -> None:
-        self.clock = ManualClock()
-        self.api = api or FakeApi(self.clock)
+        self.api = api or FakeApi(ManualClock())
+        self.clock = self.api.clock
         self.rand = SeededRand(1)
         self.events = RecordedEvents()
         self.caches = SharedInformers(self.api, clock=self.clock, rand=self.rand)
@@ -66,6 +66,7 @@ class World:
         await self.manager.lead(fence)
         await self.scheduler.lead(fence)
         await self.settle()
+        await self.pass_time(CATCH_UP_S)  # a cache with nothing to hear may hold the term up that long
 
     async def stop_leading(self) -> None:
         await self.manager.stop_leading()
@@ -101,7 +102,7 @@ class World:
                 self.api.remove(Pod, pod.metadata.name, pod.metadata.namespace)
             elif pod.spec.nodeName and pod.status.phase == "Pending":
                 pod.status.phase = "Running"
-                pod.status.podIP = f"127.128.0.{int(pod.metadata.uid.removeprefix('uid-')) % 250 + 1}"
+                pod.status.podIP = f"127.128.0.{sum(pod.metadata.name.encode()) % 250 + 1}"
                 if "broken" not in pod.metadata.labels:
                     pod.status.conditions.add(type="Ready", status="True")
                 self.api.put(pod)
@@ -122,9 +123,11 @@ class World:
 
 
 @asynccontextmanager
-async def world(factories: Sequence[ControllerFactory] | None = None, nodes: int = 3) -> AsyncIterator[World]:
+async def world(
+    factories: Sequence[ControllerFactory] | None = None, nodes: int = 3, api: FakeApi | None = None
+) -> AsyncIterator[World]:
     """A world with warm caches and that many nodes, not leading yet."""
-    made = World(factories)
+    made = World(factories, api)
     for i in range(nodes):
         made.add_node(f"node-{i}")
     made.running = [asyncio.create_task(part.run()) for part in (made.caches, made.manager, made.scheduler)]
