@@ -44,6 +44,7 @@ __all__ = [
 
 SUSPECT_TAINT: Final = ("quarterdeck.dev/suspect", "NoSchedule")
 UNREACHABLE_TAINT: Final = ("node.kubernetes.io/unreachable", "NoExecute")
+_OURS: Final = {SUSPECT_TAINT, UNREACHABLE_TAINT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,22 +228,29 @@ def _tolerates(pod: Pod, dead_for_s: float) -> bool:
 
 def marked(node: Node, health: Health, *, reason: str, evict: bool, wall_ms: int) -> Node | None:
     """The node as it should be (conditions and taints), or None when it is so already."""
+    statuses, taints = _wanted(node, health, evict=evict)
+    if all(_status_of(node, name) == status for name, (status, _) in statuses.items()) and _our_taints(node) == taints:
+        return None
     wanted = Node()
     wanted.CopyFrom(node)
-    if health is Health.ALIVE:
-        _set_condition(wanted, "Ready", "True", "SessionOpen", reason, wall_ms)
-        if _status_of(wanted, SUSPECT_CONDITION):
-            _set_condition(wanted, SUSPECT_CONDITION, "False", "SessionOpen", reason, wall_ms)
-        taints: set[tuple[str, str]] = set()
-    else:
-        _set_condition(wanted, SUSPECT_CONDITION, "True", "NoContact", reason, wall_ms)
-        taints = {SUSPECT_TAINT}
-        if health is Health.DEAD:
-            _set_condition(wanted, "Ready", "Unknown", "NodeStatusUnknown", reason, wall_ms)
-            if evict:
-                taints.add(UNREACHABLE_TAINT)
+    for name, (status, word) in statuses.items():
+        _set_condition(wanted, name, status, word, reason, wall_ms)
     _set_taints(wanted, taints, wall_ms)
-    return None if wanted == node else wanted
+    return wanted
+
+
+def _wanted(node: Node, health: Health, *, evict: bool) -> tuple[dict[str, tuple[str, str]], set[tuple[str, str]]]:
+    """Condition type -> (status, reason), and which of our taints."""
+    if health is Health.ALIVE:
+        statuses = {"Ready": ("True", "SessionOpen")}
+        if _status_of(node, SUSPECT_CONDITION):
+            statuses[SUSPECT_CONDITION] = ("False", "SessionOpen")
+        return statuses, set()
+    suspected = {SUSPECT_CONDITION: ("True", "NoContact")}
+    if health is Health.SUSPECT:
+        return suspected, {SUSPECT_TAINT}
+    taints = {SUSPECT_TAINT, UNREACHABLE_TAINT} if evict else {SUSPECT_TAINT}
+    return suspected | {"Ready": ("Unknown", "NodeStatusUnknown")}, taints
 
 
 def _status_of(node: Node, condition_type: str) -> str:
@@ -268,10 +276,13 @@ def _has_taint(node: Node, taint: tuple[str, str]) -> bool:
     return any((t.key, t.effect) == taint for t in node.spec.taints)
 
 
+def _our_taints(node: Node) -> set[tuple[str, str]]:
+    return {(t.key, t.effect) for t in node.spec.taints} & _OURS
+
+
 def _set_taints(node: Node, wanted: set[tuple[str, str]], wall_ms: int) -> None:
     """Ours as wanted, all others as they are."""
-    ours = {SUSPECT_TAINT, UNREACHABLE_TAINT}
-    kept = [t for t in node.spec.taints if (t.key, t.effect) not in ours or (t.key, t.effect) in wanted]
+    kept = [t for t in node.spec.taints if (t.key, t.effect) not in _OURS or (t.key, t.effect) in wanted]
     for key, effect in sorted(wanted - {(t.key, t.effect) for t in kept}):
         taint = Taint(key=key, effect=effect)
         taint.timeAdded.seconds = wall_ms // 1000
