@@ -1,4 +1,4 @@
-"""``python -m tests.sim --seed N`` replays one run; ``--seeds K [--first N]`` runs many, and says how to replay a failure."""
+"""``python -m tests.sim --seed N`` replays one run; ``--seeds K [--first N]`` runs many."""
 
 from __future__ import annotations
 

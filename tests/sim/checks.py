@@ -13,7 +13,7 @@ Checked while the run goes on, so that a violation stops it where it happens:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from controlplane.pb.etcd.kv_pb2 import KeyValue
@@ -61,6 +61,8 @@ class Checks:
         self._floor = 0
         self.acked: dict[bytes, Operation] = {}
         self.reads = 0
+        #: Told after each acknowledgement: the worst moment for something to break.
+        self.on_ack: Callable[[], None] = lambda: None
 
     # -- replicas ----------------------------------------------------------------------------------------------
 
@@ -119,6 +121,7 @@ class Checks:
             )
         self._floor = max(self._floor, revision)
         self.acked[operation.id] = operation
+        self.on_ack()
 
     def read_answered(self, operation: Operation, kvs: Sequence[KeyValue], revision: int) -> None:
         self.reads += 1

@@ -60,6 +60,7 @@ class World:
         self.config.validate()
         high = s.pick([0.001, 0.005, 0.03])
         self.net = SimNet(s, delay_s=(0.0002, high), slow_share=s.pick([0.0, 0.02, 0.1]))
+        slowest_sync_s = s.pick([0.001, 0.004, 0.04])
         members = [Member(n, f"r{n}", "", "") for n in range(1, size + 1)]
         self.nodes = [
             SimNode(
@@ -69,7 +70,7 @@ class World:
                 config=self.config,
                 me=member,
                 members=members,
-                sync_s=(0.0002, s.pick([0.001, 0.004])),
+                sync_s=(0.0002, slowest_sync_s),
                 breakage=self._breakage,
             )
             for member in members
@@ -80,6 +81,8 @@ class World:
         self._whole_cluster = s.chance(0.3)
         self._power = s.pick([0.0, 0.5, 1.0])
         self.crashes = 0
+        self._ambush = False
+        self.checks.on_ack = self._on_ack
         self.clients: list[Client] = []
         self._calm = False
 
@@ -133,16 +136,27 @@ class World:
     def _crash_some(self) -> None:
         s = self.scheduler
         leaders = [n for n in self.nodes if n.alive and n.core.engine.is_leader]
-        if self._whole_cluster and s.chance(0.3):
-            victims = list(self.nodes)
-        elif leaders and s.chance(0.6):
+        if self._whole_cluster and s.chance(0.4):
+            # All at once, and at the worst moment: just when a client has been told that its write is safe.
+            self._ambush = True
+            return
+        if leaders and s.chance(0.6):
             victims = [s.pick(leaders)]
         else:
             victims = [s.pick(self.nodes)]
+        self._crash(victims, power=s.chance(self._power))
+
+    def _on_ack(self) -> None:
+        if self._ambush and not self._calm:
+            self._ambush = False
+            self._crash(self.nodes, power=True)
+
+    def _crash(self, victims: list[SimNode], *, power: bool) -> None:
+        s = self.scheduler
         for node in victims:
             if node.alive:
                 self.crashes += 1
-                node.crash(power=s.chance(self._power))
+                node.crash(power=power)
                 s.after(s.between(0.05, 1.5), lambda node=node: self._restart(node))  # type: ignore[misc]
 
     def _restart(self, node: SimNode) -> None:
@@ -156,7 +170,12 @@ class World:
             pairs = [p for p in pairs if p[s.rand.randint(0, 1)] == node.me.id]
         for pair in pairs:
             self.net.cut(*pair)
-        s.after(s.between(0.1, 3.0), lambda: [self.net.heal(*pair) for pair in pairs] and None)
+
+        def heal() -> None:
+            for pair in pairs:
+                self.net.heal(*pair)
+
+        s.after(s.between(0.1, 3.0), heal)
 
     # -- peace -------------------------------------------------------------------------------------------------
 

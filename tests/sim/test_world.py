@@ -1,0 +1,57 @@
+"""The simulation itself: it holds on a slice of seeds, repeats exactly, and catches broken builds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.sim.checks import ViolationError
+from tests.sim.node import Breakage
+from tests.sim.world import run_seed
+
+#: Seeds that once found something. They stay.
+_PAST_FAILURES = [2, 3, 4]
+
+
+@pytest.mark.parametrize("seed", [*_PAST_FAILURES, *range(1_000, 1_006)])
+def test_nothing_acknowledged_is_lost_and_the_cluster_recovers(seed: int) -> None:
+    assert run_seed(seed).acked > 0
+
+
+def test_the_same_seed_is_the_same_run_and_another_seed_is_another() -> None:
+    first, again, other = run_seed(11), run_seed(11), run_seed(12)
+    assert first == again
+    assert first.trace_hash != other.trace_hash
+
+
+def test_a_run_does_not_depend_on_the_hash_seed_of_the_process() -> None:
+    lines = []
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-m", "tests.sim", "--seed", "13"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+        lines.append(done.stdout.splitlines()[0])
+    assert lines[0] == lines[1]
+    assert "trace=" in lines[0]
+
+
+def _first_catch(breakage: Breakage, seeds: range) -> str:
+    for seed in seeds:
+        try:
+            run_seed(seed, breakage=breakage)
+        except Exception as error:  # noqa: BLE001 - a violation, or a replica that found the damage itself
+            return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def test_a_build_that_answers_before_its_log_is_durable_is_caught() -> None:
+    assert _first_catch(Breakage(send_before_sync=True), range(15, 40))
+
+
+def test_a_build_that_reads_locally_without_asking_the_leader_is_caught() -> None:
+    caught = _first_catch(Breakage(read_locally=True), range(1, 20))
+    assert caught.startswith(ViolationError.__name__)
+    assert "stale" in caught
