@@ -15,6 +15,7 @@ import pytest
 from controlplane.base.clock import SystemClock
 from controlplane.base.errors import ConfigError
 from controlplane.base.rand import SystemRand
+from controlplane.pb.k8s.core_v1_pb2 import ContainerStateWaiting
 from controlplane.pb.quarterdeck.v1.api_pb2 import LogsRequest
 from controlplane.pb.quarterdeck.v1.node_pb2_grpc import AgentStub
 from node.agent import Agent
@@ -79,9 +80,7 @@ async def test_an_assigned_pod_becomes_ready_with_an_address_of_its_own(tmp_path
         assert hello.node.status.daemonEndpoints.kubeletEndpoint.Port > 0
 
 
-async def test_a_stopped_agent_leaves_no_process_and_says_its_pods_failed(
-    tmp_path: Path, replica: FakeReplica
-) -> None:
+async def test_a_stopped_agent_leaves_no_process_and_says_its_pods_failed(tmp_path: Path, replica: FakeReplica) -> None:
     async with an_agent(tmp_path, replica) as agent:
         replica.assign(make_pod("a"))
         await eventually(lambda: replica.ready("uid-a"))
@@ -186,7 +185,7 @@ async def test_a_replica_that_stops_answering_is_left(tmp_path: Path) -> None:
 async def test_logs_are_served_with_tail_previous_and_follow(tmp_path: Path, replica: FakeReplica) -> None:
     async with an_agent(tmp_path, replica):
         await eventually(lambda: replica.hellos)
-        code = "import time,os\nfor i in range(5): print('line', i, flush=True)\ntime.sleep(0.3)\nprint('end', flush=True)"
+        code = "import time\nfor i in range(5): print('line', i, flush=True)\ntime.sleep(0.3)\nprint('end', flush=True)"
         replica.assign(make_pod("a", *python(code), restart_policy="Never"))
         await eventually(lambda: replica.phase("uid-a") == "Running")
         port = replica.hellos[0].node.status.daemonEndpoints.kubeletEndpoint.Port
@@ -217,16 +216,16 @@ async def test_an_image_that_is_not_host_is_refused_with_a_reason(tmp_path: Path
         assert replica.phase("uid-a") == "Pending"
 
 
-def _waiting(replica: FakeReplica, uid: str):  # type: ignore[no-untyped-def]
+def _waiting(replica: FakeReplica, uid: str) -> ContainerStateWaiting:
     return replica.statuses[uid].status.containerStatuses[0].state.waiting
 
 
 async def test_a_second_agent_on_the_same_state_directory_is_refused(tmp_path: Path, replica: FakeReplica) -> None:
     async with an_agent(tmp_path, replica) as agent:
         await eventually(lambda: agent.session.connected)
+        config = AgentConfig(name="node-1", endpoints=(replica.endpoint,), state_dir=tmp_path / "node-1", proxy=False)
         with pytest.raises(ConfigError, match="another agent"):
-            async with an_agent(tmp_path, replica):
-                await asyncio.sleep(5)
+            await Agent(config, clock=SystemClock(), rand=SystemRand()).run()
 
 
 async def test_a_port_in_use_is_named(tmp_path: Path, replica: FakeReplica) -> None:

@@ -27,7 +27,12 @@ __all__ = ["FakeReplica", "NoConfigMaps", "RecordedEvents", "eventually", "make_
 
 
 def make_pod(
-    name: str = "web-1", *argv: str, uid: str = "", restart_policy: str = "Always", grace_s: int = 5, image: str = "host"
+    name: str = "web-1",
+    *argv: str,
+    uid: str = "",
+    restart_policy: str = "Always",
+    grace_s: int = 5,
+    image: str = "host",
 ) -> Pod:
     """A pod of one container ``main``; by default it sleeps."""
     pod = Pod()
@@ -140,9 +145,7 @@ class FakeReplica(NodesServicer):
         report = self.statuses.get(uid)
         return report is not None and any(c.type == "Ready" and c.status == "True" for c in report.status.conditions)
 
-    async def Session(  # noqa: N802 - the generated name
-        self, request_iterator: Any, context: Any
-    ) -> AsyncIterator[ReplicaMessage]:
+    async def Session(self, request_iterator: Any, context: Any) -> AsyncIterator[ReplicaMessage]:
         outgoing: asyncio.Queue[ReplicaMessage] = asyncio.Queue()
         reader = asyncio.get_running_loop().create_task(self._read(request_iterator, outgoing))
         self._outgoing.append(outgoing)
