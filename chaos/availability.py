@@ -1,0 +1,70 @@
+"""How well clients were served in a stretch of a history: gaps, failures, counts. Pure arithmetic over operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from chaos.history import Op
+
+__all__ = ["Served", "Window", "longest_gap_s", "served"]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of time: ``begin_ns`` <= t <= ``end_ns``."""
+
+    begin_ns: int
+    end_ns: int
+
+    def holds(self, at_ns: int) -> bool:
+        """Whether the moment is in it."""
+        return self.begin_ns <= at_ns <= self.end_ns
+
+    def touches(self, op: Op) -> bool:
+        """Whether any of the operation's time is in it."""
+        return op.call_ns <= self.end_ns and op.return_ns >= self.begin_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What clients saw in a window. Operations count where they were outstanding, so one that waited through a fault
+    counts for it. Gaps in seconds."""
+
+    writes_acknowledged: int
+    reads_answered: int
+    longest_write_gap_s: float
+    longest_read_gap_s: float
+    operations_failed: int
+    operations_unknown: int
+    http_requests: int
+    http_attempts_failed: int
+    http_requests_failed: int
+
+
+def longest_gap_s(moments_ns: Iterable[int], window: Window) -> float:
+    """The longest time within the window without one of these moments, its edges included."""
+    inside = sorted(at for at in moments_ns if window.holds(at))
+    edges = [window.begin_ns, *inside, window.end_ns]
+    return max(b - a for a, b in pairwise(edges)) / 1e9
+
+
+def served(ops: Sequence[Op], window: Window) -> Served:
+    """Count what was served in a window."""
+    touching = [op for op in ops if window.touches(op)]
+    acked = [op.return_ns for op in touching if op.kind == "put" and op.outcome == "ok" and window.holds(op.return_ns)]
+    read = [op.return_ns for op in touching if op.kind == "get" and op.outcome == "ok" and window.holds(op.return_ns)]
+    keyed = [op for op in touching if op.kind != "http"]
+    http = [op for op in touching if op.kind == "http"]
+    return Served(
+        writes_acknowledged=len(acked),
+        reads_answered=len(read),
+        longest_write_gap_s=longest_gap_s(acked, window),
+        longest_read_gap_s=longest_gap_s(read, window),
+        operations_failed=sum(1 for op in keyed if op.outcome == "fail"),
+        operations_unknown=sum(1 for op in keyed if op.outcome == "info"),
+        http_requests=len(http),
+        http_attempts_failed=sum(op.attempts_failed for op in http),
+        http_requests_failed=sum(1 for op in http if op.outcome != "ok"),
+    )
