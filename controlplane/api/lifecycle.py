@@ -121,7 +121,8 @@ def merge_status(kind: Kind, new: Any, old: Any) -> Any:
     _check_uid(kind, new, old)
     merged = kind.message()
     merged.CopyFrom(old)
-    merged.status.CopyFrom(new.status)
+    if new.status != old.status:  # an absent status equals an empty one
+        merged.status.CopyFrom(new.status)
     return merged
 
 

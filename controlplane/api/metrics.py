@@ -1,4 +1,4 @@
-"""Metrics of the resource API under kube-apiserver's names, so that its dashboards and alerts work; codes are HTTP's."""
+"""Metrics of the resource API: kube-apiserver's names, so that its dashboards and alerts work; codes are HTTP's."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _NANO: Final = 10**9
 #: Largest value Kubernetes keeps: 2^63 - 1 whole units.
 _WHOLE_MAX: Final = (1 << 63) - 1
 _SYNTAX: Final = re.compile(
-    r"(?P<sign>[+-]?)(?P<whole>\d{0,40})(?:\.(?P<fraction>\d{0,40}))?(?P<suffix>[eE][+-]?\d{1,2}|[KMGTPE]i|[numkMGTPE]|)"
+    r"(?a)(?P<sign>[+-]?)(?P<whole>\d{0,40})(?:\.(?P<fraction>\d{0,40}))?(?P<suffix>[eE][+-]?\d{1,2}|[KMGTPE]i|[numkMGTPE]|)"
 )
 _BINARY: Final = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
 _DECIMAL: Final = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}

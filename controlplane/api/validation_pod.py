@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -43,6 +44,7 @@ _FIELD_PATHS: Final = (
     "metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName",
     "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs",
 )  # fmt: skip
+_INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
 _GRACE_S_MAX: Final = (1 << 31) - 1
 
 
@@ -332,7 +334,7 @@ def _validate_term(term: NodeSelectorTerm, path: str, faults: Faults) -> None:
                 faults.required(f"{at}.values", "must be specified when `operator` is 'In' or 'NotIn'")
             if requirement.operator in ("Exists", "DoesNotExist") and count:
                 faults.forbidden(f"{at}.values", "may not be specified when `operator` is 'Exists' or 'DoesNotExist'")
-            if requirement.operator in ("Gt", "Lt") and (count != 1 or not requirement.values[0].lstrip("-").isdigit()):
+            if requirement.operator in ("Gt", "Lt") and (count != 1 or not _INTEGER.fullmatch(requirement.values[0])):
                 faults.invalid(
                     f"{at}.values", ", ".join(requirement.values), "must be one integer when `operator` is 'Lt' or 'Gt'"
                 )
