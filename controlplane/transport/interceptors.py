@@ -90,17 +90,13 @@ def _unary(inner: Any, path: str, metrics: MethodMetrics, clock: Clock) -> _Hand
     async def handle(request: Any, context: _Context) -> Any:
         metrics.started()
         begin_s = clock.monotonic()
-        code: int = Code.UNKNOWN
         try:
             response = await inner(request, context)
-            code = _code_of(context)
-            return response
         except BaseException as error:
-            code = _code_for(error, context)
-            await _abort(error, context, path)
+            await _fail(error, context, path, metrics, clock.monotonic() - begin_s)
             raise
-        finally:
-            metrics.handled(code, clock.monotonic() - begin_s)
+        metrics.handled(_code_of(context), clock.monotonic() - begin_s)
+        return response
 
     return handle
 
@@ -110,7 +106,6 @@ def _streaming(inner: Any, path: str, metrics: MethodMetrics, clock: Clock) -> _
     async def handle(request: Any, context: _Context) -> None:
         metrics.started()
         begin_s = clock.monotonic()
-        code: int = Code.UNKNOWN
         try:
             result = inner(request, context)
             if hasattr(result, "__aiter__"):
@@ -118,15 +113,18 @@ def _streaming(inner: Any, path: str, metrics: MethodMetrics, clock: Clock) -> _
                     await context.write(response)
             else:
                 await result
-            code = _code_of(context)
         except BaseException as error:
-            code = _code_for(error, context)
-            await _abort(error, context, path)
+            await _fail(error, context, path, metrics, clock.monotonic() - begin_s)
             raise
-        finally:
-            metrics.handled(code, clock.monotonic() - begin_s)
+        metrics.handled(_code_of(context), clock.monotonic() - begin_s)
 
     return handle
+
+
+async def _fail(error: BaseException, context: _Context, path: str, metrics: MethodMetrics, seconds: float) -> None:
+    """Count first, so that whoever has seen the failure finds it counted."""
+    metrics.handled(_code_for(error, context), seconds)
+    await _abort(error, context, path)
 
 
 def _code_of(context: _Context) -> int:
