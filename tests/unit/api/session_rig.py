@@ -24,7 +24,7 @@ from controlplane.store.store import Store
 from tests.fakes.raft import FakeRaft
 
 
-async def settle(rounds: int = 120) -> None:
+async def settle(rounds: int = 60) -> None:
     """Let every task that can run, run."""
     for _ in range(rounds):
         await asyncio.sleep(0)
