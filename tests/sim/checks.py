@@ -61,6 +61,7 @@ class Checks:
         self._floor = 0
         self.acked: dict[bytes, Operation] = {}
         self.reads = 0
+        self.installs = 0
         #: Told after each acknowledgement: the worst moment for something to break.
         self.on_ack: Callable[[], None] = lambda: None
 
@@ -179,6 +180,8 @@ class CheckedStore:
         return self.store.snapshot()
 
     def restore(self, chunks: Iterable[bytes]) -> None:
+        if self.store.applied_index > 0:
+            self._checks.installs += 1
         self.store.restore(chunks)
         self._checks.stands_at(self._name, self.store.applied_index, self.store)
 

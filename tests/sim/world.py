@@ -36,7 +36,7 @@ class Result:
 
     def line(self) -> str:
         return (
-            f"seed={self.seed} ok acked={self.acked} reads={self.reads} terms={self.terms} crashes={self.crashes} "
+            f"seed={self.seed} ok acked={self.acked} reads={self.reads} terms={self.terms} crashes={self.crashes} installs={self.snapshots_installed} "
             f"virtual_s={self.virtual_s:.1f} events={self.events} trace={self.trace_hash[:16]}"
         )
 
@@ -52,8 +52,8 @@ class World:
         self._breakage = breakage or Breakage()
         size = 5 if s.chance(0.2) else 3
         self.config = RaftConfig(
-            snapshot_entries=s.pick([20, 60, 1_000]),
-            catch_up_entries=s.pick([1, 5, 15]),
+            snapshot_entries=s.pick([10, 20, 60, 1_000]),
+            catch_up_entries=s.pick([1, 3, 9]),
             snapshot_chunk_bytes=s.pick([512, 65_536]),
             inflight_entries_max=s.pick([1, 2, 4]),
         )
@@ -107,7 +107,7 @@ class World:
             self.checks.reads,
             self.checks.terms,
             self.crashes,
-            0,
+            self.checks.installs,
             s.events,
         )
 
@@ -140,10 +140,7 @@ class World:
             # All at once, and at the worst moment: just when a client has been told that its write is safe.
             self._ambush = True
             return
-        if leaders and s.chance(0.6):
-            victims = [s.pick(leaders)]
-        else:
-            victims = [s.pick(self.nodes)]
+        victims = [s.pick(leaders)] if leaders and s.chance(0.6) else [s.pick(self.nodes)]
         self._crash(victims, power=s.chance(self._power))
 
     def _on_ack(self) -> None:

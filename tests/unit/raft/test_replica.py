@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from controlplane.base.errors import ConfigError
+from controlplane.base.errors import ConfigError, StorageError
 from controlplane.base.rand import SystemRand
 from controlplane.raft.config import RaftConfig, make_members
 from controlplane.raft.driver import Replica
-from controlplane.raft.types import Applied
+from controlplane.raft.snapshot_format import read_snapshot_file
+from controlplane.raft.types import Applied, NeverSent, Unknown
 from tests.unit.raft.toy import ToyMachine
 
 CONFIG = RaftConfig(heartbeat_ms=20, election_min_ms=150, election_max_ms=300, step_down_ms=140, resend_ms=300)
@@ -34,6 +36,7 @@ class Cluster:
 
     def __init__(self, root: Path, size: int) -> None:
         self.root = root
+        self.config = CONFIG
         names = [f"r{n}" for n in range(1, size + 1)]
         rows = [(name, f"127.0.0.1:{port}", "", "") for name, port in zip(names, free_ports(size), strict=True)]
         self.cluster_id, self.members = make_members("test", rows)
@@ -44,7 +47,7 @@ class Cluster:
     async def start(self, name: str) -> Replica:
         machine = ToyMachine()
         replica = Replica(
-            config=CONFIG,
+            config=self.config,
             cluster_id=self.cluster_id,
             members=self.members,
             name=name,
@@ -65,7 +68,7 @@ class Cluster:
 
     async def until(self, condition: Callable[[], object], timeout_s: float = 10.0) -> None:
         async with asyncio.timeout(timeout_s):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - what is waited for is another replica's state
                 await asyncio.sleep(0.005)
 
     async def put(self, name: str, payload: bytes) -> Applied:
@@ -123,6 +126,62 @@ async def test_a_restarted_replica_recovers_its_log_and_catches_up(cluster: Clus
     await cluster.start("r3")
     await cluster.replicas["r3"].read_barrier(timeout_ms=5_000)
     assert cluster.machines["r3"].log == [b"before", b"while away"]
+
+
+async def test_a_follower_behind_the_compacted_log_gets_a_snapshot(cluster: Cluster) -> None:
+    await cluster.stop("r3")
+    for name in ("r1", "r2"):
+        await cluster.stop(name)
+    cluster.config = dataclasses.replace(CONFIG, snapshot_entries=20, catch_up_entries=2, snapshot_chunk_bytes=512)
+    for name in ("r1", "r2"):
+        await cluster.start(name)
+    await cluster.until(cluster.leader)
+    for n in range(60):
+        await cluster.put("r1", f"s{n}".encode())
+    await cluster.until(lambda: cluster.replicas["r1"].status().snapshot_index > 40)
+    await cluster.until(lambda: cluster.replicas["r2"].status().snapshot_index > 40)
+    await cluster.start("r3")
+    await cluster.replicas["r3"].read_barrier(timeout_ms=5_000)
+    assert cluster.replicas["r3"].status().snapshot_index > 40
+    assert cluster.machines["r3"].state_hash == cluster.machines["r1"].state_hash
+    # What it does with the log from here on is like everyone else's, a restart included.
+    await cluster.put("r3", b"after")
+    await cluster.stop("r3")
+    await cluster.start("r3")
+    await cluster.replicas["r3"].read_barrier(timeout_ms=5_000)
+    assert cluster.machines["r3"].log[-1] == b"after"
+
+
+async def test_a_snapshot_file_of_a_running_replica_verifies_and_restores(cluster: Cluster, tmp_path: Path) -> None:
+    await cluster.until(cluster.leader)
+    for n in range(20):
+        await cluster.put("r2", f"s{n}".encode())
+    path = tmp_path / "backup.snap"
+    path.write_bytes(b"".join([piece async for piece in cluster.replicas["r2"].snapshot_file()]))
+    info, chunks = read_snapshot_file(path)
+    restored = ToyMachine()
+    restored.restore(chunks)
+    assert restored.log == cluster.machines["r2"].log
+    assert info.header.index == restored.applied_index
+
+
+async def test_a_disk_that_refuses_stops_the_replica_and_not_the_cluster(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.until(lambda: all(r.status().ready for r in cluster.replicas.values()))
+    leader = cluster.leader()
+    assert leader is not None
+    storage = cluster.replicas[leader]._storage
+    assert storage is not None
+
+    def refuse(_flush: object) -> None:
+        raise StorageError("cannot sync: No space left on device")
+
+    monkeypatch.setattr(storage.wal, "write_and_sync", refuse)
+    outcome = await cluster.replicas[leader].propose(b"x", request_id=b"1" * 16, timeout_ms=2_000)
+    assert isinstance(outcome, Unknown | NeverSent)
+    assert isinstance(await cluster.replicas[leader].failed, StorageError)
+    await cluster.put(next(name for name in cluster.names if name != leader), b"y")
 
 
 async def test_peers_answer_calls_on_their_channels(cluster: Cluster) -> None:

@@ -1,0 +1,263 @@
+"""The engine against single messages: what it must never do, whatever a peer says."""
+
+from __future__ import annotations
+
+import pytest
+
+from controlplane.base.clock import ManualClock
+from controlplane.base.errors import CorruptStateError
+from controlplane.base.rand import SeededRand
+from controlplane.pb.quarterdeck.internal.v1 import raft_pb2
+from controlplane.raft.config import RaftConfig
+from controlplane.raft.engine import Engine, Role
+from controlplane.raft.journal import RaftJournal
+from tests.unit.raft.memory import memory_journal
+
+
+class Bench:
+    """One engine of a cluster of five, and what it applied."""
+
+    def __init__(self, members: int = 5) -> None:
+        self.clock = ManualClock()
+        self.applied: list[tuple[int, int, bytes | None]] = []
+        self.journal: RaftJournal = memory_journal()
+        self.engine = Engine(
+            config=RaftConfig(),
+            member_id=1,
+            peer_ids=range(2, members + 1),
+            journal=self.journal,
+            clock=self.clock,
+            rand=SeededRand(7),
+            apply=lambda index, term, data: self.applied.append((index, term, data)),
+            applied_index=0,
+        )
+        for peer in range(2, members + 1):
+            self.engine.connected(peer)
+
+    def append(
+        self,
+        leader: int,
+        term: int,
+        prev: tuple[int, int],
+        entries: list[tuple[int, bytes]],
+        commit: int = 1,
+        seq: int = 1,
+    ) -> raft_pb2.NextIndex | None:
+        """AppendEntries with (term, data) entries behind ``prev``; the answer, if any."""
+        message = raft_pb2.AppendEntries(
+            commit_index=commit,
+            prev_index=prev[0],
+            prev_term=prev[1],
+            seq=seq,
+            entries=[
+                raft_pb2.Entry(index=prev[0] + 1 + n, term=entry_term, data=data)
+                for n, (entry_term, data) in enumerate(entries)
+            ],
+        )
+        self.engine.receive(leader, raft_pb2.RaftMessage(term=term, append_entries=message))
+        answers = [m.next_index for _, m in self.engine.take_messages() if m.HasField("next_index")]
+        return answers[0] if answers else None
+
+    def stand(self) -> int:
+        """Become a candidate; the term."""
+        self.clock.advance(1.1)
+        self.engine.tick()
+        assert self.engine.role is Role.CANDIDATE
+        self.engine.take_messages()
+        return self.engine.term
+
+    def vote(self, peer: int, term: int) -> None:
+        self.engine.receive(peer, raft_pb2.RaftMessage(term=term, vote=raft_pb2.Vote()))
+
+    def lead(self) -> int:
+        term = self.stand()
+        for peer in (2, 3):
+            self.vote(peer, term)
+        assert self.engine.is_leader
+        return term
+
+    def ack(self, peer: int, term: int, index: int, seq: int = 1_000) -> None:
+        answer = raft_pb2.NextIndex(next_index=index + 1, success=True, seq=seq)
+        self.engine.receive(peer, raft_pb2.RaftMessage(term=term, next_index=answer))
+
+    def data(self) -> list[bytes]:
+        return [command[1:] for command, _, _ in self.engine.entries(2, self.engine.last_index + 1)]
+
+
+def test_a_voter_that_answers_twice_is_counted_once() -> None:
+    bench = Bench()
+    term = bench.stand()
+    bench.vote(2, term)
+    bench.vote(2, term)
+    assert bench.engine.role is Role.CANDIDATE
+    bench.vote(3, term)
+    assert bench.engine.is_leader
+
+
+def test_a_vote_of_an_earlier_term_does_not_count() -> None:
+    bench = Bench()
+    old = bench.stand()
+    new = bench.stand()
+    bench.vote(2, old)
+    bench.vote(3, old)
+    assert bench.engine.role is Role.CANDIDATE
+    bench.vote(2, new)
+    bench.vote(3, new)
+    assert bench.engine.is_leader
+
+
+def test_an_acknowledgement_of_another_term_commits_nothing() -> None:
+    bench = Bench()
+    term = bench.lead()
+    for peer in (2, 3, 4):
+        bench.ack(peer, term - 1, bench.engine.last_index)
+    bench.engine.tick()
+    assert bench.engine.commit_index == 1
+    for peer in (2, 3):
+        bench.ack(peer, term, bench.engine.last_index)
+    bench.engine.tick()
+    assert bench.engine.commit_index == bench.engine.last_index
+
+
+def test_a_resent_prefix_never_shortens_the_log() -> None:
+    bench = Bench()
+    entries = [(1, bytes([n])) for n in range(10)]
+    bench.append(2, 1, (1, 0), entries, commit=11)
+    bench.engine.tick()
+    answer = bench.append(2, 1, (1, 0), entries[:3], commit=11)
+    assert answer is not None
+    assert (answer.success, answer.next_index) == (True, 5)
+    assert bench.data() == [data for _, data in entries]
+    assert bench.engine.commit_index == 11
+
+
+def test_a_conflicting_tail_is_replaced() -> None:
+    bench = Bench()
+    bench.append(2, 1, (1, 0), [(1, b"a"), (1, b"b"), (1, b"c")])
+    bench.append(3, 2, (2, 1), [(2, b"B")])
+    assert bench.data() == [b"a", b"B"]
+
+
+def test_an_unverified_tail_is_not_committed_by_a_heartbeat() -> None:
+    bench = Bench()
+    bench.append(2, 1, (1, 0), [(1, b"a"), (1, b"stale")])
+    bench.append(3, 2, (2, 1), [], commit=50)
+    bench.engine.tick()
+    assert bench.engine.commit_index == 2
+    assert [data for _, _, data in bench.applied] == [None, b"a"]
+
+
+def test_the_heartbeat_to_a_follower_that_needs_a_snapshot_commits_nothing() -> None:
+    bench = Bench()
+    bench.append(2, 1, (1, 0), [(1, b"stale")])
+    bench.engine.receive(3, raft_pb2.RaftMessage(term=2, leader_alive=raft_pb2.LeaderAlive(seq=4)))
+    bench.engine.tick()
+    assert bench.engine.commit_index == 1
+    assert bench.engine.leader == 3
+    ((peer, answer),) = [(p, m.next_index) for p, m in bench.engine.take_messages() if m.HasField("next_index")]
+    assert (peer, answer.next_index, answer.success, answer.reset) == (3, 2, False, False)
+
+
+def test_a_leader_that_contradicts_a_committed_entry_stops_the_replica() -> None:
+    bench = Bench()
+    bench.append(2, 1, (1, 0), [(1, b"a")], commit=2)
+    with pytest.raises(CorruptStateError, match="diverged"):
+        bench.append(3, 2, (1, 0), [(2, b"A")])
+
+
+def test_two_leaders_in_one_term_stop_the_replica() -> None:
+    bench = Bench()
+    bench.append(2, 1, (1, 0), [])
+    with pytest.raises(CorruptStateError, match="two leaders in term 1"):
+        bench.append(3, 1, (1, 0), [])
+
+
+def test_a_mismatch_is_answered_with_the_start_of_the_conflicting_term() -> None:
+    bench = Bench()
+    bench.append(2, 1, (1, 0), [(1, bytes([n])) for n in range(20)], commit=5)
+    answer = bench.append(3, 3, (15, 2), [(3, b"x")])
+    assert answer is not None
+    assert (answer.reset, answer.success, answer.next_index) == (True, False, 6)
+
+
+def test_a_leader_ignores_a_rewind_that_answers_what_was_sent_before_the_last_one() -> None:
+    bench = Bench()
+    term = bench.lead()
+    rewind = raft_pb2.RaftMessage(term=term, next_index=raft_pb2.NextIndex(next_index=1, reset=True, seq=1))
+    bench.engine.take_messages()
+    bench.clock.advance(0.06)
+    bench.engine.tick()
+    bench.engine.take_messages()
+    bench.engine.receive(
+        2, raft_pb2.RaftMessage(term=term, next_index=raft_pb2.NextIndex(next_index=2, reset=True, seq=1))
+    )
+    bench.clock.advance(0.001)
+    bench.engine.tick()
+    resent = [m for p, m in bench.engine.take_messages() if p == 2]
+    assert [len(m.append_entries.entries) for m in resent] == [1]
+    bench.engine.receive(2, rewind)
+    bench.clock.advance(0.001)
+    bench.engine.tick()
+    assert bench.engine.take_messages() == []
+
+
+def test_a_follower_with_a_longer_log_does_not_push_the_leader_beyond_its_own() -> None:
+    bench = Bench()
+    term = bench.lead()
+    bench.engine.receive(
+        2, raft_pb2.RaftMessage(term=term, next_index=raft_pb2.NextIndex(next_index=500, reset=True, seq=1))
+    )
+    bench.clock.advance(0.06)
+    bench.engine.tick()
+    sent = [m.append_entries for p, m in bench.engine.take_messages() if p == 2 and m.HasField("append_entries")]
+    assert sent[-1].prev_index == bench.engine.last_index
+
+
+def test_a_leader_without_a_quorum_steps_down_before_anyone_can_be_elected() -> None:
+    bench = Bench()
+    bench.lead()
+    bench.clock.advance(RaftConfig().step_down_ms / 1000 + 0.001)
+    bench.engine.tick()
+    assert not bench.engine.is_leader
+    assert bench.engine.leader is None
+    assert bench.engine.next_wake() >= bench.clock.monotonic() + 0.5
+
+
+def test_the_death_of_the_leader_pulls_the_election_in() -> None:
+    bench = Bench()
+    bench.append(2, 1, (1, 0), [])
+    bench.engine.peer_died(3)
+    assert bench.engine.next_wake() > bench.clock.monotonic() + 0.4
+    bench.engine.peer_died(2)
+    assert bench.clock.monotonic() + 0.004 < bench.engine.next_wake() < bench.clock.monotonic() + 0.036
+
+
+def test_a_vote_is_given_once_per_term() -> None:
+    bench = Bench()
+    for peer in (2, 3):
+        ask = raft_pb2.RequestVote(last_index=5, last_term=1)
+        bench.engine.receive(peer, raft_pb2.RaftMessage(term=7, request_vote=ask))
+    votes = [peer for peer, m in bench.engine.take_messages() if m.HasField("vote")]
+    assert votes == [2]
+    assert bench.journal.getVotedForNodeId() == f"{2:016x}"
+
+
+def test_an_exception_of_the_state_machine_leaves_the_tick() -> None:
+    bench = Bench(members=1)
+
+    def broken(index: int, term: int, data: bytes | None) -> None:
+        raise CorruptStateError("disagree")
+
+    bench.engine._apply_entry = broken
+    bench.clock.advance(1.1)
+    with pytest.raises(CorruptStateError, match="disagree"):
+        bench.engine.tick()
+
+
+def test_an_unknown_kind_of_entry_is_never_applied() -> None:
+    bench = Bench(members=1)
+    bench.clock.advance(1.1)
+    bench.engine.tick()
+    bench.journal.add(b"\x03evil", bench.engine.last_index + 1, bench.engine.term)
+    with pytest.raises(CorruptStateError, match="unknown kind"):
+        bench.engine.tick()
