@@ -5,24 +5,30 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import IO, Any, NoReturn, ParamSpec, Protocol, TypeVar
 
 import click
 from rich.console import Console
 
 from controlplane.base.errors import ConfigError, QuarterdeckError
-from controlplane.client import ApiError, GrpcClient, UnavailableError
+from controlplane.client import ApiClient, ApiError, GrpcClient, UnavailableError
+from controlplane.client.endpoints import parse_endpoints
 from controlplane.local.cluster import FOLDER, LocalCluster
+from controlplane.pb.quarterdeck.v1 import api_pb2
 
 __all__ = [
+    "EXIT_INTERRUPTED",
     "EXIT_REFUSED",
     "EXIT_UNREACHABLE",
     "EXIT_USAGE",
+    "Client",
+    "CommandError",
     "Settings",
+    "api_error_text",
     "coroutine",
     "err",
     "fail",
@@ -33,40 +39,76 @@ __all__ = [
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
+EXIT_INTERRUPTED = 130
 
-#: Messages and progress: standard error, so that standard output can be piped.
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+#: Messages and progress: standard error, so that standard output can be piped. Text is printed as it is: a path or
+#: an address may hold brackets and colons.
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class Client(ApiClient, Protocol):
+    """The client of a command: the resource API, logs, and an end."""
+
+    def logs(self, request: api_pb2.LogsRequest) -> AsyncIterator[bytes]:
+        """A container's log, in pieces."""
+        ...
+
+    async def close(self) -> None:
+        """Close all connections."""
+        ...
+
+
+class CommandError(click.ClickException):
+    """The command ends with this message, as it is, on standard error, and this exit code."""
+
+    def __init__(self, message: str, code: int = EXIT_REFUSED) -> None:
+        super().__init__(message)
+        # click types it as the class's, and reads it of the error.
+        self.exit_code = code  # type: ignore[misc]
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the message."""
+        click.echo(self.message, file=file, err=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the options before the sub-command said."""
+    """What the options before the sub-command said, and how to connect.
 
-    endpoints: tuple[str, ...]
-    folder: Path | None
+    Attributes:
+        endpoints: as given; empty: those of the local cluster.
+        folder: the local cluster's folder as given; None: the nearest.
+        connect: makes a client of endpoints.
+    """
+
+    endpoints: tuple[str, ...] = ()
+    folder: Path | None = None
+    connect: Callable[[Sequence[str]], Client] = GrpcClient
 
     def resolve_endpoints(self) -> list[str]:
         """Endpoints given, or of the environment, or of the local cluster found here.
 
         Raises:
-            ConfigError: there is none of these; says how to name some.
+            ConfigError: there is none of these, or one is not HOST:PORT; says what to do.
         """
         if self.endpoints:
-            return list(self.endpoints)
-        folder = self.folder or find_folder()
-        if folder is not None and LocalCluster.exists(folder):
+            return parse_endpoints(",".join(self.endpoints))
+        if self.folder is not None:
+            return LocalCluster.open(self.folder).spec.endpoints
+        folder = find_folder()
+        if folder is not None:
             return LocalCluster.open(folder).spec.endpoints
         raise ConfigError(
             f"no cluster: no {FOLDER} in this folder or above it. Start one with `make cluster` (or `qd local up`), "
             "or name one: --endpoints HOST:PORT,HOST:PORT or QD_ENDPOINTS"
         )
 
-    def client(self) -> GrpcClient:
+    def client(self) -> Client:
         """A client of that cluster; close it when done."""
-        return GrpcClient(self.resolve_endpoints())
+        return self.connect(self.resolve_endpoints())
 
     def local(self) -> LocalCluster:
         """The local cluster of the folder. Raises ConfigError if there is none."""
@@ -83,9 +125,14 @@ def find_folder(start: Path | None = None) -> Path | None:
 
 
 def fail(message: str, code: int = EXIT_REFUSED) -> NoReturn:
-    """Print an error and end the program."""
-    err.print(f"error: {message}", markup=False)
-    sys.exit(code)
+    """End the program with ``error: message`` and an exit code."""
+    raise CommandError(f"error: {message}", code)
+
+
+def api_error_text(error: ApiError) -> str:
+    """What the server said, as kubectl words it; causes that the message does not name are listed below it."""
+    causes = [f"\n  * {cause.field}: {cause.message}" for cause in error.causes if cause.message not in error.message]
+    return f"Error from server ({error.reason or error.code.name}): {error.message}{''.join(causes)}"
 
 
 def coroutine(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
@@ -96,24 +143,32 @@ def coroutine(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
         try:
             return asyncio.run(function(*args, **kwargs))
         except UnavailableError as error:
-            unknown = " The write may or may not have happened." if error.unknown_outcome else ""
-            fail(f"{error.message}{unknown}", EXIT_UNREACHABLE)
+            fail(_unreachable_text(error), EXIT_UNREACHABLE)
         except ApiError as error:
-            causes = "".join(f"\n  * {cause.field}: {cause.message}" for cause in error.causes)
-            fail(f"from server ({error.reason or error.code.name}): {error.message}{causes}")
+            raise CommandError(api_error_text(error)) from error
         except ConfigError as error:
             fail(str(error), EXIT_USAGE)
         except QuarterdeckError as error:
             fail(str(error))
         except KeyboardInterrupt:
-            err.print("interrupted")
-            sys.exit(130)
+            raise CommandError("interrupted", EXIT_INTERRUPTED) from None
         except BrokenPipeError:
             # The reader of our output went away (`qd get pods | head`): nothing to say, nowhere to say it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
 
     return run
+
+
+def _unreachable_text(error: UnavailableError) -> str:
+    text = error.message
+    context = click.get_current_context(silent=True)
+    settings = context.find_object(Settings) if context is not None else None
+    if settings is not None:
+        text += f"\nasked: {', '.join(settings.resolve_endpoints())}; `qd status` shows which replicas answer"
+    if error.unknown_outcome:
+        text += "\nThe write may or may not have happened: look before you repeat it."
+    return text
 
 
 def settings_of(context: click.Context) -> Settings:

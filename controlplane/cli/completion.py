@@ -5,8 +5,6 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from controlplane.cli.common import EXIT_USAGE, fail
-
 __all__ = ["completion"]
 
 
@@ -15,11 +13,13 @@ __all__ = ["completion"]
 def completion(shell: str) -> None:
     """Print the completion script for SHELL.
 
+    \b
     Bash: qd completion bash > ~/.local/share/bash-completion/completions/qd
+    Zsh:  qd completion zsh > a folder of $fpath, as _qd
+    Fish: qd completion fish > ~/.config/fish/completions/qd.fish
     """
     from controlplane.cli.main import cli
 
     maker = get_completion_class(shell)
-    if maker is None:
-        fail(f"no completion for {shell}", EXIT_USAGE)
+    assert maker is not None  # the choice of shells is click's own
     click.echo(maker(cli, {}, "qd", "_QD_COMPLETE").source())

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import click
-import yaml
 
 from controlplane.base.clock import SystemClock
 from controlplane.base.errors import Code, ConfigError
 from controlplane.base.rand import SystemRand
-from controlplane.cli.common import coroutine, err, settings_of
+from controlplane.cli.common import Client, coroutine, err, settings_of
 from controlplane.cli.kinds import KindType, short_names, targets
 from controlplane.cli.options import all_namespaces_option, namespace_option
-from controlplane.cli.printers import headings, row
+from controlplane.cli.show import Found, Show
 from controlplane.cli.tables import table
-from controlplane.client import GrpcClient, NotFoundError, UnavailableError, WatchType
+from controlplane.client import ExpiredError, NotFoundError, UnavailableError, WatchType
 from controlplane.client.backoff import Backoff
-from controlplane.client.codec import to_dict
 from controlplane.client.kinds import KINDS, KindInfo, info_of
 from controlplane.pb.k8s.core_v1_pb2 import Event
 
-__all__ = ["api_resources", "events", "get"]
+__all__ = ["api_resources", "events", "follow", "get", "list_all"]
+
+_PAGE = 500
+#: Failures in a row after which a watch says that it is still trying.
+_FAILURES_QUIET = 5
 
 
 @click.command()
@@ -36,6 +36,7 @@ __all__ = ["api_resources", "events", "get"]
 @click.option("--output", "-o", type=click.Choice(["wide", "json", "yaml", "name"]), help="Instead of the table.")
 @click.option("--watch", "-w", is_flag=True, help="After listing, print changes as they happen.")
 @click.option("--no-headers", is_flag=True, help="Leave the heading row out.")
+@click.option("--ignore-not-found", is_flag=True, help="An object that is not there is no error.")
 @click.pass_context
 @coroutine
 async def get(
@@ -48,46 +49,62 @@ async def get(
     output: str | None,
     watch: bool,
     no_headers: bool,
+    ignore_not_found: bool,
 ) -> None:
     """Show objects. Examples: qd get pods -o wide; qd get deploy/web -o yaml; qd get pods -l app=web -w"""
     wanted = targets(what)
+    named = any(name for _, name in wanted)
     if watch and len(wanted) > 1:
         raise ConfigError("-w follows one kind or one object at a time")
-    scope = "" if all_namespaces else namespace
+    if named and (selector or field_selector):
+        raise ConfigError("a name and a selector cannot go together: leave one out")
+    if named and all_namespaces:
+        raise ConfigError("an object cannot be named across all namespaces: say which with -n")
+    several = len({info for info, _ in wanted}) > 1
+    show = Show(output, namespaces=all_namespaces, headers=not no_headers, kind_in_name=several)
     client = settings_of(context).client()
     try:
-        found: list[tuple[KindInfo, Any]] = []
-        version = ""
+        found: list[Found] = []
         missing: list[str] = []
+        version = ""
         for info, name in wanted:
-            where = scope if info.namespaced else ""
-            if name:
-                try:
-                    found.append((info, await client.get(info.message, name, namespace=where or namespace)))
-                except NotFoundError as error:
-                    missing.append(error.message)
-            else:
-                items, version = await _list_all(client, info, where, selector, field_selector)
+            where = _scope(info, namespace, all_namespaces)
+            if not name:
+                items, version = await list_all(client, info, where, selector, field_selector)
                 found += [(info, item) for item in items]
-        one = len(wanted) == 1 and bool(wanted[0][1])
-        _print(found, output, namespaces=all_namespaces, no_headers=no_headers, one=one)
-        if not found and not missing and output in {None, "wide"} and not watch:
-            err.print(f"No resources found in {scope} namespace." if scope else "No resources found.")
+                continue
+            try:
+                found.append((info, await client.get(info.message, name, namespace=where)))
+            except NotFoundError as error:
+                missing.append(error.message)
+        if len(wanted) == 1 and named:
+            for one in found:
+                show.single(one)
+        elif found or not show.tabular:
+            show.listed(found)
+        elif not (named or watch):
+            namespaced = any(info.namespaced for info, _ in wanted) and not all_namespaces
+            err.print(f"No resources found in {namespace} namespace." if namespaced else "No resources found.")
         if watch and not missing:
             info, name = wanted[0]
             fields = f"metadata.name={name}" if name else field_selector
             version = found[0][1].metadata.resourceVersion if name else version
-            where = scope if info.namespaced else ""
-            await _follow(client, info, where, selector, fields, version, output, all_namespaces)
-        if missing:
+            where = _scope(info, namespace, all_namespaces)
+            await follow(client, show, info, where, selector, fields, version)
+        if missing and not ignore_not_found:
             raise NotFoundError(Code.NOT_FOUND, "; ".join(missing), reason="NotFound")
     finally:
         await client.close()
 
 
-async def _list_all(
-    client: GrpcClient, info: KindInfo, namespace: str, selector: str, field_selector: str
+def _scope(info: KindInfo, namespace: str, all_namespaces: bool) -> str:
+    return namespace if info.namespaced and not all_namespaces else ""
+
+
+async def list_all(
+    client: Client, info: KindInfo, namespace: str, selector: str = "", field_selector: str = ""
 ) -> tuple[list[Any], str]:
+    """Every object of a kind that is selected, page by page at one revision, and that revision."""
     items: list[Any] = []
     token = ""
     while True:
@@ -96,7 +113,7 @@ async def _list_all(
             namespace=namespace,
             label_selector=selector,
             field_selector=field_selector,
-            limit=500,
+            limit=_PAGE,
             continue_token=token,
         )
         items += page.items
@@ -105,56 +122,23 @@ async def _list_all(
             return items, page.resource_version
 
 
-def _print(
-    found: list[tuple[KindInfo, Any]], output: str | None, *, namespaces: bool, no_headers: bool, one: bool
-) -> None:
-    if output == "name":
-        for info, obj in found:
-            click.echo(f"{info.kind.lower()}/{obj.metadata.name}")
-        return
-    if output in {"json", "yaml"}:
-        if not found and one:
-            return
-        dicts = [to_dict(obj) for _, obj in found]
-        document: object = dicts[0] if one else {"apiVersion": "v1", "kind": "List", "items": dicts}
-        text = (
-            json.dumps(document, indent=2) if output == "json" else yaml.safe_dump(document, sort_keys=False).rstrip()
-        )
-        click.echo(text)
-        return
-    now = time.time()
-    groups: dict[str, list[tuple[KindInfo, Any]]] = {}
-    for info, obj in found:
-        groups.setdefault(info.kind, []).append((info, obj))
-    for number, rows in enumerate(groups.values()):
-        if number:
-            click.echo()
-        info = rows[0][0]
-        objects = sorted((o for _, o in rows), key=_order)
-        cells = [row(info, o, now, wide=output == "wide", namespaces=namespaces) for o in objects]
-        text = table(headings(info, wide=output == "wide", namespaces=namespaces), cells)
-        click.echo(text.partition("\n")[2] if no_headers else text)
-
-
-def _order(obj: Any) -> tuple[Any, ...]:
-    if isinstance(obj, Event):
-        return (obj.lastTimestamp.seconds or obj.metadata.creationTimestamp.seconds, obj.metadata.name)
-    return (obj.metadata.namespace, obj.metadata.name)
-
-
-async def _follow(
-    client: GrpcClient,
+async def follow(
+    client: Client,
+    show: Show,
     info: KindInfo,
     namespace: str,
     selector: str,
     field_selector: str,
     version: str,
-    output: str | None,
-    namespaces: bool,
 ) -> None:
-    """Print changes until interrupted; over replica failures it goes on where it was."""
+    """Print changes after ``version`` until interrupted.
+
+    When a replica fails it goes on where it was, on another. Where it was may be gone (compacted, or from before a
+    restore): then it lists again and says so.
+    """
     clock = SystemClock()
     backoff = Backoff(SystemRand(), base_s=0.1, cap_s=2.0)
+    failures = 0
     while True:
         try:
             async with client.watch(
@@ -166,12 +150,20 @@ async def _follow(
             ) as stream:
                 async for event in stream:
                     backoff.reset()
+                    failures = 0
                     version = event.resource_version or version
                     if event.object is None or event.type is WatchType.BOOKMARK:
                         continue
-                    _print([(info, event.object)], output, namespaces=namespaces, no_headers=True, one=True)
-        except UnavailableError:
-            pass  # the replica that served the stream went away: another one goes on from the same revision
+                    show.single((info, event.object))
+        except UnavailableError as error:
+            failures += 1  # the replica that served the stream went away: another goes on from the same revision
+            if failures == _FAILURES_QUIET:
+                err.print(f"still trying to watch {info.resource}: {error.message}")
+        except ExpiredError:
+            err.print(f"changes to {info.resource} were missed; listing again")
+            items, version = await list_all(client, info, namespace, selector, field_selector)
+            for item in items:
+                show.single((info, item))
         await clock.sleep(backoff.next_s())
 
 
@@ -187,22 +179,27 @@ async def events(context: click.Context, namespace: str, all_namespaces: bool, t
     fields = ""
     if target:
         info, name = targets([target])[0]
+        if not name:
+            raise ConfigError(f"--for {target}: want KIND/NAME, such as pod/web-1")
         fields = f"involvedObject.kind={info.kind},involvedObject.name={name}"
     scope = "" if all_namespaces else namespace
     event = info_of(Event)
+    show = Show(namespaces=all_namespaces)
     client = settings_of(context).client()
     try:
-        items, version = await _list_all(client, event, scope, "", fields)
-        _print([(event, item) for item in items], None, namespaces=all_namespaces, no_headers=False, one=False)
+        items, version = await list_all(client, event, scope, "", fields)
+        if items:
+            show.listed([(event, item) for item in items])
+        elif not watch:
+            err.print(f"No events found in {scope} namespace." if scope else "No events found.")
         if watch:
-            await _follow(client, event, scope, "", fields, version, None, all_namespaces)
+            await follow(client, show, event, scope, "", fields, version)
     finally:
         await client.close()
 
 
 @click.command("api-resources")
-@coroutine
-async def api_resources() -> None:
+def api_resources() -> None:
     """List the kinds this program knows."""
     rows = [[i.resource, ",".join(short_names(i)), i.api_version, str(i.namespaced).lower(), i.kind] for i in KINDS]
     click.echo(table(["NAME", "SHORTNAMES", "APIVERSION", "NAMESPACED", "KIND"], rows))

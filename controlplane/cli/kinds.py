@@ -10,7 +10,7 @@ import click
 from controlplane.base.errors import ConfigError
 from controlplane.client.kinds import KINDS, KindInfo
 
-__all__ = ["KindType", "Target", "kind_of", "targets"]
+__all__ = ["KindType", "Target", "kind_of", "label_of", "short_names", "targets", "title_of"]
 
 _SHORT = {
     "namespaces": ("ns",),
@@ -23,8 +23,35 @@ _SHORT = {
     "configmaps": ("cm",),
     "events": ("ev",),
 }
+#: What `get all` means to a kubectl user, of the kinds there are here.
+_ALL = ("pods", "services", "deployments", "replicasets")
+
+
+def _group(info: KindInfo) -> str:
+    group, slash, _ = info.api_version.partition("/")
+    return f".{group}" if slash else ""
+
+
+def title_of(info: KindInfo) -> str:
+    """The kind as messages and ``-o name`` write it: ``pod``, ``deployment.apps``."""
+    return f"{info.kind.lower()}{_group(info)}"
+
+
+def label_of(info: KindInfo, name: str) -> str:
+    """An object as messages and ``-o name`` write it: ``deployment.apps/web``."""
+    return f"{title_of(info)}/{name}"
+
+
 _WORDS: dict[str, KindInfo] = {
-    word: info for info in KINDS for word in (info.resource, info.kind.lower(), *_SHORT.get(info.resource, ()))
+    word: info
+    for info in KINDS
+    for word in (
+        info.resource,
+        info.kind.lower(),
+        *_SHORT.get(info.resource, ()),
+        f"{info.resource}{_group(info)}",
+        title_of(info),
+    )
 }
 
 
@@ -51,7 +78,7 @@ Target = tuple[KindInfo, str]
 
 
 def targets(arguments: Sequence[str]) -> list[Target]:
-    """``("deploy", "a", "b")`` or ``("deploy/a", "svc/b")`` or ``("pods",)`` -> kinds and names ("" for all).
+    """``("deploy", "a", "b")`` or ``("deploy/a", "svc/b")`` or ``("pods,svc",)`` -> kinds and names ("" for all).
 
     Raises:
         ConfigError: neither form.
@@ -65,9 +92,10 @@ def targets(arguments: Sequence[str]) -> list[Target]:
             if not separator or not name:
                 raise ConfigError(f"{argument!r}: where one argument is KIND/NAME, all must be")
             pairs.append((kind_of(word), name))
-        return pairs
-    infos = [kind_of(word) for word in arguments[0].split(",")]
-    names = arguments[1:] or ("",)
+        return list(dict.fromkeys(pairs))
+    words = [part for word in arguments[0].split(",") for part in (_ALL if word.lower() == "all" else (word,))]
+    infos = list(dict.fromkeys(kind_of(word) for word in words))
+    names = list(dict.fromkeys(arguments[1:])) or [""]
     return [(info, name) for info in infos for name in names]
 
 
@@ -79,4 +107,5 @@ class KindType(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[click.shell_completion.CompletionItem]:
+        """The words for kinds that begin so."""
         return [click.shell_completion.CompletionItem(word) for word in sorted(_WORDS) if word.startswith(incomplete)]

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 import click
@@ -17,8 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from controlplane.base.errors import ConfigError, StatusError
 from controlplane.cli import status as status_module
 from controlplane.cli.common import Settings, coroutine, err, settings_of
-from controlplane.client import GrpcClient
-from controlplane.client.codec import load_manifests
+from controlplane.cli.printers import node_status
+from controlplane.cli.tables import table
+from controlplane.cli.write import read_manifests
+from controlplane.client import GrpcClient, NotFoundError
 from controlplane.local.cluster import FOLDER, LocalCluster
 from controlplane.local.processes import ProcessError
 from controlplane.local.restore import restore_replicas
@@ -29,6 +31,7 @@ from controlplane.pb.k8s.core_v1_pb2 import Node, Service
 __all__ = ["Waiter", "bring_up", "local", "wait_nodes", "wait_replicas"]
 
 _POLL_S = 0.05
+_START_LOOK_S = 0.3
 
 
 class Waiter:
@@ -99,16 +102,16 @@ async def wait_nodes(cluster: LocalCluster, client: GrpcClient, waiter: Waiter) 
             nodes = (await client.list(Node)).items
         except StatusError:
             nodes = []
-        ready = {n.metadata.name for n in nodes if status_module.node_status(n) == "Ready"}
+        ready = {n.metadata.name for n in nodes if node_status(n) == "Ready"}
         if waiter.show("nodes ready", len(wanted & ready), len(wanted)):
             return
         await asyncio.sleep(_POLL_S)
 
 
-async def _apply(client: GrpcClient, path: Path, waiter: Waiter) -> None:
+async def _apply(client: GrpcClient, manifests: Sequence[dict[str, Any]], waiter: Waiter) -> None:
     deployments: list[tuple[str, str]] = []
     services: list[tuple[str, str]] = []
-    for manifest in load_manifests(path.read_text()):
+    for manifest in manifests:
         response = await client.apply(manifest)
         kind = response.object.WhichOneof("kind")
         if kind == "deployment":
@@ -194,6 +197,7 @@ async def bring_up(
         ProcessError: a process ended, or the time is up.
         KeyboardInterrupt: SIGINT or SIGTERM.
     """
+    manifests = read_manifests([str(manifest)]) if manifest is not None else []  # before anything is started
     cluster = _open_or_create(root, replicas=replicas, nodes=nodes, port_base=port_base)
     before = cluster.running()
     if len(before) == len(cluster.names):
@@ -213,14 +217,13 @@ async def bring_up(
             with Waiter(cluster, timeout_s) as waiter:
                 await wait_replicas(cluster, waiter)
                 await wait_nodes(cluster, client, waiter)
-                if manifest is not None:
-                    await _apply(client, manifest, waiter)
+                await _apply(client, manifests, waiter)
         finally:
             await client.close()
     except asyncio.CancelledError:
         _undo(cluster, before)
         raise KeyboardInterrupt from None
-    except (ProcessError, StatusError, ConfigError):
+    except Exception:
         _undo(cluster, before)
         raise
     finally:
@@ -303,8 +306,6 @@ async def down(context: click.Context, destroy: bool) -> None:
 @coroutine
 async def local_status(context: click.Context) -> None:
     """List the processes of the cluster, running or not."""
-    from controlplane.cli.tables import table
-
     cluster = settings_of(context).local()
     rows = []
     for name in cluster.names:
@@ -320,11 +321,19 @@ async def local_status(context: click.Context) -> None:
 async def start(context: click.Context, name: str) -> None:
     """Start one replica or agent that is stopped."""
     cluster = settings_of(context).local()
+    before = cluster.processes.pid(name)
     pid = cluster.start(name)
-    await asyncio.sleep(0.3)
-    if cluster.processes.pid(name) is None:
-        raise ProcessError(f"{name} ended at once; the end of its log:\n{cluster.processes.log_tail(name)}")
+    if before is not None:
+        err.print(f"{name} runs already, pid {pid}")
+        return
+    await _check_start(cluster, name)
     err.print(f"{name} runs, pid {pid}")
+
+
+async def _check_start(cluster: LocalCluster, name: str) -> None:
+    """Wrong settings and ports in use end a process at once: say so now, not at the next command."""
+    await asyncio.sleep(_START_LOOK_S)
+    cluster.check_alive([name])
 
 
 @local.command()
@@ -387,6 +396,7 @@ async def add_node(context: click.Context) -> None:
     """Start one more node agent; it joins by itself."""
     cluster = settings_of(context).local()
     node = cluster.add_node()
+    await _check_start(cluster, node.name)
     click.echo(node.name)
 
 
@@ -402,6 +412,8 @@ async def remove_node(context: click.Context, name: str) -> None:
     client = GrpcClient(cluster.spec.endpoints)
     try:
         await client.delete(Node, name)
+    except NotFoundError:
+        pass  # it never came so far as to register
     finally:
         await client.close()
     err.print(f"{name} removed")

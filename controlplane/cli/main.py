@@ -6,7 +6,9 @@ Importing a sub-command's module costs (grpc, protobuf, rich), so each is import
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -43,7 +45,9 @@ class _Lazy(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
-            return None
+            near = difflib.get_close_matches(cmd_name, _COMMANDS, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else "`qd --help` lists them."
+            ctx.fail(f"No such command {cmd_name!r}. {hint}")
         module, attribute, _ = _COMMANDS[cmd_name]
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
@@ -74,7 +78,8 @@ def cli(context: click.Context, endpoints: str | None, folder: Path | None) -> N
     from controlplane.cli.common import Settings
 
     chosen = tuple(part.strip() for part in (endpoints or "").split(",") if part.strip())
-    context.obj = Settings(chosen, folder)
+    given = context.obj or Settings()  # who calls from Python may have settings of its own
+    context.obj = replace(given, endpoints=chosen or given.endpoints, folder=folder or given.folder)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from controlplane.cli.kinds import label_of
 from controlplane.cli.tables import age
 from controlplane.client.kinds import KindInfo
 from controlplane.pb.k8s import core_v1_pb2 as core
@@ -29,10 +30,15 @@ def headings(info: KindInfo, *, wide: bool, namespaces: bool) -> list[str]:
     return [*first, *printer.columns, *(printer.wide if wide else ())]
 
 
-def row(info: KindInfo, obj: Any, now_s: float, *, wide: bool, namespaces: bool) -> list[str]:
-    """The object's row under :func:`headings`. ``now_s``: seconds since 1970."""
+def row(
+    info: KindInfo, obj: Any, now_s: float, *, wide: bool, namespaces: bool, kind_in_name: bool = False
+) -> list[str]:
+    """The object's row under :func:`headings`. ``now_s``: seconds since 1970. ``kind_in_name``: names as
+    ``pod/web-1``, for where tables of several kinds follow each other."""
     printer = printer_of(info)
     cells = list(printer.cells(obj, now_s))
+    if kind_in_name and printer.columns[0] == "NAME":
+        cells[0] = label_of(info, cells[0])
     first = [obj.metadata.namespace] if namespaces and info.namespaced else []
     return [*first, *cells[: len(printer.columns) + (len(printer.wide) if wide else 0)]]
 
@@ -48,36 +54,75 @@ def _age(obj: Any, now_s: float) -> str:
 
 
 def pod_status(pod: core.Pod) -> str:
-    """The STATUS column: the phase, or the most telling reason of a container; Terminating wins."""
+    """The STATUS column as kubectl has it: the phase, or the most telling reason of a container.
+
+    A container that starts first (``Init:...``) comes before the others; Terminating before everything.
+    """
+    if pod.metadata.HasField("deletionTimestamp"):
+        return "Unknown" if pod.status.reason == "NodeLost" else "Terminating"
+    starting = _init_status(pod)
+    if starting:
+        return starting
     reason = pod.status.reason or pod.status.phase or "Pending"
-    for status in pod.status.containerStatuses:
-        if status.state.HasField("waiting") and status.state.waiting.reason:
-            reason = status.state.waiting.reason
-        elif status.state.HasField("terminated"):
-            ended = status.state.terminated
-            reason = ended.reason or (f"ExitCode:{ended.exitCode}" if not ended.signal else f"Signal:{ended.signal}")
-    return "Terminating" if pod.metadata.HasField("deletionTimestamp") else reason
+    running = False
+    # Kubernetes reports the first container that has something to say: from the last to the first, each overwrites.
+    for status in reversed(pod.status.containerStatuses):
+        running = running or (status.ready and status.state.HasField("running"))
+        reason = _state_reason(status.state) or reason
+    if reason == "Completed" and running:
+        ready = any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions)
+        return "Running" if ready else "NotReady"
+    return reason
+
+
+def _init_status(pod: core.Pod) -> str:
+    total = len(pod.spec.initContainers)
+    for number, status in enumerate(pod.status.initContainerStatuses):
+        state = status.state
+        if state.HasField("terminated") and state.terminated.exitCode == 0:
+            continue
+        reason = _state_reason(state)
+        return f"Init:{reason}" if reason and reason != "PodInitializing" else f"Init:{number}/{total}"
+    return ""
+
+
+def _state_reason(state: core.ContainerState) -> str:
+    if state.HasField("waiting"):
+        return state.waiting.reason
+    if state.HasField("terminated"):
+        ended = state.terminated
+        return ended.reason or (f"Signal:{ended.signal}" if ended.signal else f"ExitCode:{ended.exitCode}")
+    return ""
+
+
+def _restarts(pod: core.Pod, now_s: float) -> str:
+    count = sum(status.restartCount for status in pod.status.containerStatuses)
+    last_s = max((s.lastState.terminated.finishedAt.seconds for s in pod.status.containerStatuses), default=0)
+    return f"{count} ({age(now_s - last_s)} ago)" if count and last_s else str(count)
 
 
 def _pod(pod: core.Pod, now_s: float) -> list[str]:
-    statuses = pod.status.containerStatuses
-    ready = sum(status.ready for status in statuses)
-    restarts = sum(status.restartCount for status in statuses)
+    ready = sum(status.ready for status in pod.status.containerStatuses)
+    gates = [gate.conditionType for gate in pod.spec.readinessGates]
+    passed = sum(1 for c in pod.status.conditions if c.type in gates and c.status == "True")
     return [
         pod.metadata.name,
         f"{ready}/{len(pod.spec.containers)}",
         pod_status(pod),
-        str(restarts),
+        _restarts(pod, now_s),
         _age(pod, now_s),
         pod.status.podIP or "<none>",
         pod.spec.nodeName or "<none>",
+        pod.status.nominatedNodeName or "<none>",
+        f"{passed}/{len(gates)}" if gates else "<none>",
     ]
 
 
 def node_status(node: core.Node) -> str:
     """The STATUS column: Ready, NotReady or Unknown, then Suspect and SchedulingDisabled."""
     conditions = {condition.type: condition.status for condition in node.status.conditions}
-    words = ["Ready" if conditions.get("Ready") == "True" else "NotReady"]
+    ready = conditions.get("Ready")
+    words = ["Unknown" if ready is None else "Ready" if ready == "True" else "NotReady"]
     if conditions.get("Suspect") == "True":
         words.append("Suspect")
     if node.spec.unschedulable:
@@ -96,6 +141,7 @@ def _node(node: core.Node, now_s: float) -> list[str]:
         _age(node, now_s),
         info.kubeletVersion,
         addresses.get("InternalIP", "<none>"),
+        addresses.get("ExternalIP", "<none>"),
         info.osImage or "<unknown>",
         info.kernelVersion or "<unknown>",
         info.containerRuntimeVersion or "<unknown>",
@@ -126,14 +172,23 @@ def _replica_set(obj: Any, now_s: float) -> list[str]:
     return [obj.metadata.name, *counts, _age(obj, now_s), *_template(obj)]
 
 
+def _external(obj: core.Service) -> str:
+    if obj.spec.type == "ExternalName":
+        return obj.spec.externalName
+    given = [*(i.ip or i.hostname for i in obj.status.loadBalancer.ingress), *obj.spec.externalIPs]
+    return ",".join(given) or ("<pending>" if obj.spec.type == "LoadBalancer" else "<none>")
+
+
 def _service(obj: core.Service, now_s: float) -> list[str]:
-    ports = ",".join(f"{port.port}/{port.protocol or 'TCP'}" for port in obj.spec.ports)
+    ports = ",".join(
+        f"{port.port}{f':{port.nodePort}' if port.nodePort else ''}/{port.protocol or 'TCP'}" for port in obj.spec.ports
+    )
     selector = ",".join(f"{key}={value}" for key, value in sorted(obj.spec.selector.items()))
     return [
         obj.metadata.name,
         obj.spec.type or "ClusterIP",
-        obj.spec.clusterIP or "None",
-        ",".join(obj.spec.externalIPs) or "<none>",
+        obj.spec.clusterIP or "<none>",
+        _external(obj),
         ports or "<none>",
         _age(obj, now_s),
         selector or "<none>",
@@ -142,8 +197,9 @@ def _service(obj: core.Service, now_s: float) -> list[str]:
 
 def _endpoint_slice(obj: Any, now_s: float) -> list[str]:
     ports = ",".join(str(port.port) for port in obj.ports) or "<unset>"
-    ready = [address for endpoint in obj.endpoints if endpoint.conditions.ready for address in endpoint.addresses]
-    shown = ",".join(ready[:3]) + (f" + {len(ready) - 3} more..." if len(ready) > 3 else "")
+    # All of them, ready or not, as kubectl does: `-o yaml` tells which are ready.
+    found = [address for endpoint in obj.endpoints for address in endpoint.addresses]
+    shown = ",".join(found[:3]) + (f" + {len(found) - 3} more..." if len(found) > 3 else "")
     return [obj.metadata.name, obj.addressType, ports, shown or "<unset>", _age(obj, now_s)]
 
 
@@ -152,16 +208,19 @@ def _config_map(obj: core.ConfigMap, now_s: float) -> list[str]:
 
 
 def _event(obj: core.Event, now_s: float) -> list[str]:
-    seen = obj.lastTimestamp.seconds or obj.eventTime.seconds or obj.metadata.creationTimestamp.seconds
-    count = f" (x{obj.count})" if obj.count > 1 else ""
+    created = obj.metadata.creationTimestamp.seconds
+    last_s = obj.lastTimestamp.seconds or obj.eventTime.seconds or created
+    first_s = obj.firstTimestamp.seconds or obj.eventTime.seconds or created
+    often = f" (x{obj.count} over {age(now_s - first_s)})" if obj.count > 1 else ""
     involved = obj.involvedObject
     return [
-        age(now_s - seen) + count,
+        f"{age(now_s - last_s)}{often}",
         obj.type,
         obj.reason,
         f"{involved.kind.lower()}/{involved.name}",
-        obj.message.strip(),
-        obj.source.component or obj.reportingComponent,
+        " ".join(obj.message.split()),
+        obj.source.component or obj.reportingComponent or "<none>",
+        obj.metadata.name,
     ]
 
 
@@ -171,10 +230,12 @@ _PRINTERS: dict[str, Printer] = {
     ),
     "Node": Printer(
         ("NAME", "STATUS", "ROLES", "AGE", "VERSION"),
-        ("INTERNAL-IP", "OS-IMAGE", "KERNEL-VERSION", "CONTAINER-RUNTIME"),
+        ("INTERNAL-IP", "EXTERNAL-IP", "OS-IMAGE", "KERNEL-VERSION", "CONTAINER-RUNTIME"),
         _node,
     ),
-    "Pod": Printer(("NAME", "READY", "STATUS", "RESTARTS", "AGE"), ("IP", "NODE"), _pod),
+    "Pod": Printer(
+        ("NAME", "READY", "STATUS", "RESTARTS", "AGE"), ("IP", "NODE", "NOMINATED NODE", "READINESS GATES"), _pod
+    ),
     "ReplicaSet": Printer(
         ("NAME", "DESIRED", "CURRENT", "READY", "AGE"), ("CONTAINERS", "IMAGES", "SELECTOR"), _replica_set
     ),
@@ -183,10 +244,6 @@ _PRINTERS: dict[str, Printer] = {
     ),
     "Service": Printer(("NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "AGE"), ("SELECTOR",), _service),
     "EndpointSlice": Printer(("NAME", "ADDRESSTYPE", "PORTS", "ENDPOINTS", "AGE"), (), _endpoint_slice),
-    "ConfigMap": Printer(
-        ("NAME", "DATA", "AGE"),
-        (),
-        lambda o, now: [o.metadata.name, str(len(o.data) + len(o.binaryData)), _age(o, now)],
-    ),
-    "Event": Printer(("LAST SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"), ("SOURCE",), _event),
+    "ConfigMap": Printer(("NAME", "DATA", "AGE"), (), _config_map),
+    "Event": Printer(("LAST SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"), ("SOURCE", "NAME"), _event),
 }

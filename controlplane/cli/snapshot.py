@@ -52,11 +52,20 @@ async def _save(client: OperatorClient, path: Path) -> tuple[int, int]:
             size = file.tell()
         verify(temporary)
         os.replace(temporary, path)
+        _sync_directory(path.parent)  # without it the new name may not outlive a power cut
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return revision, size
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @click.group()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import click
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from controlplane.base.errors import ConfigError, StatusError
 from controlplane.cli.common import EXIT_REFUSED, Settings, coroutine, settings_of
+from controlplane.cli.printers import node_status
 from controlplane.cli.tables import table
 from controlplane.client import GrpcClient, OperatorClient
 from controlplane.client.operator_client import leader_of
@@ -71,13 +73,24 @@ async def gather(settings: Settings) -> ClusterStatus:
         ConfigError: no cluster is named and none is found here.
     """
     endpoints = settings.resolve_endpoints()
+    answers = await _ask_all(endpoints)
+    # Replicas that were not named, but that those named know of.
+    met = {answer.name for answer in answers.values() if answer}
+    members = {m.client_endpoint: m for answer in answers.values() if answer for m in answer.members}
+    more = [e for e, member in members.items() if e and e not in answers and member.name not in met]
+    answers |= await _ask_all(more)
     local = _local(settings, endpoints)
-    answers = await asyncio.gather(*(_ask(endpoint) for endpoint in endpoints))
-    known = {m.client_endpoint: m for answer in answers if answer for m in answer.members}
-    replicas = [_row(e, a, known.get(e), local) for e, a in zip(endpoints, answers, strict=True)]
-    leader, term = leader_of([answer for answer in answers if answer], len(endpoints))
-    nodes, pods, ready = await _workload(endpoints, local) if any(answers) else ([], {}, 0)
+    replicas = sorted((_row(e, a, members.get(e), local) for e, a in answers.items()), key=lambda r: _natural(r.name))
+    heard = [answer for answer in answers.values() if answer]
+    leader, term = leader_of(heard, len(replicas))
+    reachable = [endpoint for endpoint, answer in answers.items() if answer]
+    nodes, pods, ready = await _workload(reachable, local) if reachable else ([], {}, 0)
     return ClusterStatus(leader, term, replicas, nodes, pods, ready)
+
+
+async def _ask_all(endpoints: Sequence[str]) -> dict[str, operator_pb2.StatusResponse | None]:
+    answers = await asyncio.gather(*(_ask(endpoint) for endpoint in endpoints))
+    return dict(zip(endpoints, answers, strict=True))
 
 
 def _local(settings: Settings, endpoints: list[str]) -> LocalCluster | None:
@@ -151,19 +164,10 @@ def _condition(node: Node, kind: str) -> str:
     return next((c.status for c in node.status.conditions if c.type == kind), "Unknown")
 
 
-def node_status(node: Node) -> str:
-    """The STATUS column kubectl users know: Ready, NotReady, Unknown; with Suspect and SchedulingDisabled."""
-    words = ["Ready" if _condition(node, "Ready") == "True" else "NotReady"]
-    if _condition(node, "Suspect") == "True":
-        words.append("Suspect")
-    if node.spec.unschedulable:
-        words.append("SchedulingDisabled")
-    return ",".join(words)
-
-
 def render(found: ClusterStatus, console: Console) -> None:
     """Print the tables."""
-    console.print(
+    _print(
+        console,
         table(
             ["REPLICA", "ROLE", "HEALTHY", "TERM", "REVISION", "APPLIED", "GRPC", "METRICS", "PID"],
             [
@@ -180,14 +184,18 @@ def render(found: ClusterStatus, console: Console) -> None:
                 ]
                 for r in found.replicas
             ],
-        )
+        ),
     )
     console.print()
     rows = [[n.name, n.status, str(n.pods), str(n.pid or "-")] for n in found.nodes]
-    console.print(table(["NODE", "STATUS", "PODS", "PID"], rows))
+    _print(console, table(["NODE", "STATUS", "PODS", "PID"], rows))
     console.print()
     phases = ", ".join(f"{count} {phase}" for phase, count in found.pods.items()) or "none"
-    console.print(f"pods: {phases}; {found.pods_ready} ready")
+    _print(console, f"pods: {phases}; {found.pods_ready} ready")
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, emoji=False)  # an IPv6 address looks like markup
 
 
 @click.command()
