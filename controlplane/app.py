@@ -187,6 +187,8 @@ class App:
         """Leave in good order: nobody waits for us, our writes are answered."""
         self._stopping = True
         await self._health.set_serving(False)
+        # Agents move before the port closes, and the leader is not told that their sessions broke.
+        self.sessions.close()
         await self._end_reign()
         await self.raft.stop()
         await self._server.stop(_SERVER_GRACE_S)

@@ -65,7 +65,7 @@ class LifecycleConfig:
         evictions_burst, evictions_per_s: nodes whose pods may be replaced at once, and per second after that.
     """
 
-    reopen_grace_s: float = 0.4
+    reopen_grace_s: float = 0.5
     missed_s: float = 2.5
     replica_stale_s: float = 1.0
     replica_grace_s: float = 3.5
