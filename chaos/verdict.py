@@ -1,6 +1,6 @@
 """From a history to a report: numbers and findings per act, findings over the whole, one verdict. Pure.
 
-Owns the budgets and which invariant holds for which act (docs/architecture.md, "What must always hold"). A run whose load was thin
+Owns the budgets and which invariant is asked of which act. A run whose load was thin
 before or after the fault has proved nothing: it is INCONCLUSIVE, never a pass.
 """
 

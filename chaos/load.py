@@ -1,0 +1,119 @@
+"""The whole load as one thing: started, checked, stopped and read back. Owns its tasks and connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from chaos.history import Listing, Recorder
+from chaos.workload import Board, Pace, Reader, ServiceClient, Watcher, Writer, read_prefix
+from controlplane.base.clock import Clock
+from controlplane.base.errors import QuarterdeckError
+from controlplane.base.rand import Rand
+from controlplane.client import EtcdClient
+
+__all__ = ["Load", "LoadError", "Rates"]
+
+_CATCH_UP_TIMEOUT_S = 5.0
+
+
+class LoadError(QuarterdeckError):
+    """A part of the load ended by itself: the run proves nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """How much load. Per second: writes of each writer, reads of each reader, requests of all HTTP clients together."""
+
+    writes: float = 40.0
+    reads: float = 15.0
+    requests: float = 60.0
+    http_clients: int = 4
+    http_timeout_s: float = 1.0
+
+
+class Load:
+    """Steady load on the replicas and on one Service address."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        service: tuple[str, int],
+        *,
+        prefix: str,
+        recorder: Recorder,
+        rates: Rates,
+        clock: Clock,
+        rand: Rand,
+    ) -> None:
+        self._prefix = prefix
+        self._recorder = recorder
+        self.board = Board()
+        self._stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._watching: asyncio.Task[None] | None = None
+        # A client for each: sharing one would make the parts share its choice of replica.
+        self._clients: list[EtcdClient] = []
+        self._writers = [
+            Writer(n, prefix, self._client(endpoints, first), self.board, recorder, Pace(rates.writes, clock), rand)
+            for n, first in enumerate(endpoints, start=1)
+        ]
+        self._readers = [
+            Reader(n, self._client(endpoints, first), self.board, recorder, Pace(rates.reads, clock))
+            for n, first in enumerate(endpoints, start=1)
+        ]
+        each = rates.requests / rates.http_clients
+        self._http = [
+            ServiceClient(n, service, recorder, Pace(each, clock), rates.http_timeout_s)
+            for n in range(1, rates.http_clients + 1)
+        ]
+        self._watcher = Watcher(prefix, self._client(endpoints, endpoints[0]), recorder, clock)
+
+    def _client(self, endpoints: Sequence[str], first: str) -> EtcdClient:
+        client = EtcdClient(endpoints, first=first)
+        self._clients.append(client)
+        return client
+
+    async def start(self) -> None:
+        """Begin: the watcher before the first write. Raises ApiError."""
+        await self._watcher.begin()
+        self._watching = asyncio.create_task(self._watcher.run())
+        parts: list[Writer | Reader | ServiceClient] = [*self._writers, *self._readers, *self._http]
+        self._tasks = [asyncio.create_task(part.run(self._stopping)) for part in parts]
+
+    def check(self) -> None:
+        """Raise LoadError if a part has ended."""
+        for task in (*self._tasks, self._watching):
+            if task is not None and task.done() and not task.cancelled() and not self._stopping.is_set():
+                raise LoadError(f"a part of the load ended: {task.exception()!r}") from task.exception()
+
+    async def finish(self) -> None:
+        """Stop, wait for what is outstanding, and read everything back. Raises ApiError if that cannot be read."""
+        self.check()
+        self._stopping.set()
+        await asyncio.gather(*self._tasks)
+        revision, rows = await read_prefix(self._clients[0], self._prefix)
+        # What has not come by then is missing; the checkers will say so.
+        await self._watcher.reached(max((row.mod_revision for row in rows), default=0), _CATCH_UP_TIMEOUT_S)
+        self._recorder.listing(Listing("final", 0, revision, self._recorder.now_ns(), rows))
+
+    async def close(self) -> None:
+        """End at once what still runs, and close the connections."""
+        running = [task for task in (*self._tasks, self._watching) if task is not None and not task.done()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*(client.close() for client in self._clients))
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()

@@ -1,0 +1,181 @@
+"""What is seen of the cluster from outside while it is hurt: who leads, which pods there are, which processes run.
+
+Owns the looking; changes nothing. Comparisons are pure functions over :class:`PodView`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Self
+
+from controlplane.base.clock import Clock
+from controlplane.base.errors import StatusError
+from controlplane.base.rand import Rand
+from controlplane.client import ApiClient, Informer, OperatorClient
+from controlplane.client.operator_client import leader_of
+from controlplane.local import pods as local_pods
+from controlplane.local.cluster import LocalCluster
+from controlplane.pb.k8s.core_v1_pb2 import Pod
+from controlplane.pb.quarterdeck.v1 import operator_pb2
+
+__all__ = ["PodChanges", "PodView", "Pods", "Replicas", "compare", "processes_of_pods", "view"]
+
+POLL_S: Final = 0.02
+_ASK_TIMEOUT_MS: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class PodView:
+    """What matters of a pod here. ``restarts``: of all its containers."""
+
+    uid: str
+    name: str
+    node: str
+    restarts: int
+    ready: bool
+    deleting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PodChanges:
+    """Between two looks, among pods that had no reason to stop: how many there were, restarts of those that are still
+    there, and how many are gone or going."""
+
+    watched: int
+    restarted: int
+    replaced: int
+
+
+def view(pod: Pod) -> PodView:
+    """The view of an API object."""
+    return PodView(
+        uid=pod.metadata.uid,
+        name=pod.metadata.name,
+        node=pod.spec.nodeName,
+        restarts=sum(status.restartCount for status in pod.status.containerStatuses),
+        ready=any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions),
+        deleting=pod.metadata.HasField("deletionTimestamp"),
+    )
+
+
+def compare(before: Iterable[PodView], after: Iterable[PodView], *, excused: Collection[str] = ()) -> PodChanges:
+    """What became of the pods of ``before``; ``excused`` uids had a reason to go."""
+    later = {pod.uid: pod for pod in after}
+    watched = restarted = replaced = 0
+    for pod in before:
+        if pod.uid in excused or pod.deleting:
+            continue
+        watched += 1
+        now = later.get(pod.uid)
+        if now is None or now.deleting:
+            replaced += 1
+        else:
+            restarted += max(0, now.restarts - pod.restarts)
+    return PodChanges(watched, restarted, replaced)
+
+
+def processes_of_pods(cluster: LocalCluster) -> Mapping[str, Sequence[int]]:
+    """Pod uid -> its process groups on this machine now: what really runs, whatever the API says."""
+    found: dict[str, Sequence[int]] = {}
+    for node in cluster.spec.nodes:
+        found.update(local_pods.running(cluster.node_dir(node.name)))
+    return found
+
+
+class Pods:
+    """The pods of one Deployment, live. Use as a context manager."""
+
+    def __init__(self, client: ApiClient, *, namespace: str, label_selector: str, clock: Clock, rand: Rand) -> None:
+        self._clock = clock
+        self._informer = Informer(
+            client, Pod, namespace=namespace, label_selector=label_selector, clock=clock, rand=rand, backoff_cap_s=0.2
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._informer.run())
+        await self._informer.wait_synced()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def views(self) -> list[PodView]:
+        """All of them now, those being deleted included."""
+        return sorted((view(pod) for pod in self._informer.list()), key=lambda pod: pod.name)
+
+    def ready(self, *, not_on: Collection[str] = ()) -> list[PodView]:
+        """Those that serve: Ready, not going, on no node of ``not_on``."""
+        return [pod for pod in self.views() if pod.ready and not pod.deleting and pod.node not in not_on]
+
+    async def until(self, done: Callable[[], bool], timeout_s: float) -> float | None:
+        """Seconds until the condition held, or None if it did not within the time."""
+        began_s = self._clock.monotonic()
+        while not done():
+            if self._clock.monotonic() - began_s > timeout_s:
+                return None
+            await self._clock.sleep(POLL_S)
+        return self._clock.monotonic() - began_s
+
+    async def caught_up(self, revision: int, timeout_s: float) -> bool:
+        """Whether this view is at least as new as that revision, waiting for it at most that long."""
+        return await self.until(lambda: self._informer.resource_version >= revision, timeout_s) is not None
+
+
+class Replicas:
+    """Every replica, asked directly. Close it, or use it as a context manager."""
+
+    def __init__(self, endpoints: Mapping[str, str], clock: Clock) -> None:
+        self._clients = {
+            name: OperatorClient(endpoint, timeout_ms=_ASK_TIMEOUT_MS) for name, endpoint in endpoints.items()
+        }
+        self._clock = clock
+
+    async def statuses(self) -> dict[str, operator_pb2.StatusResponse]:
+        """The answers of those that answer, by name."""
+
+        async def ask(client: OperatorClient) -> operator_pb2.StatusResponse | None:
+            try:
+                return await client.status()
+            except StatusError:
+                return None
+
+        answers = await asyncio.gather(*(ask(client) for client in self._clients.values()))
+        return {name: answer for name, answer in zip(self._clients, answers, strict=True) if answer is not None}
+
+    async def leader(self) -> tuple[str | None, int]:
+        """The leader by majority, and its term."""
+        return leader_of(list((await self.statuses()).values()), len(self._clients))
+
+    async def until_leader(self, *, other_than: str | None, timeout_s: float) -> tuple[str, int] | None:
+        """The leader and its term, once a majority names one that is not ``other_than``; None: not within the time."""
+        deadline_s = self._clock.monotonic() + timeout_s
+        while self._clock.monotonic() < deadline_s:
+            name, term = await self.leader()
+            if name is not None and name != other_than:
+                return name, term
+            await self._clock.sleep(POLL_S)
+        return None
+
+    async def until_whole(self, timeout_s: float) -> bool:
+        """Whether all replicas serve and have applied what was committed when they were first seen to, in time."""
+        deadline_s = self._clock.monotonic() + timeout_s
+        target: int | None = None
+        while self._clock.monotonic() < deadline_s:
+            answers = (await self.statuses()).values()
+            if len(answers) == len(self._clients) and all(answer.ready for answer in answers):
+                target = target or max(answer.commit_index for answer in answers)
+                if min(answer.applied_index for answer in answers) >= target:
+                    return True
+            await self._clock.sleep(POLL_S)
+        return False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await asyncio.gather(*(client.close() for client in self._clients.values()))
