@@ -17,7 +17,7 @@ from controlplane.client.interface import ApiClient, ObjT
 __all__ = ["CATCH_UP_S", "SharedInformers"]
 
 #: How long a new leader waits at most for its caches to show what was committed before its term.
-CATCH_UP_S = 0.2
+CATCH_UP_S = 0.1
 _CATCH_UP_STEP_S = 0.01
 
 
