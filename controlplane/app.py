@@ -37,8 +37,10 @@ from controlplane.controllers.bundle import all_controllers
 from controlplane.controllers.manager import ControllerManager
 from controlplane.controllers.nodelifecycle import NodeLifecycle
 from controlplane.etcd import service as etcd_service
+from controlplane.etcd.cluster_service import ETCD_VERSION
 from controlplane.etcd.compactor import Compactor
 from controlplane.etcd.local import LocalKV
+from controlplane.etcd.metrics import StateMetrics
 from controlplane.pb.etcd import rpc_pb2
 from controlplane.pb.k8s.core_v1_pb2 import Pod
 from controlplane.pb.quarterdeck.v1 import api_pb2, node_pb2_grpc, operator_pb2_grpc
@@ -150,6 +152,7 @@ class App:
         operator = OperatorService(self.raft, self.store, self._clock)
         operator_pb2_grpc.add_OperatorServicer_to_server(operator, self._server)
         grpc_server.add_reflection(self._server, _SERVICES)
+        StateMetrics(self.store, self.raft, version=ETCD_VERSION).register()
         self.raft.on_leadership(self._on_leadership)
         grpc_server.listen(self._server, self._config.me.client)
         self.kv.start()
