@@ -29,6 +29,8 @@ __all__ = ["BINDINGS_MAX", "bind"]
 
 #: Bindings in one request.
 BINDINGS_MAX: Final = 10_000
+#: Pods in one transaction: nested transactions share what their parent leaves of the store's limit, and need one each.
+_TXN_PODS_MAX: Final = TXN_OPS_MAX - 1
 #: Bytes of pods in one transaction: well below the store's limit of a request.
 _TXN_BYTES_MAX: Final = MIB
 _POD: Final = kind_of_resource("pods")
@@ -157,7 +159,7 @@ def _batches(ready: Sequence[_Ready]) -> Iterator[list[_Ready]]:
     batch: list[_Ready] = []
     size = 0
     for pod in ready:
-        if batch and (len(batch) >= TXN_OPS_MAX or size + len(pod.value) > _TXN_BYTES_MAX):
+        if batch and (len(batch) >= _TXN_PODS_MAX or size + len(pod.value) > _TXN_BYTES_MAX):
             yield batch
             batch, size = [], 0
         batch.append(pod)

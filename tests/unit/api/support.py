@@ -60,6 +60,7 @@ class Cluster:
         *,
         join: Cluster | None = None,
         service_cidr: str = "127.96.0.0/16",
+        name: str = "r1",
         seed: int = 1,
         logs: LogSource | None = None,
     ) -> None:
@@ -67,7 +68,7 @@ class Cluster:
         if join is None:
             self.raft = FakeRaft(self.store)
         else:
-            self.raft = FakeRaft(self.store, name=f"r{seed}", join=join.raft)
+            self.raft = FakeRaft(self.store, name=name, join=join.raft)
         self.clock: ManualClock = ManualClock() if join is None else join.clock
         rand = SeededRand(seed)
         self.kv = LocalKV(self.raft, self.store, clock=self.clock, rand=rand)

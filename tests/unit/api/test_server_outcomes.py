@@ -128,7 +128,7 @@ async def test_a_deposed_leaders_writes_have_no_effect(cluster: Cluster) -> None
 
 
 async def test_any_replica_takes_any_request(cluster: Cluster) -> None:
-    other = Cluster(join=cluster, seed=2)
+    other = Cluster(join=cluster, name="r2", seed=2)
     other.store.restore(cluster.store.snapshot())
     await cluster.create(config_map("c", k="1"))
     await other.patch("configmaps", "c", {"data": {"k": "2"}})
