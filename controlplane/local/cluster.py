@@ -40,7 +40,9 @@ _Spec = TypeVar("_Spec", ReplicaSpec, NodeSpec)
 
 
 class LocalCluster:
-    """The cluster of one folder."""
+    """The cluster of one folder. ``python`` runs replicas and agents: this program's own interpreter."""
+
+    python = sys.executable
 
     def __init__(self, root: Path, spec: ClusterSpec) -> None:
         self.root = root
@@ -139,7 +141,7 @@ class LocalCluster:
 
     def _replica_argv(self, me: ReplicaSpec) -> list[str]:
         return [
-            sys.executable, "-m", "controlplane",
+            self.python, "-m", "controlplane",
             "--name", me.name,
             "--data-dir", str(self.replica_dir(me.name).resolve()),
             "--initial-cluster", self.spec.initial_cluster,
@@ -151,7 +153,7 @@ class LocalCluster:
 
     def _node_argv(self, me: NodeSpec) -> list[str]:
         return [
-            sys.executable, "-m", "node",
+            self.python, "-m", "node",
             "--name", me.name,
             "--endpoints", ",".join(self.spec.endpoints),
             "--state-dir", str(self.node_dir(me.name).resolve()),

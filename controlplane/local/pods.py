@@ -12,12 +12,14 @@ import os
 import signal
 from pathlib import Path
 
+from controlplane.local.procfs import boot_id, stat_of
+
 __all__ = ["kill_all", "running"]
 
 
 def running(node_dir: Path) -> dict[str, list[int]]:
     """Pod uid -> process groups of its containers that run now."""
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    boot = boot_id()
     found: dict[str, list[int]] = {}
     for path in sorted(node_dir.glob("pods/*/.agent/containers/*.json")):
         try:
@@ -25,9 +27,10 @@ def running(node_dir: Path) -> dict[str, list[int]]:
         except (OSError, ValueError):
             continue  # being replaced, or of a container that never started
         pid, pgid = int(record.get("pid", 0)), int(record.get("pgid", 0))
-        if pid <= 1 or pgid <= 1 or record.get("finished_at_ms") or record.get("boot_id") != boot_id:
+        if pid <= 1 or pgid <= 1 or record.get("finished_at_ms") or record.get("boot_id") != boot:
             continue
-        if _start_ticks(pid) == record.get("start_ticks"):
+        stat = stat_of(pid)
+        if stat is not None and stat.start_ticks == record.get("start_ticks"):
             found.setdefault(path.parents[2].name, []).append(pgid)
     return found
 
@@ -42,13 +45,3 @@ def kill_all(node_dir: Path) -> int:
             except ProcessLookupError:
                 pass  # it ended by itself between the look and the signal
     return len(found)
-
-
-def _start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat; None if there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    # The command's name, field 2, is in parentheses and may hold anything, also spaces and parentheses.
-    return int(stat.rpartition(")")[2].split()[19])

@@ -1,7 +1,7 @@
 """Processes by name: start detached, record pid and start time, signal only what was started here.
 
-A record outlives this program, so a later command finds the processes again; the start time guards against a pid
-that the system has given to somebody else since.
+A record outlives this program, so a later command finds the processes again; start time and boot guard against a pid
+that the system has given to somebody else since (``procfs``).
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import psutil
-
 from controlplane.base.errors import ConfigError, QuarterdeckError
+from controlplane.local.procfs import boot_id, stat_of
 
 __all__ = ["ProcessError", "Processes"]
+
+
+#: What is read of a log for its last lines, whatever its size.
+_TAIL_BYTES_MAX = 64 * 1024
 
 
 class ProcessError(QuarterdeckError):
@@ -63,16 +66,30 @@ class Processes:
         except OSError as error:
             raise ConfigError(f"cannot start {name}: {error.strerror}: {error.filename}") from error
         self._children[name] = child
-        record = {"pid": child.pid, "started_at": psutil.Process(child.pid).create_time(), "argv": list(argv)}
+        stat = stat_of(child.pid)
+        assert stat is not None  # even if it has ended: it is our child, and not waited for yet
+        record = {"pid": child.pid, "start_ticks": stat.start_ticks, "boot_id": boot_id(), "argv": list(argv)}
         temporary = self._record(name).with_suffix(".tmp")
         temporary.write_text(json.dumps(record))
         os.replace(temporary, self._record(name))
         return child.pid
 
     def pid(self, name: str) -> int | None:
-        """The pid of a running process, or None."""
-        process = self._process(name)
-        return None if process is None else process.pid
+        """The pid of a running process, or None. One that is stopped (SIGSTOP) runs; one that has ended does not."""
+        child = self._children.get(name)
+        if child is not None and child.poll() is not None:
+            del self._children[name]
+        try:
+            record = json.loads(self._record(name).read_text())
+            pid, start_ticks, boot = int(record["pid"]), record["start_ticks"], record["boot_id"]
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError):
+            return None  # cut short by a crash of the machine, which no process outlived
+        stat = stat_of(pid)
+        if stat is None or not stat.alive or stat.start_ticks != start_ticks or boot != boot_id():
+            return None
+        return pid
 
     def names(self) -> list[str]:
         """Names with a record, running or not."""
@@ -80,14 +97,13 @@ class Processes:
 
     def signal(self, name: str, signum: signal.Signals) -> bool:
         """Send a signal to the process; False if it is not running."""
-        process = self._process(name)
-        if process is None:
+        pid = self.pid(name)
+        if pid is None:
             return False
         try:
-            process.send_signal(signum)
-        except psutil.NoSuchProcess:
-            return False
-        self._reap(name)
+            os.kill(pid, signum)
+        except ProcessLookupError:
+            return False  # it ended between the look and the signal
         return True
 
     def stop(self, names: Sequence[str], *, timeout_s: float = 10.0) -> list[str]:
@@ -120,25 +136,12 @@ class Processes:
     def log_tail(self, name: str, lines: int = 8) -> str:
         """The last lines of its log."""
         try:
-            return "\n".join(self.log_path(name).read_text(errors="replace").splitlines()[-lines:])
+            with self.log_path(name).open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES_MAX))
+                text = log.read().decode(errors="replace")
         except FileNotFoundError:
             return "(no log)"
+        return "\n".join(text.splitlines()[-lines:])
 
     def _record(self, name: str) -> Path:
         return self._run_dir / f"{name}.json"
-
-    def _reap(self, name: str) -> None:
-        child = self._children.get(name)
-        if child is not None and child.poll() is not None:
-            del self._children[name]
-
-    def _process(self, name: str) -> psutil.Process | None:
-        self._reap(name)
-        try:
-            record = json.loads(self._record(name).read_text())
-            process = psutil.Process(record["pid"])
-            if abs(process.create_time() - record["started_at"]) > 0.05 or process.status() == psutil.STATUS_ZOMBIE:
-                return None
-        except (FileNotFoundError, psutil.NoSuchProcess):
-            return None
-        return process

@@ -1,0 +1,41 @@
+"""Which process a pid is, beyond the number: /proc's start time and boot. Reads only.
+
+A pid is given to somebody else after its process ends. Pid, start time in ticks since boot and boot id together name
+one process for good, whatever happens to the wall clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ProcessStat", "boot_id", "stat_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStat:
+    """``state`` is proc(5)'s letter (Z: ended, not yet waited for; T: stopped); ``start_ticks`` is since boot."""
+
+    state: str
+    start_ticks: int
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended. A stopped process lives."""
+        return self.state not in {"Z", "X"}
+
+
+def boot_id() -> str:
+    """The id of this boot of the machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def stat_of(pid: int) -> ProcessStat | None:
+    """Fields 3 and 22 of /proc/PID/stat; None if there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The command's name, field 2, is in parentheses and may hold anything, also spaces and parentheses.
+    fields = stat.rpartition(")")[2].split()
+    return ProcessStat(fields[0], int(fields[19]))
