@@ -193,7 +193,6 @@ class Reader:
             self._fault(path, f"nested deeper than {DEPTH_MAX} levels")
             return
         fields = _fields(message.DESCRIPTOR)
-        ignored = self.ignored.get(message.DESCRIPTOR.full_name, {})
         for name, value in values.items():
             if len(self.faults) >= FAULTS_MAX:
                 return
@@ -208,6 +207,8 @@ class Reader:
                 return
             if value is None:
                 continue
+            owner = known.descriptor.containing_type
+            ignored = self.ignored.get(owner.full_name, {}) if owner is not None else {}
             if name in ignored and value != ignored[name] and value not in ({}, []):
                 self.warnings.append(at)
             holder: Any = message

@@ -62,8 +62,8 @@ def validate_pod_template(spec: PodSpec, path: str, faults: Faults) -> None:
 
 
 def validate_pod_update(new: Pod, old: Pod, faults: Faults) -> None:
-    """Of a pod's spec only images, the deadline, the grace period and further tolerations may change, and the node
-    may be set once."""
+    """Of a pod's spec only images, the deadline, the grace period, further tolerations and fewer scheduling gates may
+    change, and the node may be set once."""
     if old.spec.nodeName and new.spec.nodeName != old.spec.nodeName:
         faults.invalid(
             "spec.nodeName", new.spec.nodeName, f"field is immutable: the pod is bound to {old.spec.nodeName}"
@@ -88,12 +88,17 @@ def validate_pod_update(new: Pod, old: Pod, faults: Faults) -> None:
     if kept == list(old.spec.tolerations):
         del allowed.tolerations[:]
         allowed.tolerations.extend(old.spec.tolerations)
+    gates = [g for g in old.spec.schedulingGates if g in list(new.spec.schedulingGates)]
+    if gates == list(new.spec.schedulingGates):
+        del allowed.schedulingGates[:]
+        allowed.schedulingGates.extend(old.spec.schedulingGates)
     if allowed != old.spec:
         changed = ", ".join(f"spec.{f}" for f in _changed_fields(allowed, old.spec))
         faults.forbidden(
             "spec",
             "pod updates may not change fields other than containers' and initContainers' `image`, "
-            "`activeDeadlineSeconds`, `terminationGracePeriodSeconds` and additions to `tolerations`; "
+            "`activeDeadlineSeconds`, `terminationGracePeriodSeconds`, additions to `tolerations` and removals from "
+            "`schedulingGates`; "
             f"changed: {changed}",
         )
 

@@ -11,6 +11,7 @@ import yaml
 from controlplane.api.codec import decode, dump_yaml, from_dict, load_manifests, to_dict
 from controlplane.api.documents import DEPTH_MAX, DocumentError, load_json, load_yaml_documents
 from controlplane.api.errors import ApiError, InvalidError
+from controlplane.api.ignored import IGNORED_FIELDS
 from controlplane.api.jsonpb import FAULTS_MAX
 from controlplane.pb.k8s.core_v1_pb2 import Event, Pod
 
@@ -180,12 +181,22 @@ def test_fields_kept_but_not_acted_on_are_warned_of() -> None:
         hostNetwork=True,
         dnsPolicy="ClusterFirst",
         securityContext={},
-        containers=[{"name": "a", "image": "host", "tty": True, "stdin": False}],
+        containers=[{"name": "a", "image": "host", "tty": True, "livenessProbe": {"grpc": {"port": 1}}}],
+        volumes=[{"name": "v", "secret": {"secretName": "s"}}],
     )
     assert decode(manifest).warnings == (
         "spec.hostNetwork: kept, but not acted on by this control plane",
         "spec.containers[0].tty: kept, but not acted on by this control plane",
+        "spec.containers[0].livenessProbe.grpc: kept, but not acted on by this control plane",
+        "spec.volumes[0].secret: kept, but not acted on by this control plane",
     )
+
+
+def test_every_field_warned_of_exists() -> None:
+    pool = Pod.DESCRIPTOR.file.pool
+    for message, fields in IGNORED_FIELDS.items():
+        known = pool.FindMessageTypeByName(message).fields_by_name
+        assert set(fields) <= set(known), message
 
 
 def test_yaml_scalars_are_read_as_kubernetes_tools_read_them() -> None:

@@ -314,6 +314,14 @@ def test_a_toleration_cannot_be_taken_away() -> None:
         update("Pod", pod(tolerations=[{"key": "a", "operator": "Exists"}]), pod())
 
 
+def test_scheduling_gates_are_only_ever_removed() -> None:
+    gated, more = [{"name": "a"}, {"name": "b"}], [{"name": "a"}, {"name": "c"}]
+    update("Pod", pod(schedulingGates=gated), pod(schedulingGates=gated[:1]))
+    update("Pod", pod(schedulingGates=gated), pod())
+    with pytest.raises(InvalidError, match=r"changed: spec\.schedulingGates"):
+        update("Pod", pod(schedulingGates=gated), pod(schedulingGates=more))
+
+
 def test_an_immutable_config_map_stays_as_it_is() -> None:
     old = {**meta(), "data": {"a": "1"}, "immutable": True}
     update("ConfigMap", old, {**old, "metadata": {**old["metadata"], "labels": {"x": "y"}}})
