@@ -56,6 +56,7 @@ class SchedulingQueue:
         self._delayed: list[tuple[float, str]] = []
         self._sequence = 0
         self._count = {_ACTIVE: 0, _BACKOFF: 0, _UNSCHEDULABLE: 0, _IN_FLIGHT: 0}
+        self._pending = {place: metrics.PENDING.labels(place) for place in (_ACTIVE, _BACKOFF, _UNSCHEDULABLE)}
 
     def __len__(self) -> int:
         """Pods that can be tried now."""
@@ -173,6 +174,6 @@ class SchedulingQueue:
         for place, step in ((queued.where, -1), (where, 1)):
             if place in self._count:
                 self._count[place] += step
-                if place != _IN_FLIGHT:
-                    metrics.PENDING.labels(place).set(self._count[place])
+                if place in self._pending:
+                    self._pending[place].set(self._count[place])
         queued.where = where

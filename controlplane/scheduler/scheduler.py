@@ -77,6 +77,9 @@ class Scheduler:
         self._queue = SchedulingQueue(clock, rand)
         self._wake = asyncio.Event()
         self._gated: set[str] = set()
+        results = ("scheduled", "unschedulable", "error")
+        self._attempts = {result: metrics.ATTEMPTS.labels(result, name) for result in results}
+        self._durations = {result: metrics.ATTEMPT_DURATION.labels(result, name) for result in results}
         self._term: asyncio.Task[None] | None = None
         self._crash: BaseException | None = None
         self._crashed = asyncio.Event()
@@ -146,9 +149,9 @@ class Scheduler:
         elif new.spec.nodeName:
             self._queue.remove(uid)
             self._gated.discard(uid)
-            same = old is not None and old.spec.nodeName == new.spec.nodeName
-            if not (same and old is not None and old.metadata.labels == new.metadata.labels):
-                self._table.set_pod(new)
+            counted = self._table.home_of(uid) == new.spec.nodeName
+            if not (counted and old is not None and old.metadata.labels == new.metadata.labels):
+                self._table.set_pod(new)  # else only its status changed, or the binding of an assumed pod is confirmed
         elif new.metadata.HasField("deletionTimestamp"):
             self._forget(new, "")
         elif (new.spec.schedulerName or DEFAULT_SCHEDULER) == self._name:
@@ -172,7 +175,7 @@ class Scheduler:
         uid = pod.metadata.uid
         self._queue.remove(uid)
         self._gated.discard(uid)
-        if self._table.is_placed(uid):
+        if self._table.home_of(uid) is not None:
             self._table.remove_pod(uid)
             if event:
                 self._stir(event)
@@ -225,7 +228,7 @@ class Scheduler:
 
     def _set_aside(self, uid: str) -> None:
         """It fits nowhere, unless what is in its way is its own place from a bind of unknown outcome."""
-        if self._table.is_placed(uid):
+        if self._table.home_of(uid) is not None:
             self._table.remove_pod(uid)
             self._queue.put_back_failed(uid)
         else:
@@ -269,8 +272,8 @@ class Scheduler:
         self._events.event(pod, "Normal", "Scheduled", f"Successfully assigned {key_of(pod)} to {placement.node_name}")
 
     def _observe(self, result: str, started: float) -> None:
-        metrics.ATTEMPTS.labels(result, self._name).inc()
-        metrics.ATTEMPT_DURATION.labels(result, self._name).observe(self._clock.monotonic() - started)
+        self._attempts[result].inc()
+        self._durations[result].observe(self._clock.monotonic() - started)
 
     async def _explain(self, failure: Failure) -> None:
         """Say why a pod does not fit: an Event, and its PodScheduled condition if that says something else."""

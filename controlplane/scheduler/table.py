@@ -320,9 +320,9 @@ class NodeTable:
         if row is not None:
             self._count(facts, row, -1)
 
-    def is_placed(self, uid: str) -> bool:
-        """Whether the pod counts on some node, by assumption or in fact."""
-        return uid in self._home
+    def home_of(self, uid: str) -> str | None:
+        """The node a pod counts on, by assumption or in fact."""
+        return self._home.get(uid)
 
     def _count(self, pod: PodFacts, row: int, sign: int) -> None:
         for name, amount in pod.requests.items():
