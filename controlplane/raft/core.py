@@ -320,5 +320,5 @@ class Core:
         self.bytes_since_snapshot += len(data or b"")
         self._applied += 1
 
-    def _became_ready(self, _result: int | StatusError) -> None:
-        self._ready = True
+    def _became_ready(self, result: int | StatusError) -> None:
+        self._ready = not isinstance(result, StatusError)

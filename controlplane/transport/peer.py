@@ -53,6 +53,7 @@ _SILENCE_MAX_S = 3.0
 _STRANGERS_MAX = 32
 #: Requests of one peer being handled.
 _CALLS_MAX = 256
+_CALL_BYTES_MAX = FRAME_BYTES_MAX // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +255,10 @@ class PeerLinks:
         """Ask a peer.
 
         Raises:
-            StatusError: Unavailable when there is no link or it breaks, DeadlineExceeded, or what the handler raised.
+            StatusError: Unavailable when there is no link or it breaks, DeadlineExceeded, ResourceExhausted when the
+                payload exceeds a frame, or what the handler raised.
         """
+        _check_payload(payload)
         self._call_id += 1
         call_id = self._call_id
         request = CallRequest(id=call_id, channel=channel, payload=payload)
@@ -470,7 +473,9 @@ class PeerLinks:
         try:
             if handler is None:
                 raise StatusError(Code.UNIMPLEMENTED, f"{self._me.name} serves no channel {request.channel[:64]!r}")
-            response.payload = await handler(self._name(peer_id), request.payload)
+            payload = await handler(self._name(peer_id), request.payload)
+            _check_payload(payload)
+            response.payload = payload
         except StatusError as error:
             response.code, response.error = error.code, error.message
         except Exception as error:  # noqa: BLE001 - the asking replica is told; ours goes on and says so
@@ -498,6 +503,13 @@ class PeerLinks:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _check_payload(payload: bytes) -> None:
+    if len(payload) > _CALL_BYTES_MAX:
+        raise StatusError(
+            Code.RESOURCE_EXHAUSTED, f"message of {len(payload)} bytes to a peer: want at most {_CALL_BYTES_MAX}"
+        )
 
 
 async def _first(*futures: asyncio.Future[Any]) -> None:

@@ -36,8 +36,9 @@ class Result:
 
     def line(self) -> str:
         return (
-            f"seed={self.seed} ok acked={self.acked} reads={self.reads} terms={self.terms} crashes={self.crashes} installs={self.snapshots_installed} "
-            f"virtual_s={self.virtual_s:.1f} events={self.events} trace={self.trace_hash[:16]}"
+            f"seed={self.seed} ok acked={self.acked} reads={self.reads} terms={self.terms} crashes={self.crashes} "
+            f"installs={self.snapshots_installed} virtual_s={self.virtual_s:.1f} events={self.events} "
+            f"trace={self.trace_hash[:16]}"
         )
 
 

@@ -1,0 +1,200 @@
+"""The core's turn between three replicas whose messages move by hand: reads, writes, leadership, durability order."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from controlplane.base.clock import ManualClock
+from controlplane.base.errors import StatusError
+from controlplane.base.rand import SeededRand
+from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import RaftMessage
+from controlplane.raft.config import RaftConfig
+from controlplane.raft.core import Core, Turn
+from controlplane.raft.types import Applied, Member, NeverSent, Outcome, Unknown
+from tests.unit.raft.memory import memory_journal
+from tests.unit.raft.toy import ToyMachine
+
+MEMBERS = [Member(n, f"r{n}", "", "") for n in (1, 2, 3)]
+
+
+class Trio:
+    """Three cores and the messages between them."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.machines = {n: ToyMachine() for n in (1, 2, 3)}
+        self.cores = {
+            n: Core(
+                config=RaftConfig(),
+                me=MEMBERS[n - 1],
+                members=MEMBERS,
+                journal=memory_journal(),
+                state_machine=self.machines[n],
+                clock=self.clock,
+                rand=SeededRand(n),
+            )
+            for n in (1, 2, 3)
+        }
+        self.wires: dict[tuple[int, int], deque[RaftMessage]] = {}
+        self.cut: set[tuple[int, int]] = set()
+        self.leadership: list[tuple[int, int, bool]] = []
+        for a in (1, 2, 3):
+            for b in (1, 2, 3):
+                if a != b:
+                    self.wires[a, b] = deque()
+                    self.cores[a].link_up(b)
+
+    def step(self, n: int) -> Turn:
+        turn = self.cores[n].step()
+        for peer, message in turn.messages:
+            self.wires[n, peer].append(message)
+        for done, outcome in turn.outcomes:
+            done(outcome)
+        for read_done, result in turn.reads:
+            read_done(result)
+        self.leadership += [(n, term, leading) for term, leading in turn.leadership]
+        return turn
+
+    def settle(self, rounds: int = 8) -> None:
+        """Let everything that needs no time happen."""
+        for _ in range(rounds):
+            for (a, b), wire in self.wires.items():
+                while wire:
+                    message = wire.popleft()
+                    if (a, b) not in self.cut:
+                        self.cores[b].receive(a, message)
+            for n in (1, 2, 3):
+                self.step(n)
+
+    def pass_time(self, seconds: float) -> None:
+        end = self.clock.monotonic() + seconds
+        while self.clock.monotonic() < end:
+            self.clock.advance(0.02)
+            self.settle(4)
+
+    def elect(self) -> int:
+        self.pass_time(2.5)
+        (leader,) = [n for n, c in self.cores.items() if c.engine.is_leader]
+        return leader
+
+    def isolate(self, n: int) -> None:
+        self.cut |= {pair for pair in self.wires if n in pair}
+
+    def propose(self, n: int, payload: bytes, timeout_s: float = 5.0) -> list[Outcome]:
+        told: list[Outcome] = []
+        deadline = self.clock.monotonic() + timeout_s
+        self.cores[n].propose(payload, request_id=payload.ljust(16), deadline=deadline, done=told.append)
+        return told
+
+    def read(self, n: int, timeout_s: float = 5.0) -> list[int | StatusError]:
+        told: list[int | StatusError] = []
+        self.cores[n].read(deadline=self.clock.monotonic() + timeout_s, done=told.append)
+        return told
+
+
+def test_a_write_through_any_replica_is_answered_there_and_applied_everywhere() -> None:
+    trio = Trio()
+    trio.elect()
+    told = [trio.propose(n, f"w{n}".encode()) for n in (1, 2, 3)]
+    trio.settle()
+    assert all(isinstance(outcomes[0], Applied) for outcomes in told)
+    assert trio.machines[1].log == trio.machines[2].log == trio.machines[3].log
+    assert sorted(trio.machines[1].log) == [b"w1", b"w2", b"w3"]
+
+
+def test_a_read_sees_every_write_that_was_answered_before_it() -> None:
+    trio = Trio()
+    leader = trio.elect()
+    follower = leader % 3 + 1
+    trio.propose(leader, b"w")
+    trio.settle()
+    told = trio.read(follower)
+    trio.settle()
+    assert isinstance(told[0], int)
+    assert trio.machines[follower].log == [b"w"]
+
+
+def test_reads_that_wait_together_cost_one_round() -> None:
+    trio = Trio()
+    leader = trio.elect()
+    told = [trio.read(leader) for _ in range(50)]
+    turn = trio.step(leader)
+    probes = [m for _, m in turn.messages if m.HasField("probe")]
+    assert len(probes) == 2
+    trio.settle()
+    assert all(isinstance(results[0], int) for results in told)
+
+
+def test_an_isolated_leader_answers_no_read_and_no_write() -> None:
+    trio = Trio()
+    old = trio.elect()
+    trio.isolate(old)
+    told_read, told_write = trio.read(old, 2.0), trio.propose(old, b"w", 2.0)
+    trio.settle()
+    assert (told_read, told_write) == ([], [])
+    trio.pass_time(3.0)
+    assert isinstance(told_read[0], StatusError)
+    assert isinstance(told_write[0], Unknown)
+    assert not trio.cores[old].engine.is_leader
+
+
+def test_a_write_taken_by_an_isolated_leader_is_carried_to_the_next_one() -> None:
+    trio = Trio()
+    old = trio.elect()
+    trio.isolate(old)
+    told = trio.propose(old, b"w", 20.0)
+    trio.pass_time(3.0)
+    trio.cut.clear()
+    trio.pass_time(3.0)
+    assert isinstance(told[0], Applied)
+    assert trio.machines[1].log == [b"w"]
+
+
+def test_a_write_without_a_leader_was_never_sent() -> None:
+    trio = Trio()
+    for n in (1, 2, 3):
+        trio.isolate(n)
+    told = trio.propose(1, b"w", 1.0)
+    trio.pass_time(1.5)
+    assert isinstance(told[0], NeverSent)
+
+
+def test_leadership_is_announced_after_an_own_entry_is_committed_and_withdrawn_at_its_end() -> None:
+    trio = Trio()
+    old = trio.elect()
+    term = trio.cores[old].engine.term
+    assert (old, term, True) in trio.leadership
+    trio.isolate(old)
+    trio.pass_time(2.5)
+    assert (old, term, False) in trio.leadership
+    winners = [(n, t) for n, t, leading in trio.leadership if leading]
+    assert len({t for _, t in winners}) == len(winners)
+
+
+def test_a_stopping_leader_hands_over_without_an_election_timeout() -> None:
+    trio = Trio()
+    old = trio.elect()
+    trio.cores[old].step_aside()
+    trio.clock.advance(0.001)
+    trio.settle()
+    (new,) = [n for n, c in trio.cores.items() if c.engine.is_leader]
+    assert new != old
+    assert trio.cores[old].engine.leader == new
+
+
+def test_a_replica_is_ready_only_after_it_caught_up_with_a_leader() -> None:
+    trio = Trio()
+    trio.isolate(3)
+    trio.elect()
+    assert [trio.cores[n].ready for n in (1, 2, 3)] == [True, True, False]
+    trio.cut.clear()
+    trio.pass_time(2.0)
+    assert trio.cores[3].ready
+
+
+def test_stopping_does_not_make_a_replica_ready() -> None:
+    trio = Trio()
+    turn = trio.cores[1].abandon("stopped")
+    for read_done, result in turn.reads:
+        read_done(result)
+    assert not trio.cores[1].ready
