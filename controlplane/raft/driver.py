@@ -116,6 +116,8 @@ class Replica:
         self._kicked = False
         self._sleeper: asyncio.Future[None] | None = None
         self._seen_leader: int | None = None
+        #: Members whose link is up.
+        self._linked: set[int] = set()
         #: Resolves with the reason when the replica had to stop by itself. Create it inside the loop: see start.
         self.failed: asyncio.Future[BaseException]
 
@@ -376,10 +378,12 @@ class Replica:
         self._kick()
 
     def link_up(self, peer_id: int) -> None:
+        self._linked.add(peer_id)
         self._the_core().link_up(peer_id)
         self._kick()
 
     def link_down(self, peer_id: int) -> None:
+        self._linked.discard(peer_id)
         self._the_core().link_down(peer_id)
         self._kick()
 
@@ -432,6 +436,8 @@ class Replica:
         assert storage is not None
         engine = core.engine
         leader = engine.leader
+        if leader not in self._linked and leader != self._me.id:
+            leader = None  # the term had one; whether it still lives nobody here can say
         return RaftStatus(
             name=self._me.name,
             member_id=self._me.id,
