@@ -10,12 +10,15 @@ of the old one cannot join in.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from controlplane.base.clock import Clock, SystemClock
 from controlplane.base.errors import ConfigError
 from controlplane.config import MemberConfig
+from controlplane.pb.etcd.kv_pb2 import KeyValue
+from controlplane.pb.etcd.rpc_pb2 import RangeRequest
 from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader, SnapshotMember
 from controlplane.raft.config import make_members
 from controlplane.raft.disk import RealDisk
@@ -24,7 +27,7 @@ from controlplane.raft.snapshots import seed_data_dir
 from controlplane.raft.wal import Identity
 from controlplane.store.store import Store, restored_state
 
-__all__ = ["REVISION_BUMP", "Restored", "restore_member", "verify"]
+__all__ = ["REVISION_BUMP", "Restored", "contents", "restore_member", "verify"]
 
 #: More revisions than a cluster makes between a snapshot and its loss: at 10,000 writes a second, 27 hours.
 REVISION_BUMP = 1_000_000_000
@@ -56,6 +59,14 @@ def verify(path: Path) -> tuple[SnapshotInfo, Restored]:
     return info, Restored(
         header.revision, store.revision, store.key_count, store.state_hash(), header.index, header.term
     )
+
+
+def contents(path: Path) -> Sequence[KeyValue]:
+    """Every key of a snapshot as it was, in key order. Raises as :func:`verify` does."""
+    _, chunks = read_snapshot_file(path)
+    store = Store()
+    store.restore(chunks)
+    return store.range(RangeRequest(key=b"\0", range_end=b"\0")).kvs
 
 
 def restore_member(

@@ -1,0 +1,164 @@
+"""A run from beginning to end: the load started, acts played, the cluster healed, the history judged.
+
+Owns the order of things and the folder of results. However a run ends (an act that fails, Ctrl-C), the cluster is
+healed and what was recorded is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from chaos.acts import ACTS, ActError, Stage
+from chaos.faults import Faults
+from chaos.history import Header, Recorder, load
+from chaos.load import Load, Rates
+from chaos.observe import Pods, Replicas
+from chaos.report import as_dict
+from chaos.verdict import Report, judge_history
+from chaos.workload import fetch
+from controlplane.base.clock import Clock, SystemClock
+from controlplane.base.errors import ConfigError, QuarterdeckError, StatusError
+from controlplane.base.rand import Rand, SystemRand
+from controlplane.client import EtcdClient, GrpcClient, NotFoundError
+from controlplane.local.cluster import LocalCluster
+from controlplane.pb.k8s.apps_v1_pb2 import Deployment
+from controlplane.pb.k8s.core_v1_pb2 import Service
+
+__all__ = ["NAMESPACE", "WORKLOAD", "Run", "play"]
+
+NAMESPACE: Final = "default"
+#: The Deployment and the Service that acts are played on.
+WORKLOAD: Final = "web"
+_WHOLE_TIMEOUT_S: Final = 30.0
+_READY_TIMEOUT_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run left: its report and the folder with ``history.jsonl`` and ``report.json``."""
+
+    report: Report
+    folder: Path
+    #: Why it ended before its last act; empty: it did not.
+    cut_short: str
+
+
+async def play(
+    cluster: LocalCluster,
+    acts: Sequence[str],
+    *,
+    repeat: int = 1,
+    rates: Rates,
+    say: Callable[[str], None],
+    clock: Clock | None = None,
+    rand: Rand | None = None,
+) -> Run:
+    """Play the acts, in order, ``repeat`` times, under one load, on a cluster that runs the workload.
+
+    Raises:
+        ConfigError: the workload is not there.
+        QuarterdeckError: the cluster was not whole to begin with, or could not be healed.
+    """
+    clock, rand = clock or SystemClock(), rand or SystemRand()
+    started = datetime.now(UTC)
+    folder = cluster.root / "chaos" / started.strftime("%Y%m%dT%H%M%S.%fZ")
+    folder.mkdir(parents=True)
+    run = rand.token(4).hex()
+    endpoints = cluster.spec.endpoints
+    header = Header(run, f"/chaos/{run}/", started.isoformat(timespec="milliseconds"), endpoints)
+    cut_short = ""
+    async with (
+        GrpcClient(endpoints) as client,
+        EtcdClient(endpoints) as kv,
+        Replicas({replica.name: replica.client for replica in cluster.spec.replicas}, clock) as replicas,
+        Pods(client, namespace=NAMESPACE, label_selector=f"app={WORKLOAD}", clock=clock, rand=rand) as pods,
+    ):
+        faults = Faults(cluster, client, (NAMESPACE, WORKLOAD))
+        address, wanted = await _workload(client)
+        await _ready(replicas, pods, address, wanted)
+        with Recorder(folder / "history.jsonl", header, clock) as recorder:
+            try:
+                async with Load(
+                    endpoints, address, prefix=header.prefix, recorder=recorder, rates=rates, clock=clock, rand=rand
+                ) as load:
+                    stage = Stage(faults, load, pods, replicas, client, kv, recorder, clock, wanted, folder, say)
+                    cut_short = await _play_acts(stage, acts, repeat)
+                    try:
+                        await load.finish()
+                    except StatusError as error:
+                        cut_short = cut_short or f"the final read-back: {error.message}"
+                    if not cut_short:
+                        recorder.mark("run", 1, "run-ended")
+            finally:
+                await _heal(faults, replicas, pods, wanted, say)
+    report = await asyncio.to_thread(_judge, folder)
+    return Run(report, folder, cut_short)
+
+
+async def _play_acts(stage: Stage, acts: Sequence[str], repeat: int) -> str:
+    """Why they ended early, or nothing."""
+    for n in range(1, repeat + 1):
+        for act in acts:
+            stage.say(f"act: {act}" if repeat == 1 else f"act: {act}, {n} of {repeat}")
+            try:
+                await ACTS[act](stage, n)
+            except ActError as error:
+                stage.say(f"{act}: {error}")
+                return f"{act}: {error}"
+        if n < repeat and stage.faults.undone_by:
+            await _heal(stage.faults, stage.replicas, stage.pods, stage.pods_wanted, stage.say)
+    return ""
+
+
+async def _heal(faults: Faults, replicas: Replicas, pods: Pods, wanted: int, say: Callable[[str], None]) -> None:
+    """Undo what is not undone, and wait until the cluster is as it was."""
+    todo = faults.undone_by
+    if not todo:
+        return
+    say(f"putting back: {', '.join(todo)}")
+    await faults.heal()
+    if not await replicas.until_whole(_WHOLE_TIMEOUT_S):
+        raise QuarterdeckError(f"not every replica serves after {_WHOLE_TIMEOUT_S:g} s; see: qd status")
+    if not await _pods_settled(pods, wanted):
+        raise QuarterdeckError(f"not back at {wanted} Ready pods after {_READY_TIMEOUT_S:g} s; see: qd get pods")
+
+
+async def _workload(client: GrpcClient) -> tuple[tuple[str, int], int]:
+    """The Service's address, and how many pods the Deployment asks for."""
+    try:
+        service = await client.get(Service, WORKLOAD, namespace=NAMESPACE)
+        deployment = await client.get(Deployment, WORKLOAD, namespace=NAMESPACE)
+    except NotFoundError as error:
+        raise ConfigError(
+            f"chaos plays on the Deployment and Service {WORKLOAD!r}: {error.message}. "
+            "Try: qd apply -f examples/web.yaml"
+        ) from error
+    return (service.spec.clusterIP, service.spec.ports[0].port), deployment.spec.replicas
+
+
+async def _ready(replicas: Replicas, pods: Pods, address: tuple[str, int], wanted: int) -> None:
+    """The cluster must be whole before it is broken, or nothing is learned."""
+    if not await replicas.until_whole(_WHOLE_TIMEOUT_S):
+        raise QuarterdeckError("not every replica serves; see: qd status")
+    if not await _pods_settled(pods, wanted):
+        raise QuarterdeckError(f"{len(pods.ready())} of {wanted} pods are Ready; see: qd get pods")
+    failure = await fetch(*address, timeout_s=2.0)
+    if failure is not None:
+        raise QuarterdeckError(f"the Service at {address[0]}:{address[1]} does not answer: {failure}")
+
+
+async def _pods_settled(pods: Pods, wanted: int) -> bool:
+    """Whether there are as many pods as wanted, all Ready and none going, in time."""
+    return await pods.until(lambda: len(pods.views()) == len(pods.ready()) == wanted, _READY_TIMEOUT_S) is not None
+
+
+def _judge(folder: Path) -> Report:
+    report = judge_history(load(folder / "history.jsonl"))
+    (folder / "report.json").write_text(json.dumps(as_dict(report), indent=2) + "\n")
+    return report

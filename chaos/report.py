@@ -1,0 +1,127 @@
+"""A report as text and as JSON. Owns layout; decides nothing."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+from chaos.findings import Finding
+from chaos.verdict import ActReport, Report
+from controlplane.cli.tables import table
+
+__all__ = ["as_dict", "render", "render_repeats"]
+
+#: Numbers of an act that repetitions are compared by: (heading, how to take it).
+_NUMBERS: Final[Sequence[tuple[str, Callable[[ActReport], float | None]]]] = (
+    ("longest write gap s", lambda act: act.served.longest_write_gap_s),
+    ("longest read gap s", lambda act: act.served.longest_read_gap_s),
+    ("time to new leader s", lambda act: act.observed.get("leader_s")),
+    ("pods Ready elsewhere s", lambda act: act.observed.get("replaced_s")),
+    ("all pods Ready s", lambda act: act.observed.get("scaled_s")),
+    ("snapshot s", lambda act: act.observed.get("snapshot_s")),
+    ("cluster whole again s", lambda act: act.observed.get("recovered_s")),
+    ("operations failed", lambda act: act.served.operations_failed),
+    ("operations unknown", lambda act: act.served.operations_unknown),
+    ("HTTP attempts failed", lambda act: act.served.http_attempts_failed),
+    ("HTTP requests failed", lambda act: act.served.http_requests_failed),
+    ("pods restarted", lambda act: _pods_restarted(act)),
+)
+
+
+def render(report: Report) -> str:
+    """Everything: a table of acts, a line per finding, the verdict."""
+    parts = [
+        table(
+            [
+                "ACT", "WRITES", "LONGEST GAP", "OPS FAILED", "HTTP REQUESTS", "ATTEMPTS FAILED", "REQUESTS FAILED",
+                "READY AGAIN", "PODS RESTARTED", "VERDICT",
+            ],
+            [_row(act) for act in report.acts],
+        )
+    ]  # fmt: skip
+    for act in report.acts:
+        parts.append("")
+        parts += [_line(finding, f"{_name(act)}: ") for finding in act.findings]
+    parts.append("")
+    parts += [_line(finding) for finding in report.findings]
+    parts += ["", f"verdict: {report.verdict.value}"]
+    return "\n".join(parts)
+
+
+def render_repeats(acts: Sequence[ActReport]) -> str:
+    """n, min, median and max of each number, per act."""
+    rows: list[list[str]] = []
+    for name in dict.fromkeys(act.act for act in acts):
+        same = [act for act in acts if act.act == name]
+        for heading, take in _NUMBERS:
+            values = [float(value) for value in map(take, same) if value is not None]
+            if values:
+                numbers = (min(values), statistics.median(values), max(values))
+                rows.append(
+                    [name, heading, str(len(values)), *(f"{number:.3f}".rstrip("0").rstrip(".") for number in numbers)]
+                )
+    return table(["ACT", "NUMBER", "N", "MIN", "MEDIAN", "MAX"], rows)
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """The report as JSON-able values."""
+    return {
+        "run": report.run,
+        "verdict": report.verdict.value,
+        "acts": [
+            {
+                "act": act.act,
+                "n": act.n,
+                "verdict": act.verdict.value,
+                "duration_s": act.duration_s,
+                "served": asdict(act.served),
+                "observed": dict(act.observed),
+                "findings": _findings(act.findings),
+            }
+            for act in report.acts
+        ],
+        "findings": _findings(report.findings),
+    }
+
+
+def _findings(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    return [{**asdict(finding), "verdict": finding.verdict.value} for finding in findings]
+
+
+def _name(act: ActReport) -> str:
+    return act.act if act.n == 1 else f"{act.act} #{act.n}"
+
+
+def _row(act: ActReport) -> list[str]:
+    served = act.served
+    again = act.observed.get("replaced_s") or act.observed.get("recovered_s")
+    restarted = _pods_restarted(act)
+    return [
+        _name(act),
+        str(served.writes_acknowledged),
+        f"{served.longest_write_gap_s:.3f} s",
+        str(served.operations_failed + served.operations_unknown),
+        str(served.http_requests),
+        str(served.http_attempts_failed),
+        str(served.http_requests_failed),
+        "-" if again is None else f"{again:.2f} s",
+        "-" if restarted is None else str(restarted),
+        act.verdict.value,
+    ]
+
+
+def _pods_restarted(act: ActReport) -> int | None:
+    if not act.observed:
+        return None
+    return int(act.observed["pods_restarted"]) + int(act.observed["pods_replaced_without_need"])
+
+
+def _line(finding: Finding, before: str = "") -> str:
+    text = f"{finding.verdict.value:<12} {before}{finding.rule} ({finding.checked} checked)"
+    if finding.note:
+        text += f"; {finding.note}"
+    if finding.violated > len(finding.violations):
+        text += f"; {finding.violated} violations, the first:"
+    return "\n".join([text, *(f"{'':13}{violation}" for violation in finding.violations)])
