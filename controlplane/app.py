@@ -165,6 +165,7 @@ class App:
         self._spawn(self.sessions.run(), "sessions")
         self._spawn(self.recorder.run(), "events")
         self._spawn(self.controllers.run(), "controllers")
+        self._spawn(self.scheduler.run(), "scheduler")
         self._spawn(self._govern(), "leadership")
         # What start-up made lives as long as the process: no collection has to walk it again.
         gc.collect()
