@@ -324,6 +324,29 @@ async def test_a_new_leader_learns_all_sessions_from_the_next_reports(trio: Rig)
     assert contact.open
 
 
+async def test_a_leader_that_leads_again_starts_without_its_old_evidence(trio: Rig) -> None:
+    agent = trio.agent("n1", replica=2)
+    await agent.hello()
+    await trio.pass_time(0.5, 0.1, agent)
+    trio.replicas[0].raft.set_leader("r2")
+    await trio.pass_time(5.0, 0.1, agent)
+    trio.replicas[0].raft.set_leader("r1")
+    assert trio.table.contact("n1") is None
+
+
+async def test_sessions_a_replica_ended_itself_do_not_count_as_broken_when_it_is_back(trio: Rig) -> None:
+    agent = trio.agent("n1", replica=2)
+    await agent.hello()
+    await trio.pass_time(0.5, 0.1, agent)
+    trio.replicas[0].raft.reachable = False
+    while not agent.task.done():
+        await trio.pass_time(0.1, 0.1, agent)
+    trio.replicas[0].raft.reachable = True
+    await trio.pass_time(0.5)
+    assert trio.table.contact("n1").broken_since_s is None
+    await agent.error()
+
+
 async def test_a_replica_cut_off_from_the_leader_sends_its_agents_away(trio: Rig) -> None:
     agent = trio.agent("n1", replica=2)
     await agent.hello()

@@ -95,6 +95,14 @@ async def test_a_deletion_seen_twice_is_told_once(rig: Rig) -> None:
     assert rig.changes[2:] == [("a@11", None)]
 
 
+async def test_an_old_deletion_does_not_remove_the_successor(rig: Rig) -> None:
+    await rig.api.send(deleted(pod("a", 11), 11), added(pod("a", 12, uid="second")), None)
+    await rig.pass_time()
+    await rig.api.send(deleted(pod("a", 11), 11), added(pod("a", 12, uid="second")))
+    assert rig.names == {"a", "b"}
+    assert rig.changes[2:] == [("a@11", None), (None, "a@12")]
+
+
 async def test_bookmarks_move_the_place_to_resume_from(rig: Rig) -> None:
     await rig.api.send(bookmark(40), None)
     await rig.pass_time()

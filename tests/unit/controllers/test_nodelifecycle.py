@@ -282,6 +282,20 @@ async def test_a_deposed_leaders_verdict_has_no_effect() -> None:
         assert await s.pods() == {"a"}
 
 
+async def test_a_cache_that_lags_does_not_cost_the_successor_of_a_pod_its_life() -> None:
+    async with ship() as s:
+        dying, *living = await s.agents(3)
+        await s.rig.bound_pod("a", "n0")
+        for task in s.tasks:
+            task.cancel()  # the caches stand still: they know the first pod only
+        await settle()
+        await s.rig.client.delete(Pod, "a", namespace="default", grace_period_s=0)
+        await s.rig.bound_pod("a", "n1")
+        await dying.hang_up()
+        await s.pass_time(4.0, *living)
+        assert await s.pods() == {"a"}
+
+
 async def test_pods_of_a_deleted_node_go() -> None:
     async with ship() as s:
         leaving, *living = await s.agents(3)
