@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import CompletionItem
 
 from controlplane.base.errors import ConfigError
 from controlplane.client.kinds import KINDS, KindInfo
@@ -104,8 +105,6 @@ class KindType(click.ParamType[str]):
 
     name = "kind"
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[click.shell_completion.CompletionItem]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The words for kinds that begin so."""
-        return [click.shell_completion.CompletionItem(word) for word in sorted(_WORDS) if word.startswith(incomplete)]
+        return [CompletionItem(word) for word in sorted(_WORDS) if word.startswith(incomplete)]

@@ -7,6 +7,7 @@ loop of its own, as in life; so do the test's own writes.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -92,8 +93,9 @@ class Rig:
         return result.stdout
 
     def rows(self, *words: str) -> list[list[str]]:
-        """The table a command prints, split at its columns (two blanks or more), headings first."""
-        return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in self.ok(*words).splitlines()]
+        """The table a command prints, split at its columns (two blanks or more), headings first; ages as ``Ns``."""
+        text = re.sub(r"\b\d+s\b", "Ns", self.ok(*words))
+        return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines()]
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a call of the API."""

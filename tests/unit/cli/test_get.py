@@ -66,21 +66,21 @@ def test_every_kind_has_kubectls_columns(rig: Rig, kind: str, manifest: str, usu
 def test_a_pods_row(rig: Rig) -> None:
     rig.put(pod("web-1", node="node-1"))
     assert rig.rows("get", "pods", "-o", "wide")[1] == [
-        "web-1", "1/1", "Running", "2", "0s", "127.128.1.7", "node-1", "<none>", "<none>"
+        "web-1", "1/1", "Running", "2", "Ns", "127.128.1.7", "node-1", "<none>", "<none>"
     ]  # fmt: skip
 
 
 def test_rows_of_the_other_kinds(rig: Rig) -> None:
     for manifest in (NODE, DEPLOYMENT, SERVICE, CONFIG, EVENT, SLICE):
         rig.put(manifest)
-    assert rig.rows("get", "nodes")[1] == ["node-1", "Ready", "worker", "0s", "v0.1.0"]
-    assert rig.rows("get", "deploy")[1] == ["web", "0/2", "0", "0", "0s"]
+    assert rig.rows("get", "nodes")[1] == ["node-1", "Ready", "worker", "Ns", "v0.1.0"]
+    assert rig.rows("get", "deploy")[1] == ["web", "0/2", "0", "0", "Ns"]
     service = rig.rows("get", "svc", "-o", "wide")[1]
     assert service[0:2] == ["web", "ClusterIP"]
-    assert service[3:] == ["<none>", "8080/TCP,53/UDP", "0s", "app=web"]
-    assert rig.rows("get", "cm")[1] == ["settings", "2", "0s"]
+    assert service[3:] == ["<none>", "8080/TCP,53/UDP", "Ns", "app=web"]
+    assert rig.rows("get", "cm")[1] == ["settings", "2", "Ns"]
     assert rig.rows("get", "events")[1][1:] == ["Warning", "FailedScheduling", "pod/web-1", "0/1 nodes are available"]
-    assert rig.rows("get", "events")[1][0].endswith("(x4 over 0s)")
+    assert rig.rows("get", "events")[1][0].endswith("(x4 over Ns)")
     assert rig.rows("get", "endpointslices")[1][3] == "127.128.1.1,127.128.1.2,127.128.1.3 + 1 more..."
 
 
