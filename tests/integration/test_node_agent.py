@@ -176,7 +176,6 @@ async def test_a_replica_that_stops_answering_is_left(tmp_path: Path) -> None:
         # The list of replicas comes with the next welcome.
         paused.answers_heartbeats = False
         await eventually(lambda: healthy.sessions == 1)
-        assert agent.session.replica in ("r1", "r2")
         await eventually(lambda: agent.session.replica == "r2")
     await paused.stop()
     await healthy.stop()

@@ -99,7 +99,9 @@ async def test_an_agent_whose_replicas_are_all_gone_keeps_its_pods_and_says_so(
             metrics = (await _get(http, "/metrics"))[1]
             assert 'kubelet_node_name{node="node-1"} 1.0' in metrics
             await replica.stop()
-            while (await _get(http, "/readyz"))[0] == 200:
+            for _ in range(100):
+                if (await _get(http, "/readyz"))[0] != 200:
+                    break
                 await asyncio.sleep(0.05)
             assert "no session with any replica" in (await _get(http, "/readyz?verbose"))[1]
             assert (await _get(http, "/livez"))[0] == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -77,7 +78,7 @@ async def test_a_crashing_container_is_restarted_with_growing_pauses(bench: Benc
     worker = await bench.begin(make_pod("a"))
     await bench.clock.run_for(20)
     times = [at for _, _, at in bench.runtime.started]
-    assert [round(b - a) for a, b in zip(times, times[1:], strict=False)] == [0, 1, 2, 4, 8]
+    assert [round(b - a) for a, b in itertools.pairwise(times)] == [0, 1, 2, 4, 8]
     status = worker.status()
     assert status.phase == "Running"
     container = status.containerStatuses[0]

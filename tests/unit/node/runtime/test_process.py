@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -33,12 +34,16 @@ UID = "uid-a"
 async def run(runtime: ProcessRuntime, *argv: str, attempt: int = 0, **fields: object) -> ContainerInfo:
     await runtime.run_pod_sandbox(SandboxConfig(UID, "default", "a", "a", "127.130.1.2"))
     env = {"PATH": os.environ["PATH"], "POD_IP": "127.130.1.2"}
-    config = ContainerConfig(name="main", attempt=attempt, image="host", argv=argv, env=env, **fields)  # type: ignore[arg-type]
+    config = dataclasses.replace(ContainerConfig("main", attempt, "host", argv, env), **fields)  # type: ignore[arg-type]
     return await runtime.start_container(await runtime.create_container(UID, config))
 
 
 def alive(pid: int) -> bool:
     return procs.identity_of(pid) is not None
+
+
+def _bytes(path: str) -> bytes:
+    return Path(path).read_bytes()
 
 
 async def said(info: ContainerInfo, wanted: str = "\n") -> str:
@@ -49,7 +54,10 @@ async def said(info: ContainerInfo, wanted: str = "\n") -> str:
 async def test_a_run_has_its_own_directory_environment_log_and_session(
     process_runtime: ProcessRuntime, layout: Layout
 ) -> None:
-    code = "import os,sys; print(os.getcwd(), sorted(os.environ), os.getsid(0)==os.getpid()); print('err', file=sys.stderr)"
+    code = (
+        "import os, sys\nprint(os.getcwd(), sorted(os.environ), os.getsid(0) == os.getpid())\n"
+        "print('err', file=sys.stderr)"
+    )
     info = await run(process_runtime, *python(code))
     ended = await process_runtime.wait(info.id)
     assert (ended.exit_code, ended.reason, ended.state) == (0, "Completed", ContainerState.EXITED)
@@ -100,7 +108,7 @@ async def test_stop_is_quick_when_the_container_goes_by_itself(process_runtime: 
 
 
 async def test_only_the_host_image_is_run(process_runtime: ProcessRuntime) -> None:
-    with pytest.raises(ImageError, match="'process'.*'cri' runtime has images"):
+    with pytest.raises(ImageError, match=r"'process'.*'cri' runtime has images"):
         process_runtime.check_image("nginx")
 
 
@@ -151,7 +159,7 @@ async def test_the_next_runtime_adopts_what_runs_and_sees_its_end(
     ended = later.status(info.id)
     # Our own child still, only to a runtime that does not know: it was not its start.
     assert (ended.exit_code, ended.reason) == (137, "ContainerStatusUnknown")
-    os.waitpid(info.pid, 0)
+    assert procs.reap(info.pid) == (143, 15)
     await later.close()
     process_runtime._runs.clear()
 
@@ -186,7 +194,7 @@ async def test_logs_rotate_under_a_running_process(process_runtime: ProcessRunti
     info = await run(process_runtime, "sh", "-c", "while :; do echo 0123456789012345678901234567890123456789; done")
     await eventually(lambda: info.log_path.stat().st_size > 5000)
     await process_runtime.rotate_logs(4096, 2)
-    assert Path(f"{info.log_path}.1").stat().st_size > 4096
+    assert len(_bytes(f"{info.log_path}.1")) > 4096
     await said(info)
 
 
