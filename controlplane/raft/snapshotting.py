@@ -37,6 +37,8 @@ _log = logging.getLogger("quarterdeck.snapshotting")
 
 #: A peer that does not answer a piece is offered it again after so long.
 _OFFER_PERIOD_S = 0.5
+#: A peer silent for so long no longer keeps its snapshot, and the log behind it, from being dropped.
+_SENDING_SILENCE_S = 30.0
 #: After the disk refused a snapshot.
 _RETRY_S = 30.0
 
@@ -55,7 +57,8 @@ class _Sending:
     ref: SnapshotRef
     total_bytes: int
     term: int
-    offered_at: float
+    heard_at: float
+    offered_at: float = 0.0
 
 
 class Snapshotting:
@@ -174,7 +177,8 @@ class Snapshotting:
         """Drop entries the newest snapshot holds, but for a tail bounded in entries and bytes."""
         config, journal = self._core.config, self._journal
         first = journal.first_index
-        keep_from = min(self.newest_index, self._core.engine.applied_index)
+        # What a follower will need right after the snapshot it is being sent stays too, or it would need another one.
+        keep_from = min([self.newest_index, *(sending.ref.index for sending in self._sending.values())])
         room_bytes = config.snapshot_log_bytes // 2
         floor = max(first, keep_from - config.catch_up_entries)
         while keep_from > floor:
@@ -196,20 +200,22 @@ class Snapshotting:
     def offer(self) -> None:
         """As leader: begin with followers that need a snapshot, and remind those that are silent. Call every turn."""
         engine, now = self._core.engine, self._clock.monotonic()
-        for peer_id in [p for p, s in self._sending.items() if not engine.is_leader or s.term != engine.term]:
-            del self._sending[peer_id]
+        for peer_id, sending in list(self._sending.items()):
+            over = not engine.is_leader or sending.term != engine.term or peer_id not in engine.behind
+            if over or now - sending.heard_at > _SENDING_SILENCE_S:
+                del self._sending[peer_id]
         for peer_id in sorted(engine.behind):
-            sending = self._sending.get(peer_id)
-            if sending is None:
+            current = self._sending.get(peer_id)
+            if current is None:
                 if self._newest is None:
                     raise CorruptStateError(
                         f"the log begins at {engine.first_index} and no snapshot holds what was before"
                     )
-                sending = _Sending(self._newest, self._store.size(self._newest), engine.term, 0.0)
-                self._sending[peer_id] = sending
-                _log.info("sending snapshot peer=%x index=%d bytes=%d", peer_id, sending.ref.index, sending.total_bytes)
-            if now - sending.offered_at >= _OFFER_PERIOD_S:
-                self._send_chunk(peer_id, sending, 0, b"")
+                current = _Sending(self._newest, self._store.size(self._newest), engine.term, now)
+                self._sending[peer_id] = current
+                _log.info("sending snapshot peer=%x index=%d bytes=%d", peer_id, current.ref.index, current.total_bytes)
+            if now - current.offered_at >= _OFFER_PERIOD_S:
+                self._send_chunk(peer_id, current, 0, b"")
 
     def _send_chunk(self, peer_id: int, sending: _Sending, offset: int, data: bytes) -> None:
         sending.offered_at = self._clock.monotonic()
@@ -240,6 +246,7 @@ class Snapshotting:
             or (ack.index, ack.snapshot_term) != (sending.ref.index, sending.ref.term)
         ):
             return
+        sending.heard_at = self._clock.monotonic()
         engine.peer_alive(peer_id)
         if ack.installed:
             del self._sending[peer_id]

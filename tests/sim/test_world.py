@@ -47,8 +47,9 @@ def _first_catch(breakage: Breakage, seeds: range) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_a_build_that_answers_before_its_log_is_durable_is_caught() -> None:
-    assert _first_catch(Breakage(send_before_sync=True), range(15, 40))
+    assert _first_catch(Breakage(send_before_sync=True), range(10, 60))
 
 
 def test_a_build_that_reads_locally_without_asking_the_leader_is_caught() -> None:
