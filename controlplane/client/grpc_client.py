@@ -17,6 +17,7 @@ from controlplane.base.clock import Clock, SystemClock
 from controlplane.base.rand import Rand, SystemRand
 from controlplane.client import metrics
 from controlplane.client.endpoints import EndpointPool
+from controlplane.client.interface import UnavailableError
 from controlplane.client.retry import retry_unavailable
 from controlplane.client.status import to_api_error
 from controlplane.client.typed import TypedClient
@@ -72,10 +73,19 @@ class GrpcClient(TypedClient):
         return (await self._remote.kinds(api_pb2.KindsRequest())).kinds
 
     async def logs(self, request: api_pb2.LogsRequest) -> AsyncIterator[bytes]:
-        """A container's log, in pieces. One attempt: a broken stream raises UnavailableError."""
-        async with self._remote.stream("Logs", lambda stub: stub.Logs, request) as chunks:
-            async for chunk in chunks:
-                yield chunk.data
+        """A container's log, in pieces. Every replica is asked in turn until one begins to answer; a stream that breaks
+        later raises UnavailableError, because where to go on is not known."""
+        begun = False
+        for remaining in reversed(range(len(self.pool.endpoints))):
+            try:
+                async with self._remote.stream("Logs", lambda stub: stub.Logs, request) as chunks:
+                    async for chunk in chunks:
+                        begun = True
+                        yield chunk.data
+                return
+            except UnavailableError:
+                if begun or not remaining:
+                    raise
 
     async def close(self) -> None:
         """Close all connections; calls in flight fail."""
