@@ -1,4 +1,5 @@
-"""The consensus engine: pysyncobj behind our own seams. The only module that imports pysyncobj or its private names.
+"""The consensus engine: pysyncobj behind our own seams. With its seams
+(``engine_seams.py``) the only code that knows the library's private names.
 
 Owns: the library's instance, the translation between its messages (Python dicts) and our typed frames, and every
 correction of its behaviour. Must not know the network, the disk, proposals, reads or snapshots files.
@@ -18,25 +19,19 @@ What is replaced (each private name used has a contract test in tests/unit/raft/
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from typing import Any, Final, Protocol, overload
-
-import pysyncobj.syncobj as library
-from pysyncobj.node import Node
-from pysyncobj.transport import Transport
+from typing import Any, Final
 
 from controlplane.base.clock import Clock
 from controlplane.base.errors import CorruptStateError
 from controlplane.base.rand import Rand
 from controlplane.pb.quarterdeck.internal.v1 import raft_pb2
 from controlplane.raft.config import RaftConfig
+from controlplane.raft.engine_seams import EngineJournal, Links, LogEntry, Peer, bind, make_consensus
 
 __all__ = ["Engine", "EngineJournal", "LogEntry", "Role"]
 
-#: (command, index, term): the library's shape of a log entry. ``command`` is one type byte and the data.
-LogEntry = tuple[bytes, int, int]
 
 _COMMAND: Final = 0
 _NO_OP: Final = 1
@@ -47,10 +42,6 @@ _FOLLOWER: Final = 0
 _CANDIDATE: Final = 1
 _LEADER: Final = 2
 
-_NEVER_S: Final = 1e18
-
-# It warns of truncation below what is applied, on every resend; our journal truncates nothing that matches.
-logging.getLogger(library.__name__).addFilter(lambda record: "truncating already-applied" not in record.msg)
 _RETRIES_HASTENED: Final = 6
 
 
@@ -63,97 +54,6 @@ class Role(Enum):
 
 
 _ROLES: Final = {_FOLLOWER: Role.FOLLOWER, _CANDIDATE: Role.CANDIDATE, _LEADER: Role.LEADER}
-
-
-class EngineJournal(Protocol):
-    """What the engine needs of the log: the library's journal protocol, and the two corrections.
-
-    Positions count from the first entry kept, as the library has it; ``install`` and entries use Raft indexes.
-    """
-
-    def add(self, command: bytes, idx: int, term: int) -> None: ...
-    def clear(self) -> None: ...
-    def deleteEntriesFrom(self, entryFrom: int) -> None: ...  # noqa: N802, N803
-    def deleteEntriesTo(self, entryTo: int) -> None: ...  # noqa: N802, N803
-    @overload
-    def __getitem__(self, item: int) -> LogEntry: ...
-    @overload
-    def __getitem__(self, item: slice) -> Sequence[LogEntry]: ...
-    def __len__(self) -> int: ...
-    def setRaftCommitIndex(self, raftCommitIndex: int) -> None: ...  # noqa: N802, N803
-    def getRaftCommitIndex(self) -> int: ...  # noqa: N802
-    def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None: ...  # noqa: N802, N803
-    def getCurrentTerm(self) -> int: ...  # noqa: N802
-    def getVotedForNodeId(self) -> str | None: ...  # noqa: N802
-    def onOneSecondTimer(self) -> None: ...  # noqa: N802
-    def handler_ended(self) -> None:
-        """A message has been handled: what was cut and not contradicted comes back."""
-        ...
-
-
-class _Poller:
-    """The library polls sockets of its own; it has none."""
-
-    def poll(self, timeout: float) -> None: ...
-
-
-class _NoPickle:
-    """Stands where the library would reach for pickle."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise CorruptStateError(f"the engine reached for pickle.{name}: nothing here may be pickled")
-
-
-class _NoSerializer:
-    """Stands in place of the library's dumps: it never makes one, and when one should be sent it tells the engine."""
-
-    def __init__(self, peer_is_behind: Callable[[_Peer], None]) -> None:
-        self._peer_is_behind = peer_is_behind
-
-    def checkSerializing(self) -> tuple[int, None]:  # noqa: N802
-        return 0, None
-
-    def getTransmissionData(self, node: _Peer) -> None:  # noqa: N802
-        self._peer_is_behind(node)
-
-    def cancelTransmisstion(self, _node: _Peer) -> None:  # noqa: N802
-        return None
-
-
-class _Peer(Node):  # type: ignore[misc]
-    """A member, with a hash that is the same in every process: the library keeps peers in sets."""
-
-    def __init__(self, member_id: int) -> None:
-        super().__init__(f"{member_id:016x}", member_id=member_id)
-
-    def __hash__(self) -> int:
-        return hash(self.member_id)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Peer) and self.member_id == other.member_id
-
-
-class _Links(Transport):  # type: ignore[misc]
-    """The library's transport: everything it sends goes to the engine."""
-
-    def __init__(self, send: Callable[[_Peer, dict[str, Any]], None]) -> None:
-        super().__init__(None, None, [])
-        self._send = send
-
-    def send(self, node: _Peer, message: dict[str, Any]) -> bool:
-        self._send(node, message)
-        return True
-
-
-class _Consensus(library.SyncObj):  # type: ignore[misc]
-    """The library's object, with our way to apply an entry."""
-
-    def __init__(self, me: _Peer, peers: list[_Peer], conf: Any, links: _Links, apply: Callable[[bytes], None]) -> None:
-        self._quarterdeck_apply = apply
-        super().__init__(me, peers, conf, nodeClass=_Peer, transport=links)
-
-    def _SyncObj__doApplyCommand(self, command: bytes) -> None:  # noqa: N802
-        self._quarterdeck_apply(command)
 
 
 class Engine:
@@ -186,8 +86,8 @@ class Engine:
         self._clock = clock
         self._rand = rand
         self._apply_entry = apply
-        self._me = _Peer(member_id)
-        self._peers = {peer_id: _Peer(peer_id) for peer_id in sorted(peer_ids)}
+        self._me = Peer(member_id)
+        self._peers = {peer_id: Peer(peer_id) for peer_id in sorted(peer_ids)}
         self._out: list[tuple[int, raft_pb2.RaftMessage]] = []
         self._answering_seq = 0
         self._append_seq = dict.fromkeys(self._peers, 0)
@@ -195,13 +95,11 @@ class Engine:
         self._votes: tuple[int, set[int]] = (0, set())
         self._hastened_retries = 0
         self._behind: set[int] = set()
-        self._links = _Links(self._translate_out)
+        self._links = Links(self._translate_out)
         self._bind()
-        library.createJournal = lambda _file: journal
-        library.createPoller = lambda _type: _Poller()
-        library.PIPE_NOTIFIER_ENABLED = False
-        self._sync: Any = _Consensus(self._me, list(self._peers.values()), self._conf(), self._links, self._apply)
-        self._sync._SyncObj__serializer = _NoSerializer(self._on_peer_behind)
+        self._sync = make_consensus(
+            config, self._me, list(self._peers.values()), journal, self._links, self._apply, self._on_peer_behind
+        )
         if self.first_index > max(applied_index, 1):
             raise CorruptStateError(
                 f"the log starts at index {self.first_index} and the newest snapshot holds {applied_index}: what lies "
@@ -219,53 +117,8 @@ class Engine:
                 f"this data directory has lost entries; replace the member"
             )
 
-    def _conf(self) -> Any:
-        c = self._config
-        return library.SyncObjConf(
-            password=None,
-            autoTick=False,
-            autoTickPeriod=c.heartbeat_ms / 1000,
-            commandsQueueSize=16,
-            raftMinTimeout=c.election_min_ms / 1000,
-            raftMaxTimeout=c.election_max_ms / 1000,
-            appendEntriesPeriod=c.heartbeat_ms / 1000,
-            connectionTimeout=_NEVER_S,
-            connectionRetryTime=_NEVER_S,
-            leaderFallbackTimeout=c.step_down_ms / 1000,
-            appendEntriesUseBatch=False,
-            appendEntriesBatchSizeBytes=c.append_bytes,
-            bindAddress=None,
-            preferredAddrType="ipv4",
-            sendBufferSize=1,
-            recvBufferSize=1,
-            dnsCacheTime=0,
-            dnsFailCacheTime=0,
-            logCompactionMinEntries=1 << 62,
-            logCompactionMinTime=_NEVER_S,
-            logCompactionSplit=False,
-            logCompactionBatchSize=1,
-            commandsWaitLeader=False,
-            fullDumpFile=None,
-            journalFile=None,
-            bindRetryTime=1.0,
-            maxBindRetries=1,
-            onReady=None,
-            onStateChanged=None,
-            dynamicMembershipChange=False,
-            pollerType="auto",
-            useFork=False,
-            serializer=None,
-            serializeChecker=None,
-            deserializer=None,
-            onCodeVersionChanged=None,
-            tcp_keepalive=None,
-        )
-
     def _bind(self) -> None:
-        """The library looks its clock, chance and pickle up in its module: they are ours while we call it."""
-        library.monotonicTime = self._clock.monotonic
-        library.random = self._rand
-        library.pickle = _NO_PICKLE
+        bind(self._clock, self._rand)
 
     # -- what it knows ---------------------------------------------------------------------------------------
 
@@ -538,7 +391,7 @@ class Engine:
                     f"the replicas have diverged"
                 )
 
-    def _on_peer_behind(self, node: _Peer) -> None:
+    def _on_peer_behind(self, node: Peer) -> None:
         """The log no longer reaches back to this follower. The library would go on trying within this very call."""
         self._behind.add(node.member_id)
         self._sync._SyncObj__raftNextIndex[node] = self.last_index + 1
@@ -554,7 +407,7 @@ class Engine:
         else:
             raise CorruptStateError(f"log entry {index} has unknown kind {command[:1]!r}")
 
-    def _translate_out(self, node: _Peer, message: dict[str, Any]) -> None:
+    def _translate_out(self, node: Peer, message: dict[str, Any]) -> None:
         peer_id, kind = node.member_id, message["type"]
         out = raft_pb2.RaftMessage(term=self.term)
         if kind == "append_entries" and (peer_id in self._behind or "serialized" in message):
@@ -617,6 +470,3 @@ class Engine:
         if keep_earlier:
             deadline = min(deadline, self._sync._SyncObj__raftElectionDeadline)
         self._sync._SyncObj__raftElectionDeadline = deadline
-
-
-_NO_PICKLE: Final = _NoPickle()

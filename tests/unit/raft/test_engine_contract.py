@@ -15,6 +15,7 @@ from controlplane.base.errors import CorruptStateError
 from controlplane.base.rand import SeededRand
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.engine import Engine
+from controlplane.raft.engine_seams import configuration
 from tests.unit.raft.memory import memory_journal
 
 CLOCK = ManualClock()
@@ -90,7 +91,7 @@ def test_applying_goes_through_the_method_that_is_overridden() -> None:
 
 
 def test_every_field_of_the_configuration_is_set_explicitly() -> None:
-    ours = set(inspect.getsource(Engine._conf).replace("=", " = ").split())
+    ours = set(inspect.getsource(configuration).replace("=", " = ").split())
     missing = [name for name in vars(library.SyncObjConf()) if name not in ours]
     assert missing == []
 
