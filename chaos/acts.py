@@ -143,9 +143,9 @@ async def scaling(stage: Stage, n: int) -> None:
     wanted = stage.pods_wanted * 5
     stage.say(f"two nodes join while the Deployment grows from {stage.pods_wanted} to {wanted} pods")
     fault = stage.recorder.mark(act, n, "fault", pods=wanted)
+    nodes = [await stage.faults.add_node() for _ in range(2)]
     # Half of the growth at once, which the old nodes take; the rest when the new ones can take their share.
     await stage.faults.scale((stage.pods_wanted + wanted) // 2)
-    nodes = [await stage.faults.add_node() for _ in range(2)]
     for name in nodes:
         await _until(stage, lambda name=name: node_ready(stage.client, name), f"{name} Ready")  # type: ignore[misc]
     joined_s = stage.seconds_since(fault)
@@ -190,14 +190,15 @@ async def disaster(stage: Stage, n: int) -> None:
         act, n, "restored",
         snapshot_revision=restored.snapshot_revision, revision=restored.revision, snapshot_began_ns=began.at_ns,
     )  # fmt: skip
-    await _whole(stage)
     first = await stage.pods.until(lambda: stage.load.board.revision > restored.revision, _RECOVERY_TIMEOUT_S)
     if first is None:
         raise ActError("no write was acknowledged after the restore")
-    served = digest(await read_everything(stage.kv, restored.revision))
+    first_write_s = stage.seconds_since(fault)
+    stage.say(f"serving again after {first_write_s:.2f} s, at revision {stage.load.board.revision}")
+    await _whole(stage)
     recovered = stage.recorder.mark(act, n, "recovered")
     recovered_s = (recovered.at_ns - fault.at_ns) / 1e9
-    stage.say(f"serving again after {recovered_s:.2f} s, at revision {stage.load.board.revision}")
+    served = digest(await read_everything(stage.kv, restored.revision))
     if not await stage.pods.caught_up(restored.revision, _RECOVERY_TIMEOUT_S):
         raise ActError("pods could not be listed after the restore")
     await stage.steady()
@@ -206,7 +207,7 @@ async def disaster(stage: Stage, n: int) -> None:
         snapshot_s=snapshot_s, snapshot_bytes=size, snapshot_revision=restored.snapshot_revision,
         keys=restored.keys, snapshot_hash=saved.state_hash, restored_hash=restored.state_hash,
         snapshot_digest=expected, served_digest=served, restored_revision=restored.revision,
-        revision_before_loss=newest, recovered_s=recovered_s, **pods.changes(),
+        revision_before_loss=newest, first_write_s=first_write_s, recovered_s=recovered_s, **pods.changes(),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ _NUMBERS: Final[Sequence[tuple[str, Callable[[ActReport], float | None]]]] = (
     ("time to new leader s", lambda act: act.observed.get("leader_s")),
     ("pods Ready elsewhere s", lambda act: act.observed.get("replaced_s")),
     ("all pods Ready s", lambda act: act.observed.get("scaled_s")),
+    ("first write after the loss s", lambda act: act.observed.get("first_write_s")),
     ("snapshot s", lambda act: act.observed.get("snapshot_s")),
     ("cluster whole again s", lambda act: act.observed.get("recovered_s")),
     ("operations failed", lambda act: act.served.operations_failed),
@@ -36,7 +37,7 @@ def render(report: Report) -> str:
         table(
             [
                 "ACT", "WRITES", "LONGEST GAP", "OPS FAILED", "HTTP REQUESTS", "ATTEMPTS FAILED", "REQUESTS FAILED",
-                "READY AGAIN", "PODS RESTARTED", "VERDICT",
+                "RECOVERY", "PODS RESTARTED", "VERDICT",
             ],
             [_row(act) for act in report.acts],
         )
@@ -96,7 +97,6 @@ def _name(act: ActReport) -> str:
 
 def _row(act: ActReport) -> list[str]:
     served = act.served
-    again = act.observed.get("replaced_s") or act.observed.get("recovered_s")
     restarted = _pods_restarted(act)
     return [
         _name(act),
@@ -106,10 +106,23 @@ def _row(act: ActReport) -> list[str]:
         str(served.http_requests),
         str(served.http_attempts_failed),
         str(served.http_requests_failed),
-        "-" if again is None else f"{again:.2f} s",
+        _recovery(act),
         "-" if restarted is None else str(restarted),
         act.verdict.value,
     ]
+
+
+#: What recovery means for each act: (key of the observed number, how to say it).
+_RECOVERIES: Final = (
+    ("leader_s", "new leader {:.2f} s"),
+    ("replaced_s", "pods elsewhere {:.2f} s"),
+    ("scaled_s", "all Ready {:.2f} s"),
+    ("first_write_s", "restored {:.2f} s"),
+)
+
+
+def _recovery(act: ActReport) -> str:
+    return next((text.format(act.observed[key]) for key, text in _RECOVERIES if act.observed.get(key)), "-")
 
 
 def _pods_restarted(act: ActReport) -> int | None:

@@ -31,8 +31,8 @@ _WRITE_GAP_BUDGET_S: Final[Mapping[str, float]] = {
     "scaling": 1.0,
     "disaster": 15.0,
 }
-#: From the fault until all pods are Ready on other nodes, seconds.
-_REPLACED_BUDGET_S: Final = 5.0
+#: From the fault until all pods are Ready on other nodes, seconds. Twice the target, for the same reason.
+_REPLACED_BUDGET_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,11 @@ from controlplane.raft.config import make_members
 from controlplane.raft.disk import RealDisk
 from controlplane.raft.snapshot_format import SnapshotInfo, inspect_snapshot_file, read_snapshot_file
 from controlplane.raft.snapshots import seed_data_dir
+from controlplane.raft.types import Member
 from controlplane.raft.wal import Identity
 from controlplane.store.store import Store, restored_state
 
-__all__ = ["REVISION_BUMP", "Restored", "contents", "restore_member", "verify"]
+__all__ = ["REVISION_BUMP", "Restored", "Seed", "contents", "prepare", "restore_member", "verify"]
 
 #: More revisions than a cluster makes between a snapshot and its loss: at 10,000 writes a second, 27 hours.
 REVISION_BUMP = 1_000_000_000
@@ -69,27 +70,42 @@ def contents(path: Path) -> Sequence[KeyValue]:
     return store.range(RangeRequest(key=b"\0", range_end=b"\0")).kvs
 
 
-def restore_member(
-    path: Path,
-    data_dir: Path,
-    *,
-    name: str,
-    members: tuple[MemberConfig, ...],
-    cluster_token: str,
-    clock: Clock | None = None,
-) -> Restored:
-    """Seed one member's empty data directory from a snapshot file.
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """The state every member of the new cluster starts from; made once, put :meth:`into` each member's directory."""
+
+    restored: Restored
+    members: Sequence[Member]
+    cluster_id: int
+    header: SnapshotHeader
+    state: Sequence[bytes]
+
+    def into(self, data_dir: Path, name: str) -> None:
+        """Seed one member's empty data directory.
+
+        Raises:
+            ConfigError: no such member, or the directory is not empty or not ours to write.
+            StorageError: the disk refused.
+        """
+        me = next((m for m in self.members if m.name == name), None)
+        if me is None:
+            raise ConfigError(f"{name!r} is not in the initial cluster ({', '.join(m.name for m in self.members)})")
+        disk = RealDisk(data_dir, create=True)
+        try:
+            seed_data_dir(disk, Identity(self.cluster_id, me.id), self.header, self.state)
+        finally:
+            disk.close()
+
+
+def prepare(path: Path, *, members: tuple[MemberConfig, ...], cluster_token: str, clock: Clock | None = None) -> Seed:
+    """Read and check the whole file, and make of it what the members of a new cluster start from. Writes nothing.
 
     Raises:
-        ConfigError: the directory is not empty or not ours to write, or the token is the lost cluster's.
-        CorruptStateError: the file is damaged; nothing is written.
-        StorageError: the disk refused.
+        ConfigError: the file cannot be read, or the token is the lost cluster's.
+        CorruptStateError: the file is damaged.
     """
     info = inspect_snapshot_file(path)
     cluster_id, new_members = make_members(cluster_token, ((m.name, m.peer, m.client, m.metrics) for m in members))
-    me = next((m for m in new_members if m.name == name), None)
-    if me is None:
-        raise ConfigError(f"{name!r} is not in the initial cluster ({', '.join(m.name for m in new_members)})")
     if cluster_id == info.header.cluster_id:
         raise ConfigError(
             "the cluster token is the lost cluster's: a survivor of it could join the restored one. Choose a new token"
@@ -116,11 +132,23 @@ def restore_member(
     state = list(restored_state(chunks, revision_bump=REVISION_BUMP, applied_index=header.index, cluster_id=cluster_id))
     store = Store(cluster_id=cluster_id)
     store.restore(iter(state))
-    disk = RealDisk(data_dir, create=True)
-    try:
-        seed_data_dir(disk, Identity(cluster_id, me.id), header, state)
-    finally:
-        disk.close()
-    return Restored(
+    restored = Restored(
         info.header.revision, store.revision, store.key_count, store.state_hash(), header.index, header.term
     )
+    return Seed(restored, new_members, cluster_id, header, state)
+
+
+def restore_member(
+    path: Path,
+    data_dir: Path,
+    *,
+    name: str,
+    members: tuple[MemberConfig, ...],
+    cluster_token: str,
+    clock: Clock | None = None,
+) -> Restored:
+    """Seed one member's empty data directory from a snapshot file. Raises as :func:`prepare` and :meth:`Seed.into`;
+    if the file is damaged, nothing is written."""
+    seed = prepare(path, members=members, cluster_token=cluster_token, clock=clock)
+    seed.into(data_dir, name)
+    return seed.restored

@@ -9,13 +9,15 @@ from pathlib import Path
 
 from controlplane.config import parse_initial_cluster
 from controlplane.local.cluster import LocalCluster
-from controlplane.recovery import Restored, restore_member, verify
+from controlplane.recovery import Restored, prepare, verify
 
 __all__ = ["restore_replicas"]
 
 
 def restore_replicas(cluster: LocalCluster, path: Path) -> Restored:
-    """Seed every replica's directory anew, then start all of them; not waited for until they serve.
+    """Seed every replica's directory anew and start it; not waited for until they serve.
+
+    Each is started as soon as its directory is seeded: a program takes longer to start than a directory to seed.
 
     Raises:
         ProcessError: a replica runs.
@@ -23,18 +25,9 @@ def restore_replicas(cluster: LocalCluster, path: Path) -> Restored:
     """
     verify(path)
     cluster.renew_token()
-    members = parse_initial_cluster(cluster.spec.initial_cluster)
-    restored: Restored | None = None
+    seed = prepare(path, members=parse_initial_cluster(cluster.spec.initial_cluster), cluster_token=cluster.spec.token)
     for replica in cluster.spec.replicas:
         cluster.destroy_replica_data(replica.name)
-        restored = restore_member(
-            path,
-            cluster.replica_dir(replica.name),
-            name=replica.name,
-            members=members,
-            cluster_token=cluster.spec.token,
-        )
-    assert restored is not None
-    for replica in cluster.spec.replicas:
+        seed.into(cluster.replica_dir(replica.name), replica.name)
         cluster.start(replica.name)
-    return restored
+    return seed.restored
