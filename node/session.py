@@ -304,7 +304,7 @@ async def _stream(endpoint: str, clock: Clock) -> AsyncIterator[_Call]:
     """A session stream on a connection of its own. Raises SessionEndedError if there is no connection in time."""
     channel = grpc.aio.insecure_channel(endpoint, options=_CHANNEL_OPTIONS)
     try:
-        await _within(clock, CONNECT_MAX_S, channel.channel_ready(), "no connection")
+        await _within(clock, CONNECT_MAX_S, _connected(channel), "no connection")
         call = NodesStub(channel).Session()
         try:
             yield call
@@ -312,6 +312,16 @@ async def _stream(endpoint: str, clock: Clock) -> AsyncIterator[_Call]:
             call.cancel()
     finally:
         await channel.close()
+
+
+async def _connected(channel: grpc.aio.Channel) -> None:
+    """Return when the channel is connected; a refused connection is said at once instead of tried again."""
+    state = channel.get_state(try_to_connect=True)
+    while state is not grpc.ChannelConnectivity.READY:
+        if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            raise SessionEndedError("the connection was refused")
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)
 
 
 async def _within(clock: Clock, timeout_s: float, awaitable: Awaitable[T], what: str) -> T:

@@ -17,11 +17,13 @@ from controlplane.base.errors import ConfigError
 from controlplane.base.rand import SystemRand
 from controlplane.pb.k8s.core_v1_pb2 import ContainerStateWaiting
 from controlplane.pb.quarterdeck.v1.api_pb2 import LogsRequest
+from controlplane.pb.quarterdeck.v1.node_pb2 import Assignments, Hello, Welcome
 from controlplane.pb.quarterdeck.v1.node_pb2_grpc import AgentStub
 from node.agent import Agent
 from node.config import AgentConfig
 from node.runtime import procs
 from node.runtime.base import ContainerState
+from node.session import NodeSession, SessionEndedError
 from tests.unit.node.support import FakeReplica, eventually, make_pod, python
 
 
@@ -233,3 +235,23 @@ async def test_a_port_in_use_is_named(tmp_path: Path, replica: FakeReplica) -> N
     )
     with pytest.raises(ConfigError, match=replica.endpoint):
         await Agent(config, clock=SystemClock(), rand=SystemRand()).run()
+
+
+async def test_a_dead_endpoint_costs_no_wait(tmp_path: Path, replica: FakeReplica) -> None:
+    gone = FakeReplica("gone")
+    await gone.start()
+    await gone.stop()
+    session = NodeSession([gone.endpoint], _Silent(), clock=SystemClock(), rand=SystemRand())
+    with pytest.raises(SessionEndedError, match="refused"):
+        await session._hold(gone.endpoint)
+
+
+class _Silent:
+    """A handler that never gets to speak."""
+
+    def hello(self) -> Hello:
+        return Hello()
+
+    def welcomed(self, welcome: Welcome) -> None: ...
+
+    def assigned(self, assignments: Assignments) -> None: ...
