@@ -105,24 +105,10 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "get",
-        "describe",
-        "apply",
-        "delete",
-        "scale",
-        "rollout",
-        "logs",
-        "events",
-        "cordon",
-        "uncordon",
-        "drain",
-        "status",
-        "snapshot",
-        "local",
-        "completion",
-        "api-resources",
+        "get", "describe", "apply", "delete", "scale", "rollout", "logs", "events", "cordon", "uncordon", "drain",
+        "status", "snapshot", "local", "completion", "api-resources",
     ],
-)
+)  # fmt: skip
 def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(cli, [command, "-h"], prog_name="qd")
     assert result.exit_code == 0
