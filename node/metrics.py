@@ -68,5 +68,5 @@ RUNTIME_SECONDS = Histogram(
 PROBES = Counter(
     "prober_probe_total", "Probes of containers by result", ["probe_type", "result", "container", "pod", "namespace"]
 )
-SESSION_MOVES = Counter("quarterdeck_node_session_ends_total", "Node sessions that broke or were given up")
+SESSION_MOVES = Counter("quarterdeck_agent_session_ends_total", "Node sessions that broke or were given up")
 SESSION_CONNECTED = Gauge("quarterdeck_node_session_connected", "1 while a replica holds this node's session")
