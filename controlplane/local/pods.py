@@ -24,13 +24,14 @@ def running(node_dir: Path) -> dict[str, list[int]]:
     for path in sorted(node_dir.glob("pods/*/.agent/containers/*.json")):
         try:
             record = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue  # being replaced, or of a container that never started
-        pid, pgid = int(record.get("pid", 0)), int(record.get("pgid", 0))
-        if pid <= 1 or pgid <= 1 or record.get("finished_at_ms") or record.get("boot_id") != boot:
+            pid, pgid = int(record["pid"]), int(record["pgid"])
+            start_ticks, boot_then, finished = record["start_ticks"], record["boot_id"], record["finished_at_ms"]
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # being replaced, or not a record
+        if pid <= 1 or pgid <= 1 or finished or boot_then != boot:
             continue
         stat = stat_of(pid)
-        if stat is not None and stat.start_ticks == record.get("start_ticks"):
+        if stat is not None and stat.start_ticks == start_ticks:
             found.setdefault(path.parents[2].name, []).append(pgid)
     return found
 

@@ -135,7 +135,7 @@ def test_the_lost_clusters_own_token_is_refused(file: Path, tmp_path: Path) -> N
 
 
 def test_a_name_outside_the_cluster_is_refused(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'r9' is not in the initial cluster .*r2"):
+    with pytest.raises(ConfigError, match=r"'r9' is not in the initial cluster .*r2"):
         restore_member(file, tmp_path / "r9", name="r9", members=MEMBERS, cluster_token="new")
     assert not (tmp_path / "r9").exists()
 
