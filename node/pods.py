@@ -27,6 +27,7 @@ __all__ = ["NodePods"]
 log = logging.getLogger("quarterdeck.pods")
 
 _RETRY_S: Final = 1.0
+_NODE_SHUTDOWN: Final = "NodeShutdown"
 
 
 class NodePods:
@@ -120,12 +121,13 @@ class NodePods:
             self.reconcile()
 
     async def shut_down(self, grace_s_max: float) -> None:
-        """Stop every pod because the node stops, and leave nothing of it; each is reported Failed, to be replaced."""
+        """Stop every pod because the node stops, and leave nothing of it; each is reported Failed, or gone if
+        a controller replaces it."""
         self._shutting_down = True
         for worker in self.workers.values():
             worker.stop(
                 min(grace_s_of(worker.pod), grace_s_max),
-                failed_reason="NodeShutdown",
+                failed_reason=_NODE_SHUTDOWN,
                 failed_message="the node agent was stopped, and its pods with it",
             )
         for uid, worker in list(self.workers.items()):
@@ -202,14 +204,19 @@ class NodePods:
             return
         meta = worker.pod.metadata
         observed = worker.observed
+        status = worker.status()
+        # A pod that the node's own shutdown ended keeps its object, for people to see why, unless a controller puts
+        # another in its place: then it would only be litter.
+        unwanted = meta.HasField("deletionTimestamp") or (
+            status.reason == _NODE_SHUTDOWN and any(owner.controller for owner in meta.ownerReferences)
+        )
         self._report(
             PodStatusReport(
                 namespace=meta.namespace,
                 name=meta.name,
                 uid=uid,
-                status=worker.status(),
-                # A pod stopped by the node's own shutdown keeps its object; only who asked for its end loses it.
-                terminated=observed.stopped and meta.HasField("deletionTimestamp"),
+                status=status,
+                terminated=observed.stopped and unwanted,
             )
         )
         if observed.stopped:

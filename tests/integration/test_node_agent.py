@@ -94,6 +94,18 @@ async def test_a_stopped_agent_leaves_no_process_and_says_its_pods_failed(tmp_pa
     assert list((tmp_path / "node-1" / "pods").iterdir()) == []
 
 
+async def test_a_stopped_agent_gives_up_the_pods_that_a_controller_replaces(
+    tmp_path: Path, replica: FakeReplica
+) -> None:
+    pod = make_pod("a")
+    pod.metadata.ownerReferences.add(kind="ReplicaSet", name="rs", uid="uid-rs", apiVersion="apps/v1", controller=True)
+    async with an_agent(tmp_path, replica):
+        replica.assign(pod)
+        await eventually(lambda: replica.ready("uid-a"))
+        assert not replica.statuses["uid-a"].terminated
+    assert replica.statuses["uid-a"].terminated
+
+
 async def test_a_deleted_pod_is_stopped_with_grace_and_reported_terminated(
     tmp_path: Path, replica: FakeReplica
 ) -> None:
