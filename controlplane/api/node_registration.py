@@ -1,7 +1,7 @@
 """From an agent's Hello to its Node object. Owns what an agent may say about its Node and what it may not.
 
-The agent owns its labels, annotations, capacity, allocatable, addresses, node info and daemon endpoints. Taints,
-cordon and conditions belong to others and are kept; only a node that never had a Ready condition is given one, so
+The agent owns its labels, annotations, capacity, allocatable, addresses, node info and daemon endpoints. Its taints count
+when the Node is created; from then on taints, cordon and conditions belong to others and are kept; only a node that never had a Ready condition is given one, so
 that it is schedulable at once. Nothing is written when nothing changed: after a fail-over thousands of agents say
 hello within a second.
 """
@@ -74,6 +74,7 @@ class NodeRegistration:
         node = core_v1_pb2.Node()
         node.metadata.name = name
         _describe(node, said)
+        node.spec.taints.extend(said.spec.taints)
         _give_range(node, await self._cidrs.claim(name, self._exists))
         created = await self._api.create(api_pb2.CreateRequest(object=api_pb2.Object(node=node)))
         return created.node

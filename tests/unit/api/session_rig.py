@@ -4,7 +4,7 @@ when told, and agents that say what the test says."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -55,8 +55,10 @@ class Agent:
             self._to_send.put_nowait(message)
         await settle()
 
-    async def hello(self, **labels: str) -> None:
+    async def hello(self, *, taints: Sequence[str] = (), **labels: str) -> None:
         node = Node()
+        for key in taints:
+            node.spec.taints.add(key=key, effect="NoSchedule")
         node.metadata.labels.update(labels)
         node.status.capacity["cpu"].string = "4"
         node.status.allocatable["cpu"].string = "4"

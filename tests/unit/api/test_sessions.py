@@ -79,6 +79,16 @@ async def test_a_second_hello_changes_what_is_the_agents_and_nothing_else(rig: R
     assert node.status.conditions[0].status == "Unknown"
 
 
+async def test_an_agents_taints_count_when_its_node_is_created_and_not_after(rig: Rig) -> None:
+    await rig.agent("n1").hello(taints=["gpu"])
+    node = await rig.client.get(Node, "n1")
+    assert [taint.key for taint in node.spec.taints] == ["gpu"]
+    del node.spec.taints[:]
+    await rig.client.update(node)
+    await rig.agent("n1", boot_id="b2").hello(taints=["gpu"])
+    assert not (await rig.client.get(Node, "n1")).spec.taints
+
+
 async def test_a_hello_that_changes_nothing_writes_nothing(rig: Rig) -> None:
     await rig.agent("n1").hello(zone="a")
     writes = len(rig.replicas[0].raft.proposals)
