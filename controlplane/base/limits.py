@@ -4,6 +4,25 @@ from __future__ import annotations
 
 from typing import Final
 
+__all__ = [
+    "BATCH_BYTES_MAX",
+    "BATCH_PROPOSALS_MAX",
+    "DEDUP_BYTES_MAX",
+    "DEDUP_ENTRIES_MAX",
+    "FRAME_BYTES_MAX",
+    "GRPC_RECV_BYTES_MAX",
+    "LEASE_TTL_S_MAX",
+    "LIST_PAGE_MAX",
+    "MIB",
+    "OBJECT_BYTES_MAX",
+    "PEER_QUEUE_BYTES_MAX",
+    "PROPOSALS_PENDING_MAX",
+    "REQUEST_BYTES_MAX",
+    "TXN_OPS_MAX",
+    "WATCHERS_MAX",
+    "WATCH_BUFFER_EVENTS_MAX",
+]
+
 MIB: Final = 1024 * 1024
 
 #: One client write (etcd's --max-request-bytes default).

@@ -7,6 +7,22 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+__all__ = [
+    "HEARTBEAT_SEND_FAILURES",
+    "LOG_BYTES",
+    "PROPOSALS_FAILED",
+    "READ_INDEXES_FAILED",
+    "SLOW_APPLY",
+    "SLOW_READ_INDEXES",
+    "SNAPSHOTS_INSTALLED",
+    "SNAPSHOT_SAVE_SECONDS",
+    "TERM",
+    "TURN_WRITES",
+    "WAL_FSYNC_SECONDS",
+    "WAL_TORN_TAILS",
+    "WAL_TRUNCATED_ENTRIES",
+]
+
 #: etcd's buckets: 1 ms doubling to 8 s.
 _DISK_BUCKETS_S = tuple(0.001 * 2**n for n in range(14))
 

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Histogram
 
+__all__ = [
+    "RECEIVED_BYTES",
+    "REFUSED",
+    "ROUND_TRIP_SECONDS",
+    "SENT_BYTES",
+    "SENT_FAILURES",
+]
+
 SENT_BYTES = Counter("etcd_network_peer_sent_bytes_total", "Bytes sent to peers.", ["To"])
 RECEIVED_BYTES = Counter("etcd_network_peer_received_bytes_total", "Bytes received from peers.", ["From"])
 SENT_FAILURES = Counter(
