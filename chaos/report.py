@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from chaos.findings import Finding
+from chaos.findings import Finding, Verdict
 from chaos.verdict import ActReport, Report
 from controlplane.cli.tables import table
 
@@ -42,9 +42,19 @@ def render(report: Report) -> str:
             [_row(act) for act in report.acts],
         )
     ]  # fmt: skip
-    for act in report.acts:
+    for name in dict.fromkeys(act.act for act in report.acts):
+        same = [act for act in report.acts if act.act == name]
         parts.append("")
-        parts += [_line(finding, f"{_name(act)}: ") for finding in act.findings]
+        if len(same) > 1:
+            # Of many repetitions the table shows the numbers; what held every time is not repeated.
+            passed = sum(1 for act in same if act.verdict is Verdict.PASS)
+            parts.append(f"{name}: {passed} of {len(same)} PASS")
+        parts += [
+            _line(finding, f"{_name(act)}: ")
+            for act in same
+            for finding in act.findings
+            if len(same) == 1 or finding.verdict is not Verdict.PASS
+        ]
     parts.append("")
     parts += [_line(finding) for finding in report.findings]
     parts += ["", f"verdict: {report.verdict.value}"]

@@ -10,6 +10,7 @@ through every replica. Pacing is open-loop: a slow answer does not thin out the 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final, Protocol, TypeVar
@@ -318,7 +319,8 @@ async def fetch(host: str, port: int, *, timeout_s: float) -> str | None:
     except TimeoutError:
         return f"no answer within {timeout_s:g} s"
     except OSError as error:
-        return error.strerror or type(error).__name__
+        # asyncio words a refused connection its own way; the number is the system's.
+        return os.strerror(error.errno) if error.errno else type(error).__name__
     head, separator, body = answer.partition(b"\r\n\r\n")
     if not separator:
         return "the connection closed before an answer"

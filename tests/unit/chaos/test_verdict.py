@@ -1,0 +1,208 @@
+"""The verdict of an act and of a run: what passes, what fails, and what proves nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from chaos.findings import Finding, Verdict, judge, worst
+from chaos.history import History, Outcome
+from chaos.report import as_dict, render, render_repeats
+from chaos.verdict import Report, judge_history
+from tests.unit.chaos.stories import SECOND, Story
+
+UNTOUCHED = {"pods_watched": 6, "pods_restarted": 0, "pods_replaced_without_need": 0, "processes_ended": 0}
+OBSERVED: dict[str, dict[str, Any]] = {
+    "leader-kill": {"leader_before": "r1", "leader_after": "r2", "term_before": 3, "term_after": 4, "leader_s": 0.08},
+    "node-kill": {"node": "node-1", "pods_killed": 2, "replaced_s": 2.5},
+    "scaling": {"pods_wanted": 30, "pods_ready": 30, "scaled_s": 4.0, "pods_on_new_nodes": {"node-4": 5, "node-5": 6}},
+    "disaster": {
+        "snapshot_hash": "a", "restored_hash": "a", "snapshot_digest": "b", "served_digest": "b", "keys": 9,
+        "restored_revision": 2000, "revision_before_loss": 50, "snapshot_revision": 40, "first_write_s": 1.5,
+    },
+}  # fmt: skip
+
+
+def played(act: str = "leader-kill", *, before: int = 30, after: int = 30, **observed: object) -> Story:
+    made = Story()
+    made.mark("begin", act)
+    made.steady(before)
+    made.mark("fault", act)
+    made.steady(3)
+    made.mark("recovered", act)
+    made.steady(after)
+    made.mark("observed", act, **{**UNTOUCHED, **OBSERVED[act], **observed})
+    return made
+
+
+def judged(history: History) -> tuple[Report, dict[str, Finding]]:
+    report = judge_history(history)
+    (act,) = report.acts
+    return report, {finding.rule: finding for finding in act.findings}
+
+
+def failed(history: History) -> list[str]:
+    _, found = judged(history)
+    return [rule for rule, finding in found.items() if finding.verdict is Verdict.FAIL]
+
+
+@pytest.mark.parametrize("act", list(OBSERVED))
+def test_an_act_that_disturbs_nobody_passes(act: str) -> None:
+    report, found = judged(played(act).history())
+    assert {finding.verdict for finding in found.values()} == {Verdict.PASS}
+    assert report.verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(("before", "after"), [(10, 30), (30, 10), (0, 30)])
+def test_a_run_whose_load_was_thin_proves_nothing(before: int, after: int) -> None:
+    report, _ = judged(played(before=before, after=after).history())
+    assert report.verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_run_without_acts_proves_nothing() -> None:
+    made = Story()
+    made.steady()
+    assert judge_history(made.history()).verdict is Verdict.INCONCLUSIVE
+
+
+def test_an_act_cut_short_proves_nothing() -> None:
+    history = played().history()
+    history.marks = [mark for mark in history.marks if mark.name not in {"observed", "recovered"}]
+    report, _ = judged(history)
+    assert report.verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_run_cut_short_proves_nothing() -> None:
+    history = played().history()
+    history.marks.pop()
+    assert judge_history(history).verdict is Verdict.INCONCLUSIVE
+    torn = played().history()
+    torn.torn = True
+    assert judge_history(torn).verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_violation_outweighs_a_run_cut_short() -> None:
+    history = played(pods_restarted=1).history()
+    history.torn = True
+    assert judge_history(history).verdict is Verdict.FAIL
+
+
+def test_a_lost_write_fails_the_run() -> None:
+    history = played().history()
+    final = history.listings[-1]
+    history.listings[-1] = replace(final, rows=final.rows[1:])
+    report, found = judged(history)
+    assert report.verdict is Verdict.FAIL
+    assert {finding.verdict for finding in found.values()} == {Verdict.PASS}
+
+
+def test_a_long_gap_fails_the_act() -> None:
+    made = played()
+    made.marks.pop()
+    made.now_ns += 2 * SECOND
+    made.mark("observed", "leader-kill", **UNTOUCHED, **OBSERVED["leader-kill"])
+    assert failed(made.history()) == ["writes acknowledged again within 1 s"]
+
+
+@pytest.mark.parametrize("outcome", ["fail", "info"])
+def test_a_failed_or_unknown_operation_fails_the_act(outcome: Outcome) -> None:
+    made = played()
+    made.put(outcome=outcome, applied=False)
+    made.mark("observed", "leader-kill", **UNTOUCHED, **OBSERVED["leader-kill"])
+    assert failed(made.history()) == ["no operation failed"]
+
+
+def test_one_failed_attempt_is_forgiven_and_two_are_not() -> None:
+    made = Story()
+    made.mark("begin")
+    made.steady(30)
+    made.mark("fault")
+    made.http(attempts_failed=1)
+    made.mark("recovered")
+    made.steady(30)
+    made.mark("observed", "leader-kill", **UNTOUCHED, **OBSERVED["leader-kill"])
+    assert failed(made.history()) == []
+    made.ops = [replace(op, outcome="fail", attempts_failed=2) if op.attempts_failed else op for op in made.ops]
+    assert failed(made.history()) == ["no request failed after one retry"]
+
+
+@pytest.mark.parametrize("what", ["pods_restarted", "pods_replaced_without_need", "processes_ended"])
+@pytest.mark.parametrize("act", list(OBSERVED))
+def test_a_pod_that_stopped_without_need_fails_any_act(act: str, what: str) -> None:
+    assert failed(played(act, **{what: 1}).history()) == ["no pod restarted"]
+
+
+@pytest.mark.parametrize(
+    ("act", "observed", "rule"),
+    [
+        ("leader-kill", {"leader_after": "r1"}, "another replica leads"),
+        ("leader-kill", {"term_after": 3}, "another replica leads"),
+        ("node-kill", {"replaced_s": 11.0}, "pods Ready elsewhere within 10 s"),
+        ("node-kill", {"replaced_s": None}, "pods Ready elsewhere within 10 s"),
+        ("scaling", {"pods_ready": 29}, "all pods Ready, new nodes used"),
+        ("scaling", {"pods_on_new_nodes": {"node-4": 3, "node-5": 0}}, "all pods Ready, new nodes used"),
+        ("disaster", {"restored_hash": "x"}, "restored exactly, at a higher revision"),
+        ("disaster", {"served_digest": "x"}, "restored exactly, at a higher revision"),
+        ("disaster", {"restored_revision": 50}, "restored exactly, at a higher revision"),
+    ],
+)
+def test_what_an_act_is_about_is_judged(act: str, observed: dict[str, Any], rule: str) -> None:
+    assert failed(played(act, **observed).history()) == [rule]
+
+
+def test_a_node_without_pods_proves_nothing() -> None:
+    report, _ = judged(played("node-kill", pods_killed=0).history())
+    assert report.verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_rule_checked_on_too_little_is_inconclusive_and_a_broken_one_fails_anyway() -> None:
+    assert judge("rule", 0, []).verdict is Verdict.INCONCLUSIVE
+    assert judge("rule", 0, ["broken"]).verdict is Verdict.FAIL
+    assert judge("rule", 0, [], at_least=0).verdict is Verdict.PASS
+    assert judge("rule", 9, (str(n) for n in range(8))).violations == ("0", "1", "2", "3", "4")
+    assert judge("rule", 9, (str(n) for n in range(8))).violated == 8
+
+
+def test_the_worst_verdict_wins() -> None:
+    assert worst([Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.FAIL]) is Verdict.FAIL
+    assert worst([Verdict.PASS, Verdict.INCONCLUSIVE]) is Verdict.INCONCLUSIVE
+    assert worst([Verdict.PASS]) is Verdict.PASS
+    assert worst([]) is Verdict.INCONCLUSIVE
+
+
+def test_a_report_shows_every_finding_and_the_violations() -> None:
+    text = render(judge_history(played(pods_restarted=2).history()))
+    assert "FAIL         leader-kill: no pod restarted (6 checked)\n             2 restarted" in text
+    assert "PASS         no acknowledged write lost (63 checked)" in text
+    assert text.endswith("verdict: FAIL")
+    assert "new leader 0.08 s" in text
+
+
+def test_a_report_as_json_says_the_same() -> None:
+    found = as_dict(judge_history(played().history()))
+    assert found["verdict"] == "PASS"
+    assert found["acts"][0]["served"]["writes_acknowledged"] == 63
+    assert {finding["verdict"] for finding in found["findings"]} == {"PASS"}
+
+
+def test_repetitions_are_shown_as_min_median_max() -> None:
+    reports = [judge_history(played(leader_s=seconds).history()) for seconds in (0.1, 0.3, 0.2)]
+    lines = render_repeats([act for report in reports for act in report.acts]).splitlines()
+    (leader,) = (line.split() for line in lines if "time to new leader" in line)
+    assert leader[-4:] == ["3", "0.1", "0.2", "0.3"]
+
+
+def test_of_repetitions_only_what_did_not_pass_is_listed() -> None:
+    made = Story()
+    for n, restarted in ((1, 0), (2, 1)):
+        for name in ("begin", "fault", "recovered"):
+            made.mark(name)
+            made.steady(30)
+        made.mark("observed", "leader-kill", **{**UNTOUCHED, **OBSERVED["leader-kill"], "pods_restarted": restarted})
+        made.marks[-4:] = [replace(mark, n=n) for mark in made.marks[-4:]]
+    text = render(judge_history(made.history()))
+    assert "leader-kill: 1 of 2 PASS" in text
+    assert "FAIL         leader-kill #2: no pod restarted" in text
+    assert "another replica leads" not in text
