@@ -45,7 +45,7 @@ def split_address(address: str) -> tuple[str, int]:
         ConfigError: it is not ``host:port`` with a port of 0..65535.
     """
     host, separator, port = address.rpartition(":")
-    if not separator or not host or not port.isdigit() or int(port) > 65535:
+    if not separator or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise ConfigError(f"address {address!r}: want HOST:PORT with a port of 0..65535, such as 127.0.0.1:7401")
     return host.strip("[]"), int(port)
 
