@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
-from controlplane.base.http import split_address
 
 __all__ = ["MemberConfig", "ReplicaConfig", "parse_initial_cluster"]
 

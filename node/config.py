@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
-from controlplane.base.http import split_address
 from controlplane.base.log import LEVELS
 from node.quantity import parse_quantity
 

@@ -22,10 +22,11 @@ from prometheus_client import (
     generate_latest,
 )
 
+from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
 from controlplane.base.version import VERSION
 
-__all__ = ["Check", "ObservabilityServer", "split_address"]
+__all__ = ["Check", "ObservabilityServer"]
 
 log = logging.getLogger("quarterdeck.http")
 
@@ -36,18 +37,6 @@ _CHECK_TIMEOUT_S = 3.0
 
 # A creation time per series would double what a scrape costs, and no dashboard asks for it.
 disable_created_metrics()  # type: ignore[no-untyped-call]
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """``"127.0.0.1:7401"`` -> ``("127.0.0.1", 7401)``.
-
-    Raises:
-        ConfigError: it is not ``host:port`` with a port of 0..65535.
-    """
-    host, separator, port = address.rpartition(":")
-    if not separator or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise ConfigError(f"address {address!r}: want HOST:PORT with a port of 0..65535, such as 127.0.0.1:7401")
-    return host.strip("[]"), int(port)
 
 
 class ObservabilityServer:

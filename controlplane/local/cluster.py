@@ -25,8 +25,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
-from controlplane.base.http import split_address
 from controlplane.local import pods
 from controlplane.local.processes import ProcessError, Processes
 from controlplane.local.spec import ClusterSpec, NodeSpec, ReplicaSpec

@@ -102,6 +102,15 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
         assert f"\n  {word} " in done.stdout
 
 
+def test_an_ordinary_command_does_without_the_web_server_and_the_scheduler_arrays() -> None:
+    program = (
+        "import sys\nimport controlplane.cli.get, controlplane.cli.write, controlplane.cli.status\n"
+        "print([m for m in ('aiohttp', 'numpy', 'pysyncobj', 'uvloop') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize(
     "command",
     [
