@@ -261,3 +261,28 @@ def test_an_unknown_kind_of_entry_is_never_applied() -> None:
     bench.journal.add(b"\x03evil", bench.engine.last_index + 1, bench.engine.term)
     with pytest.raises(CorruptStateError, match="unknown kind"):
         bench.engine.tick()
+
+
+def test_a_write_left_over_from_a_lost_leadership_is_dropped_and_not_sent_to_the_next_leader() -> None:
+    """A process that is stopped for a moment inside the library's tick leaves its queue unread until the next one."""
+    b = Bench()
+    term = b.lead()
+    monotonic = b.clock.monotonic
+    in_tick = 0
+
+    def stopped_in_the_tick() -> float:
+        nonlocal in_tick
+        in_tick += 1
+        b.clock.advance(0.06)  # longer than the library gives its queue in one tick
+        return monotonic()
+
+    b.engine.append(b"left over")
+    b.clock.monotonic = stopped_in_the_tick  # type: ignore[method-assign]
+    b.engine.tick()
+    b.clock.monotonic = monotonic  # type: ignore[method-assign]
+    assert in_tick > 0
+    assert b.engine.last_index == 2, "the write is still in the library's queue"
+    b.append(leader=2, term=term + 1, prev=(1, 0), entries=[(term + 1, b"x")])
+    b.engine.tick()
+    assert b.engine.entries(2, 3) == [(b"\x00x", 2, term + 1)]
+    assert b.engine.last_index == 2
