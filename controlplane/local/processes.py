@@ -20,6 +20,9 @@ from controlplane.local.procfs import boot_id, stat_of
 __all__ = ["ProcessError", "Processes"]
 
 
+#: What this program started and has not waited for, by pid. Of the program, not of one Processes: whoever looks next
+#: waits for what has ended, and what outlives us is meant to.
+_children: dict[int, subprocess.Popen[bytes]] = {}
 #: What is read of a log for its last lines, whatever its size.
 _TAIL_BYTES_MAX = 64 * 1024
 
@@ -39,7 +42,6 @@ class Processes:
     def __init__(self, run_dir: Path, log_dir: Path) -> None:
         self._run_dir = run_dir
         self._log_dir = log_dir
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def log_path(self, name: str) -> Path:
         """Where a process's output goes."""
@@ -65,7 +67,7 @@ class Processes:
                 )
         except OSError as error:
             raise ConfigError(f"cannot start {name}: {error.strerror}: {error.filename}") from error
-        self._children[name] = child
+        _children[child.pid] = child
         stat = stat_of(child.pid)
         assert stat is not None  # even if it has ended: it is our child, and not waited for yet
         record = {"pid": child.pid, "start_ticks": stat.start_ticks, "boot_id": boot_id(), "argv": list(argv)}
@@ -76,9 +78,6 @@ class Processes:
 
     def pid(self, name: str) -> int | None:
         """The pid of a running process, or None. One that is stopped (SIGSTOP) runs; one that has ended does not."""
-        child = self._children.get(name)
-        if child is not None and child.poll() is not None:
-            del self._children[name]
         try:
             record = json.loads(self._record(name).read_text())
             pid, start_ticks, boot = int(record["pid"]), record["start_ticks"], record["boot_id"]
@@ -86,6 +85,10 @@ class Processes:
             return None
         except (ValueError, TypeError, KeyError):
             return None  # cut short by a crash of the machine, which no process outlived
+        child = _children.get(pid)
+        if child is not None and child.poll() is not None:
+            del _children[pid]
+            return None
         stat = stat_of(pid)
         if stat is None or not stat.alive or stat.start_ticks != start_ticks or boot != boot_id():
             return None

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.base.errors import ConfigError
+from controlplane.local import processes as processes_module
 from controlplane.local.processes import ProcessError, Processes
 from controlplane.local.procfs import boot_id, stat_of
 from tests.unit.local.support import ENVIRONMENT, IGNORING_TERM, SLEEPER, until, zombie
@@ -19,9 +20,10 @@ from tests.unit.local.support import ENVIRONMENT, IGNORING_TERM, SLEEPER, until,
 
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[Processes]:
-    made = Processes(tmp_path / "run", tmp_path / "logs")
-    yield made
-    for child in made._children.values():  # also those whose records a test has spoilt
+    before = set(processes_module._children)
+    yield Processes(tmp_path / "run", tmp_path / "logs")
+    for pid in set(processes_module._children) - before:  # also those whose records a test has spoilt
+        child = processes_module._children.pop(pid)
         child.kill()
         child.wait()
 
