@@ -2,7 +2,8 @@
 
 Ports, from one base: replica i (from 1) has client ``base+10i``, metrics ``base+10i+1``, peer ``base+10i+2``; node j
 (from 1) has its agent port at ``base+100+2j`` and metrics one above. Pod and Service ranges are 127.x networks chosen
-by the base, so that two clusters with different bases share nothing.
+by the base, so that two clusters whose bases are at least 250 apart share nothing: a pod of one that has the address
+of a pod of the other cannot bind its ports, and answers the other's probes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ FORMAT_VERSION = 1
 REPLICAS_MAX = 9
 NODES_MAX = 200
 _HOST = "127.0.0.1"
+_PORT_BASE_MIN = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +124,15 @@ def plan(*, replicas: int, nodes: int, port_base: int) -> ClusterSpec:
     if not 0 <= nodes <= NODES_MAX:
         raise ConfigError(f"NODES={nodes}: want 0 to {NODES_MAX}")
     last = port_base + 100 + 2 * NODES_MAX + 1
-    if not port_base >= 1024 or last > 32767:
-        raise ConfigError(f"PORT_BASE={port_base}: want 1024 to {32767 - 101 - 2 * NODES_MAX}")
-    octet = (port_base // 100) % 60
+    if not port_base >= _PORT_BASE_MIN or last > 32767:
+        raise ConfigError(f"PORT_BASE={port_base}: want {_PORT_BASE_MIN} to {32767 - 101 - 2 * NODES_MAX}")
+    # 1024..32266 in steps of 250 gives 0..124. Services: half of one of 127.64 to 127.126; pods: one of 127.128 to 252.
+    number = (port_base - _PORT_BASE_MIN) // 250
     return ClusterSpec(
         port_base=port_base,
         token=secrets.token_hex(8),
-        service_cidr=f"127.{64 + octet}.0.0/16",
-        cluster_cidr=f"127.{128 + octet}.0.0/16",
+        service_cidr=f"127.{64 + number // 2}.{128 * (number % 2)}.0/17",
+        cluster_cidr=f"127.{128 + number}.0.0/16",
         replicas=tuple(_replica(port_base, i) for i in range(1, replicas + 1)),
         nodes=tuple(_node(port_base, j) for j in range(1, nodes + 1)),
     )

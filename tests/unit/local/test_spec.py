@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,12 @@ def test_no_two_addresses_of_the_largest_cluster_collide() -> None:
 
 
 def test_clusters_with_other_bases_share_no_range() -> None:
-    first, second = (plan(replicas=3, nodes=3, port_base=base) for base in (7400, 8400))
-    assert {first.service_cidr, first.cluster_cidr}.isdisjoint({second.service_cidr, second.cluster_cidr})
+    specs = [plan(replicas=3, nodes=3, port_base=base) for base in [*range(1024, 32_266, 250), 32_266]]
+    networks = [ipaddress.ip_network(cidr) for spec in specs for cidr in (spec.service_cidr, spec.cluster_cidr)]
+    ordered = sorted(set(networks))
+    assert len(ordered) == len(networks) - 2  # the last two bases are less than 250 apart
+    assert not any(a.overlaps(b) for a, b in pairwise(ordered))
+    assert all(network.is_loopback for network in ordered)
 
 
 def test_a_spec_survives_its_file(tmp_path: Path) -> None:
