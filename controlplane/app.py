@@ -25,11 +25,11 @@ from controlplane.api.operator import OperatorService
 from controlplane.api.server import ApiServer
 from controlplane.api.sessions import SessionConfig, Sessions
 from controlplane.base.clock import SystemClock
-from controlplane.base.errors import Code, QuarterdeckError, StatusError
+from controlplane.base.errors import QuarterdeckError, StatusError
 from controlplane.base.http import ObservabilityServer
 from controlplane.base.rand import SystemRand
+from controlplane.client.charge import take_charge
 from controlplane.client.events import EventRecorder
-from controlplane.client.fenced import LEADER_KEY
 from controlplane.client.inprocess import InProcessClient
 from controlplane.client.shared import SharedInformers
 from controlplane.config import ReplicaConfig
@@ -41,9 +41,8 @@ from controlplane.etcd.cluster_service import ETCD_VERSION
 from controlplane.etcd.compactor import Compactor
 from controlplane.etcd.local import LocalKV
 from controlplane.etcd.metrics import StateMetrics
-from controlplane.pb.etcd import rpc_pb2
 from controlplane.pb.k8s.core_v1_pb2 import Pod
-from controlplane.pb.quarterdeck.v1 import api_pb2, node_pb2_grpc, operator_pb2_grpc
+from controlplane.pb.quarterdeck.v1 import node_pb2_grpc, operator_pb2_grpc
 from controlplane.raft.config import RaftConfig, make_members
 from controlplane.raft.driver import Replica
 from controlplane.scheduler.scheduler import Scheduler
@@ -61,7 +60,6 @@ _SERVICES = (
     "quarterdeck.v1.Operator",
 )
 _READ_CHECK_TIMEOUT_MS = 2_000
-_TAKE_CHARGE_RETRY_S = 0.05
 _SERVER_GRACE_S = 0.3
 
 
@@ -242,7 +240,7 @@ class App:
                 reign.result()  # a crash ends the replica
 
     async def _lead(self, term: int) -> None:
-        fence = await self._take_charge(term)
+        fence = await take_charge(self.kv, name=self._config.name, term=term, clock=self._clock)
         log.info("event=leading name=%s term=%d fence=%d", self._config.name, term, fence.mod_revision)
         try:
             await self.api.bootstrap()
@@ -252,20 +250,6 @@ class App:
         finally:
             await self.controllers.stop_leading()
             await self.scheduler.stop_leading()
-
-    async def _take_charge(self, term: int) -> api_pb2.Fence:
-        """Write the leader key; its mod revision fences every write of this reign."""
-        request = rpc_pb2.PutRequest(key=LEADER_KEY, value=f"{self._config.name} {term}".encode())
-        while True:
-            try:
-                response = await self.kv.put(request)
-            except StatusError as error:
-                if error.code not in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED}:
-                    raise
-                log.warning("event=take-charge-failed term=%d reason=%s", term, error.message)
-                await self._clock.sleep(_TAKE_CHARGE_RETRY_S)
-                continue
-            return api_pb2.Fence(key=LEADER_KEY, mod_revision=response.header.revision)
 
     async def _end_reign(self) -> None:
         self._led_term = None
