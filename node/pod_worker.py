@@ -1,8 +1,8 @@
 """One pod on this node: its worker brings it up, keeps it up as its restart policy says, and takes it down.
 
-Owns the pod's tasks and what is known of its containers; decides nothing about other pods. The worker is told three
-things: the pod's object changed (:meth:`update`), stop (:meth:`stop`), and begin (:meth:`begin`). It tells one thing,
-through ``on_change``: look at :meth:`status` again.
+Owns the pod's tasks and what is known of its containers; decides nothing about other pods. The worker is told four
+things: begin (:meth:`begin`), the pod is this node's by a replica's word (:meth:`confirm`), its object changed
+(:meth:`update`), and stop (:meth:`stop`). It tells one thing, through ``on_change``: look at :meth:`status` again.
 
 Order of a life: sandbox, init containers one after the other, all containers at once, each restarted alone; then stop:
 preStop hooks, SIGTERM, grace, SIGKILL, for all containers at once. Containers found running when the worker begins are
@@ -86,6 +86,7 @@ class PodWorker:
         self._init = {c.name: ContainerView() for c in pod.spec.initContainers}
         self._main = {c.name: ContainerView() for c in pod.spec.containers}
         self._stop = asyncio.Event()
+        self._confirmed = asyncio.Event()
         self._grace_s = 0.0
         self._hurry: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
@@ -95,6 +96,11 @@ class PodWorker:
         self._reported_running = False
 
     # -- what it is told ------------------------------------------------------------------------------------------
+
+    def confirm(self) -> None:
+        """A replica says the pod is still this node's: containers may be started. Until then they are only adopted:
+        after a death of the machine the pod may be running elsewhere, and this node be the last to know."""
+        self._confirmed.set()
 
     def begin(self) -> None:
         """Start to work. Containers the runtime already has are taken over."""
@@ -318,6 +324,7 @@ class PodWorker:
         return view.current
 
     async def _start(self, container: Container, view: ContainerView) -> None:
+        await self._confirmed.wait()
         started_s = self._deps.clock.monotonic()
         attempt = view.restart_count + 1 if view.current is not None else 0
 

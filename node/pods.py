@@ -98,6 +98,9 @@ class NodePods:
         """Do what there is to do now."""
         if self._shutting_down:
             return
+        if self.desired.complete:
+            for uid in self.desired.pods.keys() & self.workers.keys():
+                self.workers[uid].confirm()
         # A second pass, because a pod can arrive already told to stop.
         for _ in range(2):
             for action in reconcile(self.desired, {uid: w.observed for uid, w in self.workers.items()}):
@@ -180,6 +183,7 @@ class NodePods:
             self._wake.set()
             return
         self._begin(pod, ip, now_ms)
+        self.workers[uid].confirm()
 
     def _begin(self, pod: Pod, ip: str, accepted_at_ms: int) -> None:
         worker = PodWorker(pod, ip=ip, accepted_at_ms=accepted_at_ms, deps=self._deps, on_change=self._on_change)

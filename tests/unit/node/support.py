@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from controlplane.pb.k8s.core_v1_pb2 import ConfigMap, Pod
+from controlplane.pb.k8s.core_v1_pb2 import ConfigMap, HTTPGetAction, Pod, Probe
 from controlplane.pb.quarterdeck.v1.node_pb2 import (
     AgentMessage,
     Assignments,
@@ -22,8 +22,9 @@ from controlplane.pb.quarterdeck.v1.node_pb2 import (
     Welcome,
 )
 from controlplane.pb.quarterdeck.v1.node_pb2_grpc import NodesServicer, add_NodesServicer_to_server
+from node.probes import ProbeTarget, Result
 
-__all__ = ["FakeReplica", "NoConfigMaps", "RecordedEvents", "eventually", "make_pod"]
+__all__ = ["AlwaysHealthy", "FakeReplica", "NoConfigMaps", "RecordedEvents", "eventually", "make_pod"]
 
 
 def make_pod(
@@ -56,6 +57,16 @@ class NoConfigMaps:
 
     async def get(self, namespace: str, name: str) -> ConfigMap | None:
         return None
+
+
+class AlwaysHealthy:
+    """Every probe and hook succeeds."""
+
+    async def check(self, probe: Probe, target: ProbeTarget) -> Result:
+        return Result(True)
+
+    async def get(self, action: HTTPGetAction, target: ProbeTarget, timeout_s: float) -> Result:
+        return Result(True)
 
 
 class RecordedEvents:

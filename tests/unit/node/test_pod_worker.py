@@ -48,8 +48,10 @@ class Bench:
         )
         self.workers: list[PodWorker] = []
 
-    async def begin(self, pod: Pod) -> PodWorker:
+    async def begin(self, pod: Pod, *, confirmed: bool = True) -> PodWorker:
         worker = PodWorker(pod, ip="127.130.1.2", accepted_at_ms=1, deps=self._deps, on_change=lambda _uid: None)
+        if confirmed:
+            worker.confirm()
         self.workers.append(worker)
         worker.begin()
         await self.clock.settle()
@@ -238,3 +240,18 @@ async def test_a_condition_keeps_its_time_while_its_status_stays(bench: Bench) -
     before = {c.type: c.lastTransitionTime.seconds for c in worker.status().conditions}
     await bench.clock.run_for(60)
     assert {c.type: c.lastTransitionTime.seconds for c in worker.status().conditions} == before
+
+
+async def test_what_runs_is_adopted_before_the_control_plane_has_spoken_and_nothing_is_started_until_then(
+    bench: Bench,
+) -> None:
+    pod = make_pod("a")
+    first = await bench.begin(pod)
+    await first.abandon()
+    bench.runtime.end("main-0", 137)  # the machine died with the agent
+    second = await bench.begin(pod, confirmed=False)
+    await bench.clock.run_for(30)
+    assert [(name, attempt) for name, attempt, _ in bench.runtime.started] == [("main", 0)]
+    second.confirm()
+    await bench.clock.settle()
+    assert [(name, attempt) for name, attempt, _ in bench.runtime.started] == [("main", 0), ("main", 1)]
