@@ -24,7 +24,7 @@ import heapq
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from controlplane.base.clock import Clock
@@ -74,6 +74,8 @@ class _Reign:
     heap: list[tuple[float, int]]
     expiring: dict[int, asyncio.Task[None]]
     next_checkpoint_s: float
+    #: Leases whose checkpoint is on its way: a renewal must be written down behind it.
+    lowering: set[int] = field(default_factory=set)
 
 
 class Lessor:
@@ -177,8 +179,8 @@ class Lessor:
         if lease is None or lease_id not in reign.deadlines_s:
             return 0
         reign.deadlines_s[lease_id] = self._clock.monotonic() + lease.ttl_s
-        if lease.remaining_ttl_s:
-            await self._checkpoint([rpc_pb2.LeaseCheckpoint(ID=lease_id, remaining_TTL=0)])  # 0: full again
+        if lease.remaining_ttl_s or lease_id in reign.lowering:
+            await self._checkpoint(reign, [rpc_pb2.LeaseCheckpoint(ID=lease_id, remaining_TTL=0)])  # 0: full again
         if await self._confirmed_reign() is not reign:
             raise StatusError(Code.UNAVAILABLE, "etcdserver: leader changed")
         if lease_id not in reign.deadlines_s:
@@ -275,14 +277,20 @@ class Lessor:
             if lease is not None and remaining_s(lease) - left_s >= _CHECKPOINT_EVERY_S / 2:
                 low.append(rpc_pb2.LeaseCheckpoint(ID=lease_id, remaining_TTL=left_s))
         for i in range(0, len(low), _CHECKPOINTS_PER_ENTRY):
+            part = [c for c in low[i : i + _CHECKPOINTS_PER_ENTRY] if not _renewed(reign, c, now_s)]
+            ids = {c.ID for c in part}
+            reign.lowering |= ids
             try:
-                await self._checkpoint(low[i : i + _CHECKPOINTS_PER_ENTRY])
+                await self._checkpoint(reign, part)
             except StatusError as error:
                 _log.warning("event=lease_checkpoint_failed error=%s", error.message)
+            else:
+                reign.lowering -= ids  # of unknown fate they stay marked: it may still be applied
 
-    async def _checkpoint(self, checkpoints: list[rpc_pb2.LeaseCheckpoint]) -> None:
+    async def _checkpoint(self, reign: _Reign, checkpoints: list[rpc_pb2.LeaseCheckpoint]) -> None:
         request = rpc_pb2.LeaseCheckpointRequest(checkpoints=checkpoints)
-        await self._propose(Command(proposed_at_ms=self._clock.wall_ms(), lease_checkpoint=request))
+        now_ms = self._clock.wall_ms()
+        await self._propose(Command(proposed_at_ms=now_ms, leader_term=reign.term, lease_checkpoint=request))
 
     async def _propose(self, command: Command) -> None:
         outcome = await self._raft.propose(
@@ -290,6 +298,12 @@ class Lessor:
         )
         if not isinstance(outcome, Applied):
             raise StatusError(Code.UNAVAILABLE, f"etcdserver: request timed out: {outcome.reason}")
+
+
+def _renewed(reign: _Reign, low: rpc_pb2.LeaseCheckpoint, seen_s: float) -> bool:
+    """Whether a lease was renewed, or is gone, since what was left of it was computed."""
+    deadline_s = reign.deadlines_s.get(low.ID)
+    return deadline_s is None or max(1, math.ceil(deadline_s - seen_s)) != low.remaining_TTL
 
 
 def _due(reign: _Reign, now_s: float) -> list[int]:

@@ -147,7 +147,7 @@ class Store:
             case "lease_revoke":
                 return self._lease_revoke(command.lease_revoke.ID)
             case "lease_checkpoint":
-                return self._lease_checkpoint(command.lease_checkpoint)
+                return self._lease_checkpoint(command.leader_term, command.lease_checkpoint)
             case "lease_expire":
                 return self._lease_expire(command.lease_expire)
         raise errors.malformed("no operation this version knows")
@@ -188,7 +188,9 @@ class Store:
             raise errors.not_leader()
         return self._lease_revoke(request.id)
 
-    def _lease_checkpoint(self, request: e.LeaseCheckpointRequest) -> Reply:
+    def _lease_checkpoint(self, leader_term: int, request: e.LeaseCheckpointRequest) -> Reply:
+        if 0 < leader_term < self._term:
+            raise errors.not_leader()
         for point in request.checkpoints:
             if point.ID in self.leases:
                 self.leases.checkpoint(point.ID, max(0, point.remaining_TTL))

@@ -9,7 +9,8 @@ import pytest
 
 from controlplane.base.errors import Code, StatusError
 from controlplane.pb.etcd import rpc_pb2 as e
-from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Reply
+from controlplane.raft.types import Applied, Outcome
 from tests.unit.etcd.fakes import Replica, put, settle
 
 
@@ -147,6 +148,49 @@ async def test_renewing_a_checkpointed_lease_makes_it_full_for_later_leaders_too
     pair.leader.raft.set_leader("r2")
     await pair.advance(590)
     assert pair.alive(1), "expired early: an acknowledged renewal was forgotten by the leader change"
+
+
+async def test_a_renewal_while_a_checkpoint_is_on_its_way_is_not_undone_by_it(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raft = pair.leader.raft
+    propose, gate, in_order = raft.propose, asyncio.Event(), asyncio.Lock()
+
+    async def slowly(payload: bytes, *, request_id: bytes, timeout_ms: int) -> Outcome:
+        async with in_order:
+            if Command.FromString(payload).WhichOneof("op") == "lease_checkpoint":
+                await gate.wait()
+            return await propose(payload, request_id=request_id, timeout_ms=timeout_ms)
+
+    await pair.grant(1, 600)
+    monkeypatch.setattr(raft, "propose", slowly)
+    await pair.advance(100)
+    lease = pair.leader.store.leases.get(1)
+    assert lease is not None
+    assert not lease.remaining_ttl_s, "the checkpoint is on its way"
+    renewing = asyncio.ensure_future(pair.renew(1))
+    await settle()
+    gate.set()
+    assert await renewing == 600
+    await settle()
+    raft.set_leader("r2")
+    await pair.advance(590)
+    assert pair.alive(1), "expired early: a checkpoint from before the renewal came after it"
+
+
+async def test_a_checkpoint_of_a_deposed_leader_changes_nothing(pair: Pair) -> None:
+    await pair.grant(1, 600)
+    late = Command(
+        leader_term=1, lease_checkpoint=e.LeaseCheckpointRequest(checkpoints=[e.LeaseCheckpoint(ID=1, remaining_TTL=5)])
+    )
+    pair.leader.raft.set_leader("r2")
+    await put(pair.follower.kv, b"k")  # the new term is in the log
+    outcome = await pair.leader.raft.propose(late.SerializeToString(), request_id=b"late", timeout_ms=1_000)
+    assert isinstance(outcome, Applied)
+    assert Reply.FromString(outcome.reply).HasField("rejection")
+    lease = pair.leader.store.leases.get(1)
+    assert lease is not None
+    assert not lease.remaining_ttl_s
 
 
 async def test_a_renewal_is_not_answered_before_a_quorum_confirms_the_leader(pair: Pair) -> None:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from controlplane.pb.etcd import rpc_pb2 as controlplane_dot_pb_dot_etcd_dot_rpc__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n5controlplane/pb/quarterdeck/internal/v1/command.proto\x12\x17quarterdeck.internal.v1\x1a\x1e\x63ontrolplane/pb/etcd/rpc.proto\"C\n\x08Proposal\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x12\n\nborn_index\x18\x02 \x01(\x04\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\"U\n\x05\x42\x61tch\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\x34\n\tproposals\x18\x02 \x03(\x0b\x32!.quarterdeck.internal.v1.Proposal\"\xd9\x03\n\x07\x43ommand\x12\x16\n\x0eproposed_at_ms\x18\x01 \x01(\x03\x12\'\n\x03put\x18\n \x01(\x0b\x32\x18.etcdserverpb.PutRequestH\x00\x12\x38\n\x0c\x64\x65lete_range\x18\x0b \x01(\x0b\x32 .etcdserverpb.DeleteRangeRequestH\x00\x12\'\n\x03txn\x18\x0c \x01(\x0b\x32\x18.etcdserverpb.TxnRequestH\x00\x12\x32\n\x07\x63ompact\x18\r \x01(\x0b\x32\x1f.etcdserverpb.CompactionRequestH\x00\x12\x36\n\x0blease_grant\x18\x0e \x01(\x0b\x32\x1f.etcdserverpb.LeaseGrantRequestH\x00\x12\x38\n\x0clease_revoke\x18\x0f \x01(\x0b\x32 .etcdserverpb.LeaseRevokeRequestH\x00\x12@\n\x10lease_checkpoint\x18\x10 \x01(\x0b\x32$.etcdserverpb.LeaseCheckpointRequestH\x00\x12<\n\x0clease_expire\x18\x11 \x01(\x0b\x32$.quarterdeck.internal.v1.LeaseExpireH\x00\x42\x04\n\x02op\"\'\n\x0bLeaseExpire\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04term\x18\x02 \x01(\x04\"\xc5\x03\n\x05Reply\x12\x37\n\trejection\x18\x01 \x01(\x0b\x32\".quarterdeck.internal.v1.RejectionH\x00\x12(\n\x03put\x18\n \x01(\x0b\x32\x19.etcdserverpb.PutResponseH\x00\x12\x39\n\x0c\x64\x65lete_range\x18\x0b \x01(\x0b\x32!.etcdserverpb.DeleteRangeResponseH\x00\x12(\n\x03txn\x18\x0c \x01(\x0b\x32\x19.etcdserverpb.TxnResponseH\x00\x12\x33\n\x07\x63ompact\x18\r \x01(\x0b\x32 .etcdserverpb.CompactionResponseH\x00\x12\x37\n\x0blease_grant\x18\x0e \x01(\x0b\x32 .etcdserverpb.LeaseGrantResponseH\x00\x12\x39\n\x0clease_revoke\x18\x0f \x01(\x0b\x32!.etcdserverpb.LeaseRevokeResponseH\x00\x12\x41\n\x10lease_checkpoint\x18\x10 \x01(\x0b\x32%.etcdserverpb.LeaseCheckpointResponseH\x00\x42\x08\n\x06result\"*\n\tRejection\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n5controlplane/pb/quarterdeck/internal/v1/command.proto\x12\x17quarterdeck.internal.v1\x1a\x1e\x63ontrolplane/pb/etcd/rpc.proto\"C\n\x08Proposal\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\x12\n\nborn_index\x18\x02 \x01(\x04\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\"U\n\x05\x42\x61tch\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\x34\n\tproposals\x18\x02 \x03(\x0b\x32!.quarterdeck.internal.v1.Proposal\"\xee\x03\n\x07\x43ommand\x12\x16\n\x0eproposed_at_ms\x18\x01 \x01(\x03\x12\x13\n\x0bleader_term\x18\x02 \x01(\x04\x12\'\n\x03put\x18\n \x01(\x0b\x32\x18.etcdserverpb.PutRequestH\x00\x12\x38\n\x0c\x64\x65lete_range\x18\x0b \x01(\x0b\x32 .etcdserverpb.DeleteRangeRequestH\x00\x12\'\n\x03txn\x18\x0c \x01(\x0b\x32\x18.etcdserverpb.TxnRequestH\x00\x12\x32\n\x07\x63ompact\x18\r \x01(\x0b\x32\x1f.etcdserverpb.CompactionRequestH\x00\x12\x36\n\x0blease_grant\x18\x0e \x01(\x0b\x32\x1f.etcdserverpb.LeaseGrantRequestH\x00\x12\x38\n\x0clease_revoke\x18\x0f \x01(\x0b\x32 .etcdserverpb.LeaseRevokeRequestH\x00\x12@\n\x10lease_checkpoint\x18\x10 \x01(\x0b\x32$.etcdserverpb.LeaseCheckpointRequestH\x00\x12<\n\x0clease_expire\x18\x11 \x01(\x0b\x32$.quarterdeck.internal.v1.LeaseExpireH\x00\x42\x04\n\x02op\"\'\n\x0bLeaseExpire\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04term\x18\x02 \x01(\x04\"\xc5\x03\n\x05Reply\x12\x37\n\trejection\x18\x01 \x01(\x0b\x32\".quarterdeck.internal.v1.RejectionH\x00\x12(\n\x03put\x18\n \x01(\x0b\x32\x19.etcdserverpb.PutResponseH\x00\x12\x39\n\x0c\x64\x65lete_range\x18\x0b \x01(\x0b\x32!.etcdserverpb.DeleteRangeResponseH\x00\x12(\n\x03txn\x18\x0c \x01(\x0b\x32\x19.etcdserverpb.TxnResponseH\x00\x12\x33\n\x07\x63ompact\x18\r \x01(\x0b\x32 .etcdserverpb.CompactionResponseH\x00\x12\x37\n\x0blease_grant\x18\x0e \x01(\x0b\x32 .etcdserverpb.LeaseGrantResponseH\x00\x12\x39\n\x0clease_revoke\x18\x0f \x01(\x0b\x32!.etcdserverpb.LeaseRevokeResponseH\x00\x12\x41\n\x10lease_checkpoint\x18\x10 \x01(\x0b\x32%.etcdserverpb.LeaseCheckpointResponseH\x00\x42\x08\n\x06result\"*\n\tRejection\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,11 +37,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BATCH']._serialized_start=183
   _globals['_BATCH']._serialized_end=268
   _globals['_COMMAND']._serialized_start=271
-  _globals['_COMMAND']._serialized_end=744
-  _globals['_LEASEEXPIRE']._serialized_start=746
-  _globals['_LEASEEXPIRE']._serialized_end=785
-  _globals['_REPLY']._serialized_start=788
-  _globals['_REPLY']._serialized_end=1241
-  _globals['_REJECTION']._serialized_start=1243
-  _globals['_REJECTION']._serialized_end=1285
+  _globals['_COMMAND']._serialized_end=765
+  _globals['_LEASEEXPIRE']._serialized_start=767
+  _globals['_LEASEEXPIRE']._serialized_end=806
+  _globals['_REPLY']._serialized_start=809
+  _globals['_REPLY']._serialized_end=1262
+  _globals['_REJECTION']._serialized_start=1264
+  _globals['_REJECTION']._serialized_end=1306
 # @@protoc_insertion_point(module_scope)

@@ -83,6 +83,7 @@ class Command(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PROPOSED_AT_MS_FIELD_NUMBER: _builtins.int
+    LEADER_TERM_FIELD_NUMBER: _builtins.int
     PUT_FIELD_NUMBER: _builtins.int
     DELETE_RANGE_FIELD_NUMBER: _builtins.int
     TXN_FIELD_NUMBER: _builtins.int
@@ -93,6 +94,10 @@ class Command(_message.Message):
     LEASE_EXPIRE_FIELD_NUMBER: _builtins.int
     proposed_at_ms: _builtins.int
     """Wall clock of the proposer, milliseconds since 1970; the store never looks at a clock of its own."""
+    leader_term: _builtins.int
+    """Raft term of the leader that checkpoints leases; a later term's store ignores it, so that what a deposed leader
+    saw cannot undo a renewal that its successor has answered. 0: not a leader's own decision.
+    """
     @_builtins.property
     def put(self) -> _rpc_pb2.PutRequest: ...
     @_builtins.property
@@ -113,6 +118,7 @@ class Command(_message.Message):
         self,
         *,
         proposed_at_ms: _builtins.int = ...,
+        leader_term: _builtins.int = ...,
         put: _rpc_pb2.PutRequest | None = ...,
         delete_range: _rpc_pb2.DeleteRangeRequest | None = ...,
         txn: _rpc_pb2.TxnRequest | None = ...,
@@ -124,7 +130,7 @@ class Command(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compact", b"compact", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_expire", b"lease_expire", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "op", b"op", "put", b"put", "txn", b"txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compact", b"compact", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_expire", b"lease_expire", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "op", b"op", "proposed_at_ms", b"proposed_at_ms", "put", b"put", "txn", b"txn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compact", b"compact", "delete_range", b"delete_range", "leader_term", b"leader_term", "lease_checkpoint", b"lease_checkpoint", "lease_expire", b"lease_expire", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "op", b"op", "proposed_at_ms", b"proposed_at_ms", "put", b"put", "txn", b"txn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_op: _TypeAlias = _typing.Literal["put", "delete_range", "txn", "compact", "lease_grant", "lease_revoke", "lease_checkpoint", "lease_expire"]  # noqa: Y015
     _WhichOneofArgType_op: _TypeAlias = _typing.Literal["op", b"op"]  # noqa: Y015
