@@ -1,0 +1,87 @@
+"""What a script can rely on: exit codes, JSON on standard output, clear refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from chaos.acts import ACTS
+from chaos.history import Header, History, Recorder
+from controlplane.base.clock import ManualClock
+from controlplane.cli.main import cli
+from tests.unit.chaos.stories import Story, change_row
+from tests.unit.chaos.test_verdict import played
+
+
+def qd(folder: Path, *argv: str) -> Result:
+    return CliRunner().invoke(cli, ["--folder", str(folder / ".quarterdeck"), "chaos", *argv])
+
+
+def write(path: Path, history: History) -> Path:
+    """The history as a file."""
+    header = Header("test", history.header.prefix, history.header.started_at, ["e1"])
+    clock = ManualClock()
+    with Recorder(path, header, clock) as recorder:
+        for listing in history.listings:
+            recorder.listing(listing)
+        for op in history.ops:
+            recorder.op(op)
+        for event in history.events:
+            recorder.event(event)
+        for mark in history.marks:
+            clock.advance(mark.at_ns / 1e9 - clock.monotonic())
+            recorder.mark(mark.act, mark.n, mark.name, **mark.detail)
+    return path
+
+
+def test_a_history_that_holds_ends_0(tmp_path: Path) -> None:
+    result = qd(tmp_path, "verify", str(write(tmp_path / "h.jsonl", played().history())))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith("verdict: PASS\n")
+
+
+def test_a_history_that_does_not_ends_1(tmp_path: Path) -> None:
+    history = played().history()
+    change_row(history, history.of_kind("put")[3].key)
+    result = qd(tmp_path, "verify", str(write(tmp_path / "h.jsonl", history)), "-o", "json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["verdict"] == "FAIL"
+
+
+def test_a_history_that_proves_nothing_ends_4(tmp_path: Path) -> None:
+    result = qd(tmp_path, "verify", str(write(tmp_path / "h.jsonl", Story().history())))
+    assert result.exit_code == 4
+    assert "verdict: INCONCLUSIVE" in result.stdout
+
+
+def test_a_file_that_is_no_history_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "poem.txt").write_text("roses are red\n")
+    result = qd(tmp_path, "verify", str(tmp_path / "poem.txt"))
+    assert result.exit_code == 2
+    assert "poem.txt is not a history" in result.stderr
+
+
+def test_every_act_is_listed_with_what_it_does(tmp_path: Path) -> None:
+    lines = qd(tmp_path, "list").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(ACTS)
+    assert all(len(line.split()) > 4 for line in lines)
+
+
+@pytest.mark.parametrize("argv", [("run", "leader-kill"), ("run", "disaster", "--repeat", "3")])
+def test_without_a_cluster_nothing_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = qd(tmp_path, *argv)
+    assert result.exit_code == 2
+    assert "no local cluster here" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "argv", [("run", "poetry"), ("run", "leader-kill", "--repeat", "0"), ("run", "leader-kill", "--rate", "0")]
+)
+def test_what_is_not_possible_is_a_usage_error(tmp_path: Path, argv: tuple[str, ...]) -> None:
+    assert qd(tmp_path, *argv).exit_code == 2
