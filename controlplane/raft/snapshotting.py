@@ -86,6 +86,8 @@ class Snapshotting:
         self._io = io
         self._sending: dict[int, _Sending] = {}
         self._receiving: SnapshotReceiver | None = None
+        #: Whose file: (peer, snapshot, bytes).
+        self._receiving_from: tuple[int, SnapshotRef, int] | None = None
         self._cutting = False
         self._retry_at = 0.0
         #: The log on disk may be compacted to this index, between two flushes; None when there is nothing to do.
@@ -268,11 +270,14 @@ class Snapshotting:
         if self._holds(ref):
             self._answer(peer_id, term, ref, offset=0, installed=True)
             return
+        # Two leaders' files of the same entry hold the same state, but their bytes (and length) may differ.
+        source = peer_id, ref, chunk.total_bytes
         receiving = self._receiving
-        if receiving is None or receiving.ref != ref:
+        if receiving is None or self._receiving_from != source:
             if receiving is not None:
                 await self._io(receiving.abort)
             receiving = self._receiving = await self._io(lambda: self._store.receive(ref, chunk.total_bytes))
+            self._receiving_from = source
         if chunk.data:
             await self._io(lambda: receiving.append(chunk.offset, chunk.data))
         if not receiving.complete:
