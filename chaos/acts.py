@@ -23,8 +23,8 @@ from controlplane.base.errors import QuarterdeckError, StatusError
 from controlplane.cli.common import Settings
 from controlplane.cli.snapshot import save_snapshot
 from controlplane.client import ApiClient, EtcdClient
+from controlplane.local.restore import verify
 from controlplane.pb.k8s.core_v1_pb2 import Node
-from controlplane.recovery import verify
 
 __all__ = ["ACTS", "ActError", "Stage", "node_ready"]
 

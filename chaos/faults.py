@@ -15,11 +15,10 @@ from typing import Final, ParamSpec, TypeVar
 
 from controlplane.client import ApiClient, EtcdClient, NotFoundError
 from controlplane.local.cluster import LocalCluster
-from controlplane.local.restore import restore_replicas
+from controlplane.local.restore import Restored, contents, restore_replicas
 from controlplane.pb.etcd import kv_pb2, rpc_pb2
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment
 from controlplane.pb.k8s.core_v1_pb2 import Node
-from controlplane.recovery import Restored, contents
 
 __all__ = ["Faults", "digest", "digest_of_snapshot", "read_everything"]
 

@@ -1,6 +1,7 @@
 """A new control plane for a local cluster, from a snapshot file: the recipe of ``recovery`` on every replica's folder.
 
-Agents and pods are not touched: they run on, and find the restored replicas under the old addresses.
+Agents and pods are not touched: they run on, and find the restored replicas under the old addresses. What tells about a
+snapshot file (``verify``, ``contents``) is handed on, for those who see local clusters only.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from pathlib import Path
 
 from controlplane.config import parse_initial_cluster
 from controlplane.local.cluster import LocalCluster
-from controlplane.recovery import Restored, prepare, verify
+from controlplane.recovery import Restored, contents, prepare, verify
 
-__all__ = ["restore_replicas"]
+__all__ = ["Restored", "contents", "restore_replicas", "verify"]
 
 
 def restore_replicas(cluster: LocalCluster, path: Path) -> Restored:
