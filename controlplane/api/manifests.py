@@ -1,6 +1,7 @@
 """From patches and manifests to the next state of an object. Pure.
 
-Owns the last-applied annotation, by which a later apply knows what the manifest once said and says no more.
+Owns the last-applied annotation, by which a later apply knows what the manifest once said and says no more. A manifest
+that is longer than annotations may be is not remembered, and its owner is warned.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from controlplane.api.lifecycle import conflict
 from controlplane.api.patch import json_patch, merge_patch, three_way_merge
 from controlplane.api.registry import Kind
 from controlplane.base.errors import Code
+from controlplane.base.limits import ANNOTATIONS_BYTES_MAX
 from controlplane.pb.quarterdeck.v1 import api_pb2
 
 __all__ = ["LAST_APPLIED", "Manifest", "applied", "patched"]
 
 LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
+#: Half of what annotations may be: the rest is the object's own.
+_REMEMBERED_BYTES_MAX: Final = ANNOTATIONS_BYTES_MAX // 2
 #: What the server sets; a manifest written from a stored object may carry it, and it is passed over.
 _SERVER_SET: Final = (
     "creationTimestamp", "deletionGracePeriodSeconds", "deletionTimestamp", "generation", "managedFields",
@@ -82,7 +86,7 @@ class Manifest:
         obj = self.kind.message()
         obj.CopyFrom(self.message)
         obj.metadata.ClearField("resourceVersion")
-        obj.metadata.annotations[LAST_APPLIED] = self._text()
+        self._remember(obj)
         return obj
 
     def merged_into(self, old: Any) -> Any:
@@ -95,11 +99,17 @@ class Manifest:
             original = {}
         merged = three_way_merge(original, dict(self.values), live)
         message, _ = fields_from_dict(self.kind, merged)
-        message.metadata.annotations[LAST_APPLIED] = self._text()
+        self._remember(message)
         return message
 
-    def _text(self) -> str:
-        return json.dumps(self.values, separators=(",", ":"), sort_keys=True) + "\n"
+    def _remember(self, obj: Any) -> None:
+        text = _canonical(self.values)
+        if len(text) <= _REMEMBERED_BYTES_MAX:
+            obj.metadata.annotations[LAST_APPLIED] = text
+
+
+def _canonical(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, separators=(",", ":"), sort_keys=True) + "\n"
 
 
 def applied(text: bytes, default_namespace: str) -> Manifest:
@@ -127,7 +137,15 @@ def applied(text: bytes, default_namespace: str) -> Manifest:
     meta.annotations.pop(LAST_APPLIED, None)
     if kind.namespaced and not meta.namespace:
         meta.namespace = values["metadata"]["namespace"] = default_namespace or "default"
-    return Manifest(kind, message, values, decoded.warnings)
+    warnings = decoded.warnings
+    size_bytes = len(_canonical(values))
+    if size_bytes > _REMEMBERED_BYTES_MAX:
+        warning = (
+            f"the manifest is {size_bytes} bytes, more than the {_REMEMBERED_BYTES_MAX} that are remembered in an "
+            "annotation: fields that a later manifest no longer has will not be removed from the object"
+        )
+        warnings = (*warnings, warning)
+    return Manifest(kind, message, values, warnings)
 
 
 def _bad(message: str) -> ApiError:

@@ -20,6 +20,7 @@ from controlplane.api.names import (
     check_port_name,
 )
 from controlplane.api.validation_pod import validate_pod_template
+from controlplane.base.limits import ANNOTATIONS_BYTES_MAX
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment, ReplicaSet
 from controlplane.pb.k8s.core_v1_pb2 import ConfigMap, Event, Namespace, Node, Service
 from controlplane.pb.k8s.discovery_v1_pb2 import EndpointSlice
@@ -27,7 +28,6 @@ from controlplane.pb.k8s.intstr_pb2 import IntOrString
 from controlplane.pb.k8s.meta_v1_pb2 import LabelSelector, ObjectMeta
 
 __all__ = [
-    "ANNOTATIONS_BYTES_MAX",
     "selector_matches_labels",
     "validate_config_map",
     "validate_config_map_update",
@@ -46,7 +46,6 @@ __all__ = [
     "validate_service_update",
 ]
 
-ANNOTATIONS_BYTES_MAX: Final = 256 * 1024
 _OPERATORS: Final = ("In", "NotIn", "Exists", "DoesNotExist")
 _PROTOCOLS: Final = ("TCP", "UDP", "SCTP")
 _TAINT_EFFECTS: Final = ("NoSchedule", "PreferNoSchedule", "NoExecute")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "ANNOTATIONS_BYTES_MAX",
     "BATCH_BYTES_MAX",
     "BATCH_PROPOSALS_MAX",
     "DEDUP_BYTES_MAX",
@@ -31,6 +32,8 @@ REQUEST_BYTES_MAX: Final = 3 * MIB // 2
 GRPC_RECV_BYTES_MAX: Final = 4 * MIB
 #: Stored size of one API object.
 OBJECT_BYTES_MAX: Final = MIB
+#: Keys and values of one object's annotations together (Kubernetes' TotalAnnotationSizeLimitB).
+ANNOTATIONS_BYTES_MAX: Final = 256 * 1024
 #: Operations in one branch of a transaction (etcd's --max-txn-ops).
 TXN_OPS_MAX: Final = 128
 #: One Raft log entry (a batch of proposals). At least one request always fits.

@@ -13,6 +13,7 @@ from controlplane.api.codec import load_manifests, to_dict
 from controlplane.api.errors import ApiError, ConflictError, InvalidError
 from controlplane.api.manifests import LAST_APPLIED
 from controlplane.api.patch import OPERATIONS_MAX, json_patch, merge_patch, three_way_merge
+from controlplane.base.limits import OBJECT_BYTES_MAX
 from controlplane.pb.quarterdeck.v1 import api_pb2
 from tests.unit.api.support import Cluster, config_map, pod
 
@@ -167,6 +168,29 @@ async def test_apply_creates_then_changes_what_the_manifest_says(cluster: Cluste
     assert changed.object.deployment.status.replicas == 3
     assert changed.object.deployment.metadata.generation == 3
     assert (await cluster.apply(manifest)).outcome == UNCHANGED
+
+
+def config_map_manifest(bytes_count: int, **more: str) -> dict[str, Any]:
+    data = {"blob": "x" * bytes_count, **more}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "big"}, "data": data}
+
+
+async def test_a_manifest_too_long_to_be_remembered_applies_and_says_what_that_means(cluster: Cluster) -> None:
+    made = await cluster.apply(config_map_manifest(300_000, other="1"))
+    assert made.outcome == CREATED
+    assert LAST_APPLIED not in made.object.config_map.metadata.annotations
+    assert any("131072" in warning and "not be removed" in warning for warning in made.warnings)
+    again = await cluster.apply(config_map_manifest(300_000))
+    assert again.object.config_map.data["other"] == "1"
+    # Short again, it is remembered from then on.
+    short = await cluster.apply(config_map_manifest(10))
+    assert LAST_APPLIED in short.object.config_map.metadata.annotations
+    assert not short.warnings
+
+
+async def test_an_object_over_the_size_limit_is_refused_with_its_size_and_the_limit(cluster: Cluster) -> None:
+    with pytest.raises(ApiError, match=rf'configmaps "big" is too large: 12\d+ bytes, at most {OBJECT_BYTES_MAX}'):
+        await cluster.apply(config_map_manifest(1_200_000))
 
 
 async def test_what_was_read_can_be_applied_again(cluster: Cluster) -> None:
