@@ -215,7 +215,8 @@ class RealProber:
 
 async def _connect(host: str, port: int, timeout_s: float) -> Result:
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            _, writer = await asyncio.open_connection(host, port)
     except TimeoutError:
         return Result(ok=False, message=f"dial tcp {host}:{port}: no answer within {timeout_s:g} s")
     except OSError as error:

@@ -146,7 +146,8 @@ async def _run(checks: Mapping[str, Check]) -> dict[str, str | None]:
         outcome = check()
         if inspect.isawaitable(outcome):
             try:
-                outcome = await asyncio.wait_for(outcome, _CHECK_TIMEOUT_S)
+                async with asyncio.timeout(_CHECK_TIMEOUT_S):
+                    outcome = await outcome
             except TimeoutError:
                 outcome = f"no answer in {_CHECK_TIMEOUT_S:g} s"
         results[name] = outcome

@@ -139,10 +139,12 @@ async def _answers(service: Service) -> bool:
     if port is None or service.spec.clusterIP in {"", "None"}:
         return True
     try:
-        reader, writer = await asyncio.wait_for(asyncio.open_connection(service.spec.clusterIP, port), 1.0)
+        async with asyncio.timeout(1.0):
+            reader, writer = await asyncio.open_connection(service.spec.clusterIP, port)
         writer.write(b"GET / HTTP/1.1\r\nHost: vip\r\nConnection: close\r\n\r\n")
         try:
-            return bool(await asyncio.wait_for(reader.read(1), 1.0))
+            async with asyncio.timeout(1.0):
+                return bool(await reader.read(1))
         finally:
             writer.close()
     except (OSError, TimeoutError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import web
@@ -97,8 +98,10 @@ async def test_liveness_keeps_its_period_and_initial_delay() -> None:
 
 
 @pytest.fixture
-def prober(process_runtime: ProcessRuntime) -> RealProber:
-    return RealProber(process_runtime)
+async def prober(process_runtime: ProcessRuntime) -> AsyncIterator[RealProber]:
+    made = RealProber(process_runtime)
+    yield made
+    await made.close()
 
 
 async def test_http_probe_takes_200_to_399(prober: RealProber) -> None:
@@ -137,3 +140,27 @@ async def test_a_port_name_that_does_not_exist_is_said(prober: RealProber) -> No
     probe.handler.tcpSocket.port.strVal = "nope"
     result = await prober.check(probe, TARGET)
     assert (result.ok, "nope" in result.message) == (False, True)
+
+
+@pytest.mark.parametrize("kind", ["tcpSocket", "httpGet"])
+async def test_a_try_that_is_cancelled_ends_cancelled_whatever_it_waits_for(prober: RealProber, kind: str) -> None:
+    """A try that outlives its cancellation keeps its pod from being stopped, for ever."""
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    probe = Probe()
+    getattr(probe.handler, kind).port.intVal = port
+    for turns in range(1, 60):
+        task = asyncio.ensure_future(prober.check(probe, TARGET))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if not task.cancel():
+            break  # it was over before it could be cancelled
+        await asyncio.wait({task})
+        assert task.cancelled(), f"cancelled after {turns} turns of the loop, it answered all the same"
+    server.close()
+    await server.wait_closed()
