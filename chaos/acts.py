@@ -97,9 +97,11 @@ async def leader_kill(stage: Stage, n: int) -> None:
     await _whole(stage)
     recovered = stage.recorder.mark(act, n, "recovered")
     await stage.steady()
+    _, term_at_end = await stage.replicas.leader()
     stage.recorder.mark(
         act, n, "observed",
         leader_before=leader, leader_after=found[0], term_before=term, term_after=found[1], leader_s=leader_s,
+        elections_after=term_at_end - found[1],
         recovered_s=(recovered.at_ns - fault.at_ns) / 1e9, **pods.changes(),
     )  # fmt: skip
 
@@ -244,7 +246,9 @@ class _Census:
 
 
 async def _whole(stage: Stage) -> None:
-    if not await stage.replicas.until_whole(_RECOVERY_TIMEOUT_S):
+    """Raises ActError; ProcessError with the end of its log if a process has ended."""
+    cluster = stage.faults.cluster
+    if not await stage.replicas.until_whole(_RECOVERY_TIMEOUT_S, lambda: cluster.check_alive(cluster.names)):
         answers = await stage.replicas.statuses()
         serving = ", ".join(name for name, answer in answers.items() if answer.ready) or "none"
         raise ActError(f"not all replicas serve after {_RECOVERY_TIMEOUT_S:g} s; those that do: {serving}")

@@ -43,14 +43,22 @@ class Faults:
 
     @property
     def undone_by(self) -> list[str]:
-        """What :meth:`heal` would do, the newest first."""
-        return list(reversed(self._undo))
+        """What :meth:`heal` would do: undo what is not undone, the newest first, then start what does not run (it was
+        started again, and ended)."""
+        running = self.cluster.running()
+        dead = [
+            f"start {name}" for name in self.cluster.names if name not in running and f"remove {name}" not in self._undo
+        ]
+        return list(dict.fromkeys([*reversed(self._undo), *dead]))
 
     async def heal(self) -> None:
-        """Undo everything that is not undone yet, the newest first. What fails stays on the list and is raised."""
+        """Do that. What fails stays on the list and is raised."""
         for what in self.undone_by:
-            await self._undo[what]()
-            self._undo.pop(what, None)
+            if what in self._undo:
+                await self._undo[what]()
+                self._undo.pop(what, None)
+            else:
+                await self.start(what.removeprefix("start "))
 
     # -- processes -------------------------------------------------------------------------------------------------
 

@@ -161,8 +161,9 @@ class Replicas:
             await self._clock.sleep(POLL_S)
         return None
 
-    async def until_whole(self, timeout_s: float) -> bool:
-        """Whether all replicas serve and have applied what was committed when they were first seen to, in time."""
+    async def until_whole(self, timeout_s: float, check: Callable[[], None]) -> bool:
+        """Whether all replicas serve and have applied what was committed when they were first seen to, in time.
+        ``check`` is called meanwhile and may raise."""
         deadline_s = self._clock.monotonic() + timeout_s
         target: int | None = None
         while self._clock.monotonic() < deadline_s:
@@ -171,6 +172,7 @@ class Replicas:
                 target = target or max(answer.commit_index for answer in answers)
                 if min(answer.applied_index for answer in answers) >= target:
                     return True
+            check()
             await self._clock.sleep(POLL_S)
         return False
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from chaos.acts import ACTS, ActError, Stage
+from chaos.acts import ACTS, Stage
 from chaos.faults import Faults
 from chaos.history import Header, Recorder, load
 from chaos.load import Load, Rates
@@ -81,7 +81,7 @@ async def play(
     ):
         faults = Faults(cluster, client, (NAMESPACE, WORKLOAD))
         address, wanted = await _workload(client)
-        await _ready(replicas, pods, address, wanted)
+        await _ready(cluster, replicas, pods, address, wanted)
         with Recorder(folder / "history.jsonl", header, clock) as recorder:
             try:
                 async with Load(
@@ -108,10 +108,10 @@ async def _play_acts(stage: Stage, acts: Sequence[str], repeat: int) -> str:
             stage.say(f"act: {act}" if repeat == 1 else f"act: {act}, {n} of {repeat}")
             try:
                 await ACTS[act](stage, n)
-            except ActError as error:
+            except QuarterdeckError as error:
                 stage.say(f"{act}: {error}")
                 return f"{act}: {error}"
-        if n < repeat and stage.faults.undone_by:
+        if n < repeat:
             await _heal(stage.faults, stage.replicas, stage.pods, stage.pods_wanted, stage.say)
     return ""
 
@@ -123,7 +123,7 @@ async def _heal(faults: Faults, replicas: Replicas, pods: Pods, wanted: int, say
         return
     say(f"putting back: {', '.join(todo)}")
     await faults.heal()
-    if not await replicas.until_whole(_WHOLE_TIMEOUT_S):
+    if not await replicas.until_whole(_WHOLE_TIMEOUT_S, lambda: faults.cluster.check_alive(faults.cluster.names)):
         raise QuarterdeckError(f"not every replica serves after {_WHOLE_TIMEOUT_S:g} s; see: qd status")
     if not await _pods_settled(pods, wanted):
         raise QuarterdeckError(f"not back at {wanted} Ready pods after {_READY_TIMEOUT_S:g} s; see: qd get pods")
@@ -142,9 +142,9 @@ async def _workload(client: GrpcClient) -> tuple[tuple[str, int], int]:
     return (service.spec.clusterIP, service.spec.ports[0].port), deployment.spec.replicas
 
 
-async def _ready(replicas: Replicas, pods: Pods, address: tuple[str, int], wanted: int) -> None:
+async def _ready(cluster: LocalCluster, replicas: Replicas, pods: Pods, address: tuple[str, int], wanted: int) -> None:
     """The cluster must be whole before it is broken, or nothing is learned."""
-    if not await replicas.until_whole(_WHOLE_TIMEOUT_S):
+    if not await replicas.until_whole(_WHOLE_TIMEOUT_S, lambda: cluster.check_alive(cluster.names)):
         raise QuarterdeckError("not every replica serves; see: qd status")
     if not await _pods_settled(pods, wanted):
         raise QuarterdeckError(f"{len(pods.ready())} of {wanted} pods are Ready; see: qd get pods")

@@ -18,6 +18,7 @@ _NUMBERS: Final[Sequence[tuple[str, Callable[[ActReport], float | None]]]] = (
     ("longest write gap s", lambda act: act.served.longest_write_gap_s),
     ("longest read gap s", lambda act: act.served.longest_read_gap_s),
     ("time to new leader s", lambda act: act.observed.get("leader_s")),
+    ("terms after the new leader's", lambda act: act.observed.get("elections_after")),
     ("pods Ready elsewhere s", lambda act: act.observed.get("replaced_s")),
     ("all pods Ready s", lambda act: act.observed.get("scaled_s")),
     ("first write after the loss s", lambda act: act.observed.get("first_write_s")),

@@ -26,6 +26,14 @@ class FakeCluster:
         self.spec = plan(replicas=3, nodes=3, port_base=15_000)
         self.calls: list[str] = []
         self.pause: threading.Event | None = None
+        self.dead: set[str] = set()
+
+    @property
+    def names(self) -> list[str]:
+        return [replica.name for replica in self.spec.replicas] + [node.name for node in self.spec.nodes]
+
+    def running(self) -> list[str]:
+        return [name for name in self.names if name not in self.dead]
 
     def kill(self, name: str) -> bool:
         if self.pause is not None:
@@ -39,6 +47,7 @@ class FakeCluster:
 
     def start(self, name: str) -> int:
         self.calls.append(f"start {name}")
+        self.dead.discard(name)
         return 1
 
     def add_node(self) -> Any:
@@ -47,6 +56,7 @@ class FakeCluster:
         return node
 
     def remove_node(self, name: str) -> None:
+        self.spec = self.spec.without_node(name)
         self.calls.append(f"remove {name}")
 
     def destroy_replica_data(self, name: str) -> None:
@@ -104,6 +114,16 @@ async def test_what_was_undone_in_the_act_is_not_undone_again(rig: Rig) -> None:
     await rig.faults.start("r2")
     await rig.faults.heal()
     assert rig.cluster.calls == ["kill r2", "start r2"]
+
+
+async def test_what_was_started_again_and_ended_is_started_once_more(rig: Rig) -> None:
+    await rig.faults.kill_replica("r2")
+    await rig.faults.start("r2")
+    rig.cluster.dead.add("r2")
+    assert rig.faults.undone_by == ["start r2"]
+    await rig.faults.heal()
+    assert rig.cluster.calls == ["kill r2", "start r2", "start r2"]
+    assert rig.faults.undone_by == []
 
 
 async def test_growth_is_taken_back_pods_first(rig: Rig) -> None:

@@ -106,6 +106,15 @@ def test_a_long_gap_fails_the_act() -> None:
     assert failed(made.history()) == ["writes acknowledged again within 1 s"]
 
 
+def test_a_gap_of_a_load_that_was_thin_anyway_proves_nothing() -> None:
+    made = played(before=3, after=3)
+    made.marks.pop()
+    made.now_ns += 2 * SECOND
+    made.mark("observed", "leader-kill", **UNTOUCHED, **OBSERVED["leader-kill"])
+    report, _ = judged(made.history())
+    assert report.verdict is Verdict.INCONCLUSIVE
+
+
 @pytest.mark.parametrize("outcome", ["fail", "info"])
 def test_a_failed_or_unknown_operation_fails_the_act(outcome: Outcome) -> None:
     made = played()
