@@ -20,7 +20,7 @@ from controlplane.local.cluster import LocalCluster
 from controlplane.pb.k8s.core_v1_pb2 import Pod
 from controlplane.pb.quarterdeck.v1 import operator_pb2
 
-__all__ = ["PodChanges", "PodView", "Pods", "Replicas", "compare", "processes_of_pods", "view"]
+__all__ = ["POLL_S", "PodChanges", "PodView", "Pods", "Replicas", "compare", "processes_of_pods", "view"]
 
 POLL_S: Final = 0.02
 _ASK_TIMEOUT_MS: Final = 500

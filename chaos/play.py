@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from chaos.acts import ACTS, Stage
+from chaos.acts import ACTS, Stage, node_ready
 from chaos.faults import Faults
 from chaos.history import Header, Recorder, load
 from chaos.load import Load, Rates
-from chaos.observe import Pods, Replicas
+from chaos.observe import POLL_S, Pods, Replicas, processes_of_pods
 from chaos.report import as_dict
 from chaos.verdict import Report, judge_history
 from chaos.workload import fetch
@@ -81,14 +81,18 @@ async def play(
     ):
         faults = Faults(cluster, client, (NAMESPACE, WORKLOAD))
         address, wanted = await _workload(client)
-        await _ready(cluster, replicas, pods, address, wanted)
+        whole = _Whole(faults, client, replicas, pods, wanted, clock, say)
+        await whole.wait()
+        failure = await fetch(*address, timeout_s=2.0)
+        if failure is not None:
+            raise QuarterdeckError(f"the Service at {address[0]}:{address[1]} does not answer: {failure}")
         with Recorder(folder / "history.jsonl", header, clock) as recorder:
             try:
                 async with Load(
                     endpoints, address, prefix=header.prefix, recorder=recorder, rates=rates, clock=clock, rand=rand
                 ) as load:
                     stage = Stage(faults, load, pods, replicas, client, kv, recorder, clock, wanted, folder, say)
-                    cut_short = await _play_acts(stage, acts, repeat)
+                    cut_short = await _play_acts(stage, whole, acts, repeat)
                     try:
                         await load.finish()
                     except StatusError as error:
@@ -96,12 +100,12 @@ async def play(
                     if not cut_short:
                         recorder.mark("run", 1, "run-ended")
             finally:
-                await _heal(faults, replicas, pods, wanted, say)
+                await _heal(whole)
     report = await asyncio.to_thread(_judge, folder)
     return Run(report, folder, cut_short)
 
 
-async def _play_acts(stage: Stage, acts: Sequence[str], repeat: int) -> str:
+async def _play_acts(stage: Stage, whole: _Whole, acts: Sequence[str], repeat: int) -> str:
     """Why they ended early, or nothing."""
     for n in range(1, repeat + 1):
         for act in acts:
@@ -112,21 +116,17 @@ async def _play_acts(stage: Stage, acts: Sequence[str], repeat: int) -> str:
                 stage.say(f"{act}: {error}")
                 return f"{act}: {error}"
         if n < repeat:
-            await _heal(stage.faults, stage.replicas, stage.pods, stage.pods_wanted, stage.say)
+            await _heal(whole)
     return ""
 
 
-async def _heal(faults: Faults, replicas: Replicas, pods: Pods, wanted: int, say: Callable[[str], None]) -> None:
+async def _heal(whole: _Whole) -> None:
     """Undo what is not undone, and wait until the cluster is as it was."""
-    todo = faults.undone_by
-    if not todo:
-        return
-    say(f"putting back: {', '.join(todo)}")
-    await faults.heal()
-    if not await replicas.until_whole(_WHOLE_TIMEOUT_S, lambda: faults.cluster.check_alive(faults.cluster.names)):
-        raise QuarterdeckError(f"not every replica serves after {_WHOLE_TIMEOUT_S:g} s; see: qd status")
-    if not await _pods_settled(pods, wanted):
-        raise QuarterdeckError(f"not back at {wanted} Ready pods after {_READY_TIMEOUT_S:g} s; see: qd get pods")
+    todo = whole.faults.undone_by
+    if todo:
+        whole.say(f"putting back: {', '.join(todo)}")
+        await whole.faults.heal()
+    await whole.wait()
 
 
 async def _workload(client: GrpcClient) -> tuple[tuple[str, int], int]:
@@ -142,20 +142,44 @@ async def _workload(client: GrpcClient) -> tuple[tuple[str, int], int]:
     return (service.spec.clusterIP, service.spec.ports[0].port), deployment.spec.replicas
 
 
-async def _ready(cluster: LocalCluster, replicas: Replicas, pods: Pods, address: tuple[str, int], wanted: int) -> None:
-    """The cluster must be whole before it is broken, or nothing is learned."""
-    if not await replicas.until_whole(_WHOLE_TIMEOUT_S, lambda: cluster.check_alive(cluster.names)):
-        raise QuarterdeckError("not every replica serves; see: qd status")
-    if not await _pods_settled(pods, wanted):
-        raise QuarterdeckError(f"{len(pods.ready())} of {wanted} pods are Ready; see: qd get pods")
-    failure = await fetch(*address, timeout_s=2.0)
-    if failure is not None:
-        raise QuarterdeckError(f"the Service at {address[0]}:{address[1]} does not answer: {failure}")
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """A cluster that is whole: before it is broken, or nothing is learned, and after."""
 
+    faults: Faults
+    client: GrpcClient
+    replicas: Replicas
+    pods: Pods
+    wanted: int
+    clock: Clock
+    say: Callable[[str], None]
 
-async def _pods_settled(pods: Pods, wanted: int) -> bool:
-    """Whether there are as many pods as wanted, all Ready and none going, in time."""
-    return await pods.until(lambda: len(pods.views()) == len(pods.ready()) == wanted, _READY_TIMEOUT_S) is not None
+    async def wait(self) -> None:
+        """Return once every replica serves, every node is Ready, and there are as many pods as wanted, all Ready and
+        none going, each with a process: what the API says of a node that died a moment ago is not yet true.
+
+        Raises:
+            QuarterdeckError: not in time, or a process has ended.
+        """
+        cluster = self.faults.cluster
+        if not await self.replicas.until_whole(_WHOLE_TIMEOUT_S, lambda: cluster.check_alive(cluster.names)):
+            raise QuarterdeckError(f"not every replica serves after {_WHOLE_TIMEOUT_S:g} s; see: qd status")
+        for node in cluster.spec.nodes:
+            await self._until_node_ready(node.name)
+        if await self.pods.until(self._pods_settled, _READY_TIMEOUT_S) is None:
+            raise QuarterdeckError(f"not {self.wanted} Ready pods after {_READY_TIMEOUT_S:g} s; see: qd get pods")
+
+    async def _until_node_ready(self, name: str) -> None:
+        deadline_s = self.clock.monotonic() + _READY_TIMEOUT_S
+        while not await node_ready(self.client, name):
+            if self.clock.monotonic() > deadline_s:
+                raise QuarterdeckError(f"{name} is not Ready after {_READY_TIMEOUT_S:g} s; see: qd get nodes")
+            await self.clock.sleep(POLL_S)
+
+    def _pods_settled(self) -> bool:
+        if not len(self.pods.views()) == len(self.pods.ready()) == self.wanted:
+            return False
+        return {pod.uid for pod in self.pods.ready()} <= set(processes_of_pods(self.faults.cluster))
 
 
 def _judge(folder: Path) -> Report:
