@@ -36,6 +36,7 @@ from controlplane.config import ReplicaConfig
 from controlplane.controllers.bundle import all_controllers
 from controlplane.controllers.manager import ControllerManager
 from controlplane.controllers.nodelifecycle import NodeLifecycle
+from controlplane.controllers.state_metrics import ObjectMetrics
 from controlplane.etcd import service as etcd_service
 from controlplane.etcd.cluster_service import ETCD_VERSION
 from controlplane.etcd.compactor import Compactor
@@ -68,6 +69,7 @@ class App:
 
     def __init__(self, config: ReplicaConfig) -> None:
         self._config = config
+        self._led_term: int | None = None
         clock, rand = SystemClock(), SystemRand()
         self._clock = clock
         cluster_id, members = make_members(
@@ -116,6 +118,7 @@ class App:
         )
         self.scheduler = Scheduler(self.client, self.informers, events=self.recorder, clock=clock, rand=rand)
         self.compactor = Compactor(self.kv, clock)
+        self._object_metrics = ObjectMetrics(self.informers, lambda: self._led_term is not None)
         self._server = grpc_server.new_server(clock=clock)
         self._health = grpc_server.Health(self._server, _SERVICES)
         self._http = ObservabilityServer(
@@ -124,7 +127,6 @@ class App:
             live={"raft": self._check_raft},
         )
         self._reign: asyncio.Task[None] | None = None
-        self._led_term: int | None = None
         self._leadership_changed = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Future[BaseException] | None = None
@@ -155,6 +157,7 @@ class App:
         self.kv.start()
         await self.raft.start()
         StateMetrics(self.store, self.raft, version=ETCD_VERSION).register()
+        self._object_metrics.register()
         await self._http.start()
         await self._server.start()
         await self._health.set_serving(True)

@@ -102,7 +102,9 @@ class _Service:
                     raise
                 finally:
                     metrics.REQUESTS.labels(*labels, dry_run, metrics.http_code(code)).inc()
-                    metrics.REQUEST_SECONDS.labels(*labels).observe(self._clock.monotonic() - begin_s)
+                    took_s = self._clock.monotonic() - begin_s
+                    metrics.REQUEST_SECONDS.labels(*labels).observe(took_s)
+                    metrics.REQUEST_SLI_SECONDS.labels(*labels).observe(took_s)
 
         return grpc.unary_unary_rpc_method_handler(
             handle, request_deserializer=request_type.FromString, response_serializer=_as_bytes

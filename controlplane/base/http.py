@@ -18,6 +18,8 @@ from prometheus_client import (
     CONTENT_TYPE_LATEST,
     REGISTRY,
     CollectorRegistry,
+    Counter,
+    Gauge,
     disable_created_metrics,
     generate_latest,
 )
@@ -37,6 +39,12 @@ _CHECK_TIMEOUT_S = 3.0
 
 # A creation time per series would double what a scrape costs, and no dashboard asks for it.
 disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+_BUILD = Gauge("kubernetes_build_info", "1, labelled with the version that runs.", ["git_version", "platform"])
+_BUILD.labels(f"v{VERSION}", f"{platform.system().lower()}/{platform.machine()}").set(1)
+_CHECK = Gauge("kubernetes_healthcheck", "1 if the check last went well, by endpoint.", ["name", "type"])
+_CHECKS = Counter("kubernetes_healthchecks_total", "Checks made, by how they went.", ["name", "type", "status"])
 
 
 class ObservabilityServer:
@@ -112,7 +120,7 @@ class ObservabilityServer:
         )
 
     async def _health(self, _request: web.Request) -> web.Response:
-        failed = [f"{name}: {why}" for name, why in (await _run(self._ready)).items() if why]
+        failed = [f"{name}: {why}" for name, why in (await _run("readyz", self._ready)).items() if why]
         body = {"health": "false" if failed else "true", "reason": "; ".join(failed)}
         return web.json_response(body, status=503 if failed else 200)
 
@@ -129,7 +137,7 @@ class ObservabilityServer:
                 chosen = {alone: chosen[alone]}
             for name in request.query.getall("exclude", []):
                 chosen.pop(name, None)
-            results = await _run(chosen)
+            results = await _run(path.strip("/"), chosen)
             failed = any(results.values())
             if not failed and "verbose" not in request.query:
                 return web.Response(text="ok")
@@ -140,7 +148,7 @@ class ObservabilityServer:
         return handle
 
 
-async def _run(checks: Mapping[str, Check]) -> dict[str, str | None]:
+async def _run(endpoint: str, checks: Mapping[str, Check]) -> dict[str, str | None]:
     results: dict[str, str | None] = {}
     for name, check in checks.items():
         outcome = check()
@@ -151,4 +159,6 @@ async def _run(checks: Mapping[str, Check]) -> dict[str, str | None]:
             except TimeoutError:
                 outcome = f"no answer in {_CHECK_TIMEOUT_S:g} s"
         results[name] = outcome
+        _CHECK.labels(name, endpoint).set(0 if outcome else 1)
+        _CHECKS.labels(name, endpoint, "error" if outcome else "success").inc()
     return results

@@ -62,3 +62,12 @@ async def test_a_port_in_use_is_named(base_url: str) -> None:
     port = base_url.rsplit(":", 1)[1]
     with pytest.raises(ConfigError, match=f"127.0.0.1:{port}"):
         await ObservabilityServer(f"127.0.0.1:{port}", {}).start()
+
+
+async def test_metrics_tell_the_build_and_how_each_check_went(base_url: str) -> None:
+    await get(base_url + "/readyz")
+    _, text = await get(base_url + "/metrics")
+    assert 'kubernetes_build_info{git_version="v' in text
+    assert 'kubernetes_healthcheck{name="disk",type="readyz"} 1.0' in text
+    assert 'kubernetes_healthcheck{name="leader",type="readyz"} 0.0' in text
+    assert 'kubernetes_healthchecks_total{name="leader",status="error",type="readyz"}' in text
