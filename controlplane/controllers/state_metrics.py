@@ -1,7 +1,7 @@
 """The state of objects as metrics, under the names of kube-state-metrics and kube-apiserver, read when scraped.
 
-Owns no state: it looks at the caches that are warm anyway. Only the leader shows the ``kube_*`` series, as a cluster has
-one kube-state-metrics: shown by every replica, dashboards would add them up. Per-pod series stop at
+Owns no state: it looks at the caches that are warm anyway. Only the leader shows the ``kube_*`` series, as a cluster
+has one kube-state-metrics: shown by every replica, dashboards would add them up. Per-pod series stop at
 :data:`PODS_MAX` pods, because a scrape holds up the loop; what is left out is counted.
 """
 
