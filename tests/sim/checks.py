@@ -7,7 +7,9 @@ Checked while the run goes on, so that a violation stops it where it happens:
 - state hashes agree at the same index;
 - an acknowledged write is at the revision it was acknowledged at, once;
 - linearizability, by revisions: an operation never sees less than any operation that ended before it began, a write's
-  revision is greater than all of those, and a read returns exactly the state at its revision.
+  revision is greater than all of those, and a read returns exactly the state at its revision;
+- a compare-and-swap succeeds only on the version it named, and fails only where that was not the newest;
+- a watcher sees every revision from where it began, once, in order, with the value before, or is told of a compaction.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from controlplane.pb.etcd.kv_pb2 import KeyValue
+from controlplane.pb.etcd.kv_pb2 import Event, KeyValue
 from controlplane.pb.etcd.rpc_pb2 import RangeRequest
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Proposal, Reply
 from controlplane.store.store import Store
@@ -38,6 +40,8 @@ class Operation:
     value: bytes | None  # None: a read
     called_at: float
     floor: int
+    #: A compare-and-swap: the mod revision the key must have (0: it must not exist). None: an unconditional write.
+    expected: int | None = None
     tries: int = 0
     revision: int = 0
 
@@ -58,7 +62,11 @@ class Checks:
         self._states: dict[int, tuple[int, str]] = {}
         self._history: dict[bytes, list[_Write]] = {}
         self._by_request: dict[bytes, int] = {}
+        self._events: dict[int, tuple[bytes, bytes, bytes]] = {}
         self._floor = 0
+        self.compacted = 0
+        self.watched = 0
+        self.swaps_refused = 0
         self.acked: dict[bytes, Operation] = {}
         self.reads = 0
         self.installs = 0
@@ -99,6 +107,7 @@ class Checks:
             raise ViolationError(f"write {value!r} took effect twice: at revisions {known} and {revision}")
         history = self._history.setdefault(key, [])
         if not history or history[-1].revision < revision:
+            self._events[revision] = (key, value, history[-1].value if history else b"")
             history.append(_Write(revision, request_id, value))
 
     # -- clients -----------------------------------------------------------------------------------------------
@@ -108,11 +117,16 @@ class Checks:
 
     def write_acked(self, operation: Operation, reply: bytes) -> None:
         answer = Reply.FromString(reply)
-        if answer.WhichOneof("result") != "put":
-            raise ViolationError(
-                f"write {operation.value!r} was answered {answer.WhichOneof('result')}: {answer.rejection.message}"
-            )
-        operation.revision = revision = answer.put.header.revision
+        result = answer.WhichOneof("result")
+        if result != ("put" if operation.expected is None else "txn"):
+            raise ViolationError(f"write {operation.value!r} was answered {result}: {answer.rejection.message}")
+        if result == "txn":
+            self._check_swap(operation, answer.txn.header.revision, succeeded=answer.txn.succeeded)
+            if not answer.txn.succeeded:
+                return
+            operation.revision = revision = answer.txn.header.revision
+        else:
+            operation.revision = revision = answer.put.header.revision
         if self._by_request.get(operation.id) != revision:
             raise ViolationError(f"write {operation.value!r} acknowledged at revision {revision}, but it is not there")
         if revision <= operation.floor:
@@ -123,6 +137,37 @@ class Checks:
         self._floor = max(self._floor, revision)
         self.acked[operation.id] = operation
         self.on_ack()
+
+    def _check_swap(self, operation: Operation, revision: int, *, succeeded: bool) -> None:
+        before = revision - 1 if succeeded else revision
+        found = max((w.revision for w in self._history.get(operation.key, []) if w.revision <= before), default=0)
+        if succeeded != (found == operation.expected):
+            raise ViolationError(
+                f"swap {operation.value!r} of {operation.key!r} at revision {revision}: succeeded={succeeded}, "
+                f"it wanted version {operation.expected}, there was {found}"
+            )
+        if not succeeded:
+            self.swaps_refused += 1
+            if revision < operation.floor:
+                raise ViolationError(f"swap {operation.value!r} refused on a state older than {operation.floor}")
+
+    def saw(self, watcher: str, after: int, until: int, events: Sequence[Event]) -> None:
+        """A watcher that had everything up to ``after`` has now polled everything up to ``until``."""
+        got = [(e.kv.mod_revision, e.kv.key, e.kv.value, e.prev_kv.value) for e in events]
+        want = [(revision, *self._events[revision]) for revision in range(after + 1, until + 1)]
+        if self.compacted and len(got) == len(want):
+            # As in etcd, the value before is not told for what a compaction has reached meanwhile.
+            got = [(*g[:3], g[3] or w[3]) for g, w in zip(got, want, strict=True)]
+        if got != want:
+            raise ViolationError(f"watch {watcher} from {after + 1} to {until}: saw {got}, the log says {want}")
+        self.watched += len(got)
+
+    def told_of_compaction(self, watcher: str, after: int, compact_revision: int) -> None:
+        if not after + 1 < compact_revision <= self.compacted:
+            raise ViolationError(
+                f"watch {watcher} from {after + 1} was told of a compaction at {compact_revision}, "
+                f"and nobody asked for more than {self.compacted}"
+            )
 
     def read_answered(self, operation: Operation, kvs: Sequence[KeyValue], revision: int) -> None:
         self.reads += 1
@@ -149,6 +194,8 @@ class Checks:
     def nothing_lost(self, name: str, store: Store) -> None:
         """At the end, on every replica: each acknowledged write is where it was acknowledged."""
         for operation in self.acked.values():
+            if operation.revision < store.compact_revision:
+                continue  # no longer readable; that it took effect once is checked when it is applied
             answer = store.range(RangeRequest(key=operation.key, revision=operation.revision))
             if not answer.kvs or answer.kvs[0].value != operation.value:
                 raise ViolationError(
@@ -173,6 +220,9 @@ class CheckedStore:
             if answer.WhichOneof("result") == "put":
                 put = Command.FromString(proposal.payload).put
                 self._checks.wrote(proposal.request_id, put.key, put.value, answer.put.header.revision)
+            elif answer.WhichOneof("result") == "txn" and answer.txn.succeeded:
+                put = Command.FromString(proposal.payload).txn.success[0].request_put
+                self._checks.wrote(proposal.request_id, put.key, put.value, answer.txn.header.revision)
         self._checks.applied(self._name, index, term, proposals, self.store)
         return replies
 

@@ -6,7 +6,8 @@ Owns what a client knows: it never learns more than a real one would. A replica 
 from __future__ import annotations
 
 from controlplane.base.errors import StatusError
-from controlplane.pb.etcd.rpc_pb2 import PutRequest, RangeRequest
+from controlplane.base.rand import SeededRand
+from controlplane.pb.etcd.rpc_pb2 import Compare, PutRequest, RangeRequest, RequestOp, TxnRequest
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command
 from controlplane.raft.types import Applied, Outcome
 from tests.sim.checks import Checks, Operation
@@ -17,6 +18,19 @@ __all__ = ["Client"]
 
 _TIMEOUT_S = 1.0
 _TRIES_MAX = 30
+
+
+def _command(operation: Operation) -> bytes:
+    put = PutRequest(key=operation.key, value=operation.value or b"")
+    if operation.expected is None:
+        return Command(put=put).SerializeToString()
+    compare = Compare(
+        key=operation.key,
+        target=Compare.CompareTarget.MOD,
+        result=Compare.CompareResult.EQUAL,
+        mod_revision=operation.expected,
+    )
+    return Command(txn=TxnRequest(compare=[compare], success=[RequestOp(request_put=put)])).SerializeToString()
 
 
 class Client:
@@ -31,6 +45,7 @@ class Client:
         breakage: Breakage,
         *,
         think_s: float,
+        extra: SeededRand,
     ) -> None:
         self._number = number
         self._s = scheduler
@@ -40,6 +55,9 @@ class Client:
         self._think_s = think_s
         self._count = 0
         self._attempt = 0
+        self._seen: dict[bytes, int] = {}
+        # Draws of its own, so that the runs of seeds that are kept stay as they were.
+        self._extra = extra
         self.stopped = False
         self.busy = False
         self.gave_up = 0
@@ -55,6 +73,9 @@ class Client:
         if write and self._s.chance(0.05):
             value += b"." * self._s.rand.randint(1_000, 60_000)
         operation = Operation(self._number, self._s.rand.token(16), key, value if write else None, self._s.now, 0)
+        if write and self._extra.random() < 0.3:
+            # Mostly on what was last seen of the key, so that some succeed and some come too late.
+            operation.expected = self._seen.get(key, 0)
         self._checks.begins(operation)
         self.busy = True
         self._try(operation)
@@ -84,7 +105,7 @@ class Client:
         deadline = node.monotonic() + _TIMEOUT_S
         boot = node.boot
         if operation.value is not None:
-            command = Command(put=PutRequest(key=operation.key, value=operation.value)).SerializeToString()
+            command = _command(operation)
 
             def written(outcome: Outcome) -> None:
                 self._s.after(self._s.between(0.0001, 0.002), lambda: self._on_written(operation, outcome, attempt))
@@ -111,6 +132,7 @@ class Client:
         def arrived() -> None:
             if self._attempt == attempt and self.busy:
                 self._checks.read_answered(operation, kvs, revision)
+                self._seen[operation.key] = kvs[0].mod_revision if kvs else 0
                 self._s.note("read", self._number, revision)
                 self._end()
 
@@ -121,6 +143,8 @@ class Client:
             return
         if isinstance(outcome, Applied):
             self._checks.write_acked(operation, outcome.reply)
+            if operation.revision:
+                self._seen[operation.key] = operation.revision
             self._s.note("acked", self._number, operation.revision)
             self._end()
         else:

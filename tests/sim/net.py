@@ -3,7 +3,7 @@
 Owns delays, stalls, breaks and reconnections. Messages are serialized and parsed on the way, so that nothing is
 shared between replicas. A cut direction stalls what is sent until it heals or the link breaks; a connection that
 breaks may have delivered any prefix of what was in flight, and replays a few frames when it is back (more than TCP
-would do; Raft must not care).
+would do; Raft must not care). In some runs single frames arrive once more, much later and out of order.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class SimNet:
         self._s = scheduler
         self._delay_s = delay_s
         self._slow_share = slow_share
+        self.duplicate_share = 0.0
         self._nodes: dict[int, Endpoint] = {}
         self._links: dict[tuple[int, int], _Link] = {}
         self.delivered = 0
@@ -172,6 +173,8 @@ class SimNet:
             link.stalled.append(data)
         else:
             self._fly(a, b, data)
+            if self.duplicate_share and self._s.chance(self.duplicate_share):
+                self._s.after(0.4 * self._s.rand.random() ** 4, lambda: self._arrive_again(a, b, data))
 
     def _fly(self, a: int, b: int, data: bytes) -> None:
         link = self._links[a, b]
@@ -193,6 +196,14 @@ class SimNet:
             link.stalled.append(data)
             return
         link.recent.append(data)
+        self._deliver(a, b, data)
+
+    def _arrive_again(self, a: int, b: int, data: bytes) -> None:
+        if not self._links[a, b].cut:
+            self.replayed += 1
+            self._deliver(a, b, data)
+
+    def _deliver(self, a: int, b: int, data: bytes) -> None:
         if self._nodes[b].alive:
             self.delivered += 1
             message = RaftMessage.FromString(data)

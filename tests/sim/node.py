@@ -31,9 +31,17 @@ _CLUSTER_ID = 1
 class Breakage:
     """What a deliberately broken build leaves out; the checks must catch each one."""
 
-    def __init__(self, *, send_before_sync: bool = False, read_locally: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        send_before_sync: bool = False,
+        read_locally: bool = False,
+        on_start: Callable[[SimNode], None] = lambda node: None,
+    ) -> None:
         self.send_before_sync = send_before_sync
         self.read_locally = read_locally
+        #: Called with every replica before its first turn, to break something inside it.
+        self.on_start = on_start
 
 
 async def _at_once(operation: Callable[[], T]) -> T:
@@ -73,8 +81,8 @@ class SimNode:
         self._s = scheduler
         self._net = net
         self._checks = checks
-        self._config = config
-        self._sync_s = sync_s
+        self.config = config
+        self.sync_s = sync_s
         self._breakage = breakage
         self.disk = SimDisk(SeededRand(scheduler.rand.randint(0, 1 << 30)))
         self.alive = False
@@ -82,7 +90,7 @@ class SimNode:
         self.core: Core
         self.machine: CheckedStore
         self.snapshotting: Snapshotting
-        self._storage: Storage
+        self.storage: Storage
         self._clock: NodeClock
         self._paused_until = 0.0
         self._syncing: Flush | None = None
@@ -100,14 +108,14 @@ class SimNode:
         self.machine = CheckedStore(self.me.name, self._checks)
         identity = Identity(_CLUSTER_ID, self.me.id)
         opening = open_storage if has_run_before(self.disk) else create_storage
-        self._storage = opening(self.disk, identity, clock=self._clock, segment_bytes=4_096)
-        if (ref := self._storage.snapshot_ref) is not None:
-            self.machine.restore(self._storage.snapshots.chunks(ref))
+        self.storage = opening(self.disk, identity, clock=self._clock, segment_bytes=4_096)
+        if (ref := self.storage.snapshot_ref) is not None:
+            self.machine.restore(self.storage.snapshots.chunks(ref))
         self.core = Core(
-            config=self._config,
+            config=self.config,
             me=self.me,
             members=self._members,
-            journal=self._storage.journal,
+            journal=self.storage.journal,
             state_machine=self.machine,
             clock=self._clock,
             rand=SeededRand(self._s.rand.randint(0, 1 << 30)),
@@ -115,8 +123,8 @@ class SimNode:
         self.snapshotting = Snapshotting(
             cluster_id=_CLUSTER_ID,
             core=self.core,
-            journal=self._storage.journal,
-            store=self._storage.snapshots,
+            journal=self.storage.journal,
+            store=self.storage.snapshots,
             state_machine=self.machine,
             newest=ref,
             clock=self._clock,
@@ -126,6 +134,7 @@ class SimNode:
         self._syncing = None
         self._wake_at = None
         self.alive = True
+        self._breakage.on_start(self)
         self._net.started(self.me.id)
         self._wake(self._s.now)
 
@@ -141,7 +150,7 @@ class SimNode:
             # The write was under way: some of its operations happened.
             self.disk.stop_at = len(self.disk.operations) + self._s.rand.randint(0, 3)
             try:
-                self._storage.wal.write_and_sync(flush)
+                self.storage.wal.write_and_sync(flush)
             except PowerLoss:
                 pass  # exactly what was asked for
         if power:
@@ -208,35 +217,35 @@ class SimNode:
         if engine.is_leader:
             self._checks.leads(self.me.name, engine.term)
         self._s.note("turn", self.me.name, engine.term, engine.last_index, engine.commit_index, len(turn.messages))
-        flush = self._storage.journal.take_dirty()
+        flush = self.storage.journal.take_dirty()
         if flush is None:
             self._release(turn)
             return
         if self._breakage.send_before_sync:
-            self._send(turn)
+            self._let_out(turn)
         self._syncing = flush
-        latency = self._s.between(*self._sync_s) * (20 if self._s.chance(0.01) else 1)
+        latency = self._s.between(*self.sync_s) * (20 if self._s.chance(0.01) else 1)
         boot = self.boot
         self._s.after(latency, lambda: self._synced(boot, flush, turn))
 
     def _synced(self, boot: int, flush: Flush, turn: Turn) -> None:
         if not self.alive or boot != self.boot:
             return
-        self._storage.wal.write_and_sync(flush)
+        self.storage.wal.write_and_sync(flush)
         self._syncing = None
         self._release(turn)
 
-    def _send(self, turn: Turn) -> None:
+    def _let_out(self, turn: Turn) -> None:
         for peer_id, message in turn.messages:
             self._net.send(self.me.id, peer_id, message)
-        turn.messages = []
-
-    def _release(self, turn: Turn) -> None:
-        self._send(turn)
         for done, outcome in turn.outcomes:
             done(outcome)
         for read_done, result in turn.reads:
             read_done(result)
+        turn.messages, turn.outcomes, turn.reads = [], [], []
+
+    def _release(self, turn: Turn) -> None:
+        self._let_out(turn)
         for term, leading in turn.leadership:
             self._s.note("leading", self.me.name, term, leading)
         for peer_id, message in turn.snapshot_messages:
@@ -245,7 +254,7 @@ class SimNode:
         if self.snapshotting.due:
             run_now(self.snapshotting.cut())
         if self.snapshotting.compact_to is not None:
-            self._storage.wal.compact_to(self.snapshotting.compact_to)
+            self.storage.wal.compact_to(self.snapshotting.compact_to)
             self.snapshotting.compact_to = None
         if self.core.has_work or self._kicked:
             self._wake(self._s.now + 0.0001)

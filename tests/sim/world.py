@@ -5,8 +5,11 @@ Owns the phases of a run and its options, all drawn from the seed. The replay of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from controlplane.base.rand import SeededRand
+from controlplane.pb.etcd.rpc_pb2 import CompactionRequest
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.types import Member
 from tests.sim.checks import Checks, ViolationError
@@ -14,6 +17,7 @@ from tests.sim.clients import Client
 from tests.sim.net import SimNet
 from tests.sim.node import Breakage, SimNode
 from tests.sim.scheduler import Scheduler
+from tests.sim.watchers import SimWatcher
 
 __all__ = ["Result", "World", "run_seed"]
 
@@ -32,26 +36,32 @@ class Result:
     terms: int
     crashes: int
     snapshots_installed: int
+    watched: int
     events: int
 
     def line(self) -> str:
         return (
             f"seed={self.seed} ok acked={self.acked} reads={self.reads} terms={self.terms} crashes={self.crashes} "
-            f"installs={self.snapshots_installed} virtual_s={self.virtual_s:.1f} events={self.events} "
-            f"trace={self.trace_hash[:16]}"
+            f"installs={self.snapshots_installed} watched={self.watched} virtual_s={self.virtual_s:.1f} "
+            f"events={self.events} trace={self.trace_hash[:16]}"
         )
 
 
 class World:
     """Nodes, network, clients and faults of one seed."""
 
-    def __init__(self, seed: int, *, breakage: Breakage | None = None, faults_s: float = 6.0) -> None:
+    def __init__(
+        self, seed: int, *, breakage: Breakage | None = None, faults_s: float = 6.0, size: int | None = None
+    ) -> None:
         self.seed = seed
         self.scheduler = s = Scheduler(seed)
         self.checks = Checks()
         self._faults_s = faults_s
         self._breakage = breakage or Breakage()
-        size = 5 if s.chance(0.2) else 3
+        # Options that came later draw from here, so that the runs of seeds that are kept stay as they were.
+        self._extra = extra = SeededRand(f"extra {seed}")
+        drawn = 5 if s.chance(0.2) else 3
+        size = size or drawn
         self.config = RaftConfig(
             snapshot_entries=s.pick([10, 20, 60, 1_000]),
             catch_up_entries=s.pick([1, 3, 9]),
@@ -61,6 +71,7 @@ class World:
         self.config.validate()
         high = s.pick([0.001, 0.005, 0.03])
         self.net = SimNet(s, delay_s=(0.0002, high), slow_share=s.pick([0.0, 0.02, 0.1]))
+        self.net.duplicate_share = [0.0, 0.0, 0.02, 0.2][extra.randint(0, 3)]
         slowest_sync_s = s.pick([0.001, 0.004, 0.04])
         members = [Member(n, f"r{n}", "", "") for n in range(1, size + 1)]
         self.nodes = [
@@ -79,13 +90,25 @@ class World:
         for node in self.nodes:
             self.net.add(node.me.id, node)
         self._intensity_s = s.pick([0.1, 0.3, 0.8])
-        self._whole_cluster = s.chance(0.3)
-        self._power = s.pick([0.0, 0.5, 1.0])
+        #: Some crashes take all replicas at once, right after an acknowledgement.
+        self.whole_cluster = s.chance(0.3)
+        #: Share of crashes that take the machine along, with what was not synced.
+        self.power = s.pick([0.0, 0.5, 1.0])
         self.crashes = 0
         self._ambush = False
         self.checks.on_ack = self._on_ack
         self.clients: list[Client] = []
         self._calm = False
+
+    def shorten_log(self) -> None:
+        """Compact the log behind every few entries. Before :meth:`run`."""
+        for node in self.nodes:
+            node.config = replace(node.config, snapshot_entries=10, catch_up_entries=1)
+
+    def slow_disks(self) -> None:
+        """Syncs take longer than messages. Before :meth:`run`."""
+        for node in self.nodes:
+            node.sync_s = (0.005, 0.04)
 
     def run(self) -> Result:
         """Both phases. Raises ViolationError, or whatever a replica raised (fail-stop is a failure here)."""
@@ -94,8 +117,15 @@ class World:
             s.after(s.between(0, 0.2), node.start)
         think_s = s.pick([0.02, 0.1])
         self.clients = [
-            Client(n, s, self.nodes, self.checks, self._breakage, think_s=think_s) for n in range(s.rand.randint(2, 6))
+            Client(
+                n, s, self.nodes, self.checks, self._breakage, think_s=think_s, extra=SeededRand(f"{self.seed} c{n}")
+            )
+            for n in range(s.rand.randint(2, 6))
         ]
+        for n in range(self._extra.randint(1, 4)):
+            SimWatcher(n, s, self.nodes, self.checks, SeededRand(f"{self.seed} w{n}"))
+        if self._extra.random() < 0.3:
+            s.after(1.0, self._compact)
         s.after(s.between(0.8, 1.5), self._fault)
         s.run_until(1.0 + self._faults_s)
         self._make_peace()
@@ -109,6 +139,7 @@ class World:
             self.checks.terms,
             self.crashes,
             self.checks.installs,
+            self.checks.watched,
             s.events,
         )
 
@@ -134,15 +165,29 @@ class World:
             self._isolate(s.pick(self.nodes))
         s.after(s.between(0.2, 2) * self._intensity_s, self._fault)
 
+    def _compact(self) -> None:
+        """Somebody forgets history, up to a little before now: watchers that are slow are overtaken."""
+        node = self.nodes[self._extra.randint(0, len(self.nodes) - 1)]
+        if self._calm:
+            return
+        if node.alive:
+            revision = max(1, node.machine.revision - self._extra.randint(0, 20))
+            self.checks.compacted = max(self.checks.compacted, revision)
+            command = Command(compact=CompactionRequest(revision=revision)).SerializeToString()
+            deadline = node.monotonic() + 1.0
+            node.core.propose(command, request_id=self._extra.token(16), deadline=deadline, done=lambda _: None)
+            node.kick()
+        self.scheduler.after(0.1 + self._extra.random(), self._compact)
+
     def _crash_some(self) -> None:
         s = self.scheduler
         leaders = [n for n in self.nodes if n.alive and n.core.engine.is_leader]
-        if self._whole_cluster and s.chance(0.4):
+        if self.whole_cluster and s.chance(0.4):
             # All at once, and at the worst moment: just when a client has been told that its write is safe.
             self._ambush = True
             return
         victims = [s.pick(leaders)] if leaders and s.chance(0.6) else [s.pick(self.nodes)]
-        self._crash(victims, power=s.chance(self._power))
+        self._crash(victims, power=s.chance(self.power))
 
     def _on_ack(self) -> None:
         if self._ambush and not self._calm:
@@ -214,6 +259,6 @@ class World:
         )
 
 
-def run_seed(seed: int, *, breakage: Breakage | None = None) -> Result:
+def run_seed(seed: int, *, breakage: Breakage | None = None, size: int | None = None) -> Result:
     """One whole run. Raises ViolationError when an invariant does not hold."""
-    return World(seed, breakage=breakage).run()
+    return World(seed, breakage=breakage, size=size).run()
