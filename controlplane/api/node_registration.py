@@ -1,9 +1,9 @@
 """From an agent's Hello to its Node object. Owns what an agent may say about its Node and what it may not.
 
-The agent owns its labels, annotations, capacity, allocatable, addresses, node info and daemon endpoints. Its taints count
-when the Node is created; from then on taints, cordon and conditions belong to others and are kept; only a node that never had a Ready condition is given one, so
-that it is schedulable at once. Nothing is written when nothing changed: after a fail-over thousands of agents say
-hello within a second.
+The agent owns its labels, annotations, capacity, allocatable, addresses, node info and daemon endpoints. Its taints
+count when the Node is created; from then on taints, cordon and conditions belong to others and are kept. Only a node
+that never had a Ready condition is given one, so that it is schedulable at once. Nothing is written when nothing
+changed: after a fail-over thousands of agents say hello within a second.
 """
 
 from __future__ import annotations
