@@ -12,6 +12,8 @@ __all__ = [
     "DEDUP_ENTRIES_MAX",
     "FRAME_BYTES_MAX",
     "GRPC_RECV_BYTES_MAX",
+    "INBOX_BYTES_MAX",
+    "INBOX_MESSAGES_MAX",
     "LEASE_TTL_S_MAX",
     "LIST_PAGE_MAX",
     "MIB",
@@ -46,6 +48,9 @@ PROPOSALS_PENDING_MAX: Final = 5_000
 FRAME_BYTES_MAX: Final = 16 * MIB
 #: Bytes queued towards one peer before its link drops frames (Raft resends).
 PEER_QUEUE_BYTES_MAX: Final = 64 * MIB
+#: Messages of peers, and their bytes, that wait for one replica's next turn; more are dropped (Raft resends).
+INBOX_MESSAGES_MAX: Final = 16_384
+INBOX_BYTES_MAX: Final = 64 * MIB
 #: Request ids (and replies) the store remembers for exactly-once retries.
 DEDUP_ENTRIES_MAX: Final = 50_000
 #: Bytes of those replies together.

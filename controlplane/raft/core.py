@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from controlplane.base.clock import Clock
-from controlplane.base.errors import CorruptStateError, StatusError
+from controlplane.base.errors import Code, CorruptStateError, StatusError
+from controlplane.base.limits import INBOX_BYTES_MAX, INBOX_MESSAGES_MAX
 from controlplane.base.rand import Rand
 from controlplane.pb.quarterdeck.internal.v1 import raft_pb2
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Batch
@@ -29,7 +30,7 @@ from controlplane.raft.config import RaftConfig
 from controlplane.raft.engine import Engine, EngineJournal, Role
 from controlplane.raft.proposals import Done, Proposals, Route
 from controlplane.raft.reads import ReadDone, Reads
-from controlplane.raft.types import Member, Outcome, StateMachine
+from controlplane.raft.types import Applied, Member, Outcome, StateMachine, Unknown
 
 __all__ = ["Core", "Turn"]
 
@@ -63,6 +64,15 @@ class Turn:
     applied: int = 0
     batched: int = 0
 
+    def withheld(self, reason: str) -> Turn:
+        """What its waiters hear when it could not be made durable: of writes nothing certain, of reads an error."""
+        return Turn(
+            outcomes=[
+                (done, Unknown(reason) if isinstance(outcome, Applied) else outcome) for done, outcome in self.outcomes
+            ],
+            reads=[(done, StatusError(Code.UNAVAILABLE, "etcdserver: server stopped")) for done, _ in self.reads],
+        )
+
 
 class Core:
     """Raft, writes and reads of one replica.
@@ -93,7 +103,10 @@ class Core:
         self._clock = clock
         self._state_machine = state_machine
         self._peer_ids = sorted(m.id for m in members if m.id != me.id)
-        self._inbox: deque[tuple[int, raft_pb2.RaftMessage]] = deque()
+        self._inbox: deque[tuple[int, raft_pb2.RaftMessage, int]] = deque()
+        self._inbox_bytes = 0
+        #: Messages of peers that came when too many waited.
+        self.dropped = 0
         self._proposals = Proposals()
         self._reads = Reads(config, self._peer_ids, int.from_bytes(rand.token(6), "big"))
         self._linked: set[int] = set()
@@ -122,8 +135,14 @@ class Core:
     # -- inputs ------------------------------------------------------------------------------------------------
 
     def receive(self, peer_id: int, message: raft_pb2.RaftMessage) -> None:
-        """A checked message from a peer's current link."""
-        self._inbox.append((peer_id, message))
+        """A checked message from a peer's current link. Dropped, as by a bad link, when too much waits: while a disk
+        stalls, peers go on sending, and everything that is dropped is sent again."""
+        size = message.ByteSize()
+        if len(self._inbox) >= INBOX_MESSAGES_MAX or (self._inbox and self._inbox_bytes + size > INBOX_BYTES_MAX):
+            self.dropped += 1
+            return
+        self._inbox_bytes += size
+        self._inbox.append((peer_id, message, size))
 
     def link_up(self, peer_id: int) -> None:
         """Our link to the peer stands: what is sent from now on may arrive."""
@@ -240,7 +259,8 @@ class Core:
     def _handle_messages(self, turn: Turn) -> None:
         engine = self.engine
         for _ in range(min(len(self._inbox), _MESSAGES_PER_STEP)):
-            peer_id, message = self._inbox.popleft()
+            peer_id, message, size = self._inbox.popleft()
+            self._inbox_bytes -= size
             kind = message.WhichOneof("body")
             if kind in _CONSENSUS:
                 engine.receive(peer_id, message)

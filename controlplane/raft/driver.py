@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from controlplane.base.clock import Clock, SystemClock
-from controlplane.base.errors import Code, StatusError, StoppedError
+from controlplane.base.errors import Code, StatusError, StoppedError, StorageError
 from controlplane.base.rand import Rand, SystemRand
 from controlplane.pb.quarterdeck.internal.v1 import raft_pb2
 from controlplane.raft import metrics
@@ -303,7 +303,11 @@ class Replica:
         flush = storage.journal.take_dirty()
         if flush is not None:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._sync_thread, storage.wal.write_and_sync, flush)
+            try:
+                await loop.run_in_executor(self._sync_thread, storage.wal.write_and_sync, flush)
+            except StorageError:
+                self._answer(turn.withheld("the log could not be written"))
+                raise
         self._release(turn)
         await self._attend_snapshots(turn)
         return turn

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 
+import pytest
+
 from controlplane.base.clock import ManualClock
 from controlplane.base.errors import StatusError
 from controlplane.base.rand import SeededRand
-from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import RaftMessage
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Proposal
+from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import Forward, RaftMessage
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.core import Core, Turn
 from controlplane.raft.types import Applied, Member, NeverSent, Outcome, Unknown
@@ -198,3 +201,27 @@ def test_stopping_does_not_make_a_replica_ready() -> None:
     for read_done, result in turn.reads:
         read_done(result)
     assert not trio.cores[1].ready
+
+
+def test_what_peers_send_while_a_turn_cannot_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlplane.raft.core.INBOX_BYTES_MAX", 10_000)
+    trio = Trio()
+    leader = trio.elect()
+    follower = next(n for n in trio.cores if n != leader)
+    trio.isolate(follower)
+    told = [trio.propose(leader, bytes([n]) * 900) for n in range(40)]
+    trio.pass_time(0.5)
+    core = trio.cores[follower]
+    for wire in (trio.wires[leader, follower],):
+        wire.clear()
+    entries = trio.cores[leader].engine.entries(1, 10_000)
+    for _ in range(20):
+        core.receive(
+            leader, RaftMessage(term=1, forward=Forward(proposals=[Proposal(request_id=b"x", payload=bytes(900))]))
+        )
+    assert core.dropped > 0
+    trio.cut.clear()
+    trio.pass_time(2)
+    assert all(told)
+    assert core.engine.last_index >= len(entries)
+    assert trio.machines[follower].log == trio.machines[leader].log

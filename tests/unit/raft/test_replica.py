@@ -13,9 +13,11 @@ import pytest
 from controlplane.base.errors import ConfigError, StorageError
 from controlplane.base.rand import SystemRand
 from controlplane.raft.config import RaftConfig, make_members
+from controlplane.raft.core import Turn
 from controlplane.raft.driver import Replica
 from controlplane.raft.snapshot_format import read_snapshot_file
 from controlplane.raft.types import Applied, NeverSent, Unknown
+from controlplane.raft.wal import Flush
 from tests.unit.raft.toy import ToyMachine
 
 CONFIG = RaftConfig(heartbeat_ms=20, election_min_ms=150, election_max_ms=300, step_down_ms=140, resend_ms=300)
@@ -182,6 +184,42 @@ async def test_a_disk_that_refuses_stops_the_replica_and_not_the_cluster(
     assert isinstance(outcome, Unknown | NeverSent)
     assert isinstance(await cluster.replicas[leader].failed, StorageError)
     await cluster.put(next(name for name in cluster.names if name != leader), b"y")
+
+
+async def test_answers_of_a_turn_that_cannot_be_made_durable_are_honest_and_do_not_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = Cluster(tmp_path, 1)
+    replica = await alone.start("r1")
+    await alone.put("r1", b"before")
+    core, storage = replica._core, replica._storage
+    assert core is not None
+    assert storage is not None
+    step, take_dirty = core.step, storage.journal.take_dirty
+    answering = False
+
+    def stepping() -> Turn:
+        nonlocal answering
+        turn = step()
+        answering = bool(turn.outcomes)
+        return turn
+
+    def take() -> Flush | None:
+        return Flush(b"", None, 0, storage.wal.hard_state) if answering else take_dirty()
+
+    def write_and_sync(flush: Flush) -> None:
+        if answering:
+            raise StorageError("cannot sync: Input/output error")
+        storage.wal.__class__.write_and_sync(storage.wal, flush)
+
+    monkeypatch.setattr(core, "step", stepping)
+    monkeypatch.setattr(storage.journal, "take_dirty", take)
+    monkeypatch.setattr(storage.wal, "write_and_sync", write_and_sync)
+    async with asyncio.timeout(5):
+        outcome = await replica.propose(b"x", request_id=b"1" * 16, timeout_ms=1_000)
+    assert isinstance(outcome, Unknown)
+    assert isinstance(await replica.failed, StorageError)
+    await alone.stop("r1")
 
 
 async def test_peers_answer_calls_on_their_channels(cluster: Cluster) -> None:
