@@ -26,6 +26,7 @@ BACKLOG = 1024
 CONNECTIONS_MAX = 4096
 _ACCEPT_RETRY_S = 0.1
 _ACCEPTS_PER_TURN = 64
+_DRAIN_STEP_S = 0.01
 
 
 def reuse_port_socket(kind: socket.SocketKind, ip: str, port: int) -> socket.socket:
@@ -70,12 +71,18 @@ class TcpFrontend:
             raise
         asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 
-    async def stop(self) -> None:
-        """Stop accepting and cut what is left."""
+    async def stop(self, drain_s: float = 0.0) -> None:
+        """Stop accepting, finish within ``drain_s`` seconds what was accepted, and cut what is left."""
         listener, self._listener = self._listener, None
         if listener is not None:
             asyncio.get_running_loop().remove_reader(listener)
+            if drain_s > 0:
+                # What the kernel has taken for us would be reset with the listener, and no other agent gets it.
+                self._accept(listener)
             listener.close()
+        deadline_s = self._clock.monotonic() + drain_s
+        while (self._tasks or self._sides) and self._clock.monotonic() < deadline_s:
+            await self._clock.sleep(_DRAIN_STEP_S)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

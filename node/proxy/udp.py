@@ -47,8 +47,8 @@ class UdpFrontend:
             raise
         self._spawn(self._expire())
 
-    async def stop(self) -> None:
-        """Close every socket."""
+    async def stop(self, drain_s: float = 0.0) -> None:
+        """Close every socket. There is nothing to drain: a datagram is answered or lost."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -33,6 +33,8 @@ __all__ = ["Reporter", "UserspaceProxy"]
 log = logging.getLogger("quarterdeck.proxy")
 
 _RETRY_S = 5.0
+#: What requests under way get when the agent stops.
+DRAIN_S = 0.5
 
 
 class Reporter(Protocol):
@@ -72,13 +74,12 @@ class UserspaceProxy:
         ]
 
     async def stop(self) -> None:
-        """Close every listener and connection."""
+        """Close every listener, and every connection once it is done or :data:`DRAIN_S` have passed."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for frontend in self._frontends.values():
-            await frontend.stop()
+        await asyncio.gather(*(frontend.stop(DRAIN_S) for frontend in self._frontends.values()))
         self._frontends.clear()
 
     async def _run(self) -> None:

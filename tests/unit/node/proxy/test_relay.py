@@ -91,6 +91,35 @@ async def test_agents_share_an_address_and_one_may_go(backend: tuple[str, int]) 
     await second.stop()
 
 
+async def test_a_proxy_that_stops_finishes_what_it_has_taken(backend: tuple[str, int]) -> None:
+    proxy, port = await frontend(backend)
+    open_reader, open_writer = await asyncio.open_connection("127.0.0.1", port)
+    open_writer.write(b"half")
+    await open_writer.drain()
+    waiting = socket.create_connection(("127.0.0.1", port))  # in the kernel's queue: the loop has not run since
+    stopping = asyncio.ensure_future(proxy.stop(drain_s=5.0))
+    open_writer.write_eof()
+    assert await open_reader.read() == b"HALF"
+    open_writer.close()
+    reader, writer = await asyncio.open_connection(sock=waiting)
+    writer.write(b"late")
+    writer.write_eof()
+    assert await reader.read() == b"LATE"
+    writer.close()
+    await stopping
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_a_proxy_that_stops_waits_for_idle_connections_no_longer_than_told(backend: tuple[str, int]) -> None:
+    proxy, port = await frontend(backend)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"x")
+    await proxy.stop(drain_s=0.05)
+    assert await reader.read() == b""
+    writer.close()
+
+
 async def test_a_port_held_without_sharing_is_refused() -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
