@@ -297,6 +297,9 @@ class LocalKV:
             text = reply.rejection.message
             # A store that may have forgotten this id cannot say whether it was applied once already.
             raise StatusError(Code(reply.rejection.code), text, unknown_outcome=text == FORGOTTEN_TEXT)
+        if reply.WhichOneof("result") != command.WhichOneof("op"):
+            # The store answers a known id as it did the first time: with that reply this request would look done.
+            raise StatusError(Code.INVALID_ARGUMENT, "quarterdeck: request id was used for another request")
         return reply
 
     def _failure(self, outcome: NeverSent | Unknown, term: int) -> StatusError:

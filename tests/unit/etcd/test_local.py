@@ -64,6 +64,15 @@ async def test_the_same_request_id_writes_once_and_answers_alike(replica: Replic
     assert replica.kv.revision == 2
 
 
+async def test_a_request_id_used_for_another_kind_of_request_is_refused_not_answered_with_the_first_ones_reply(
+    replica: Replica,
+) -> None:
+    await replica.kv.put(e.PutRequest(key=b"k", value=b"1"), request_id=b"r" * 16)
+    error = await refused(replica.kv.delete_range(e.DeleteRangeRequest(key=b"k"), request_id=b"r" * 16))
+    assert error.code is Code.INVALID_ARGUMENT
+    assert replica.store.key_count == 1
+
+
 async def test_a_bad_request_is_refused_before_it_is_proposed(replica: Replica) -> None:
     error = await refused(replica.kv.put(e.PutRequest()))
     assert (error.code, error.message) == (Code.INVALID_ARGUMENT, "etcdserver: key is not provided")
