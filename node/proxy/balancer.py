@@ -1,4 +1,5 @@
-"""Which endpoint the next connection goes to: round robin over the ready ones, or the same one for the same client.
+"""Which endpoint the next connection goes to: round robin over the ready ones, or the same one for the same client,
+whichever agent of the host takes the connection.
 
 Owns the turn and the affinity table of one frontend; time is handed in. Opens nothing. A failed endpoint is set aside
 for a moment, so that not every connection has to find out anew; when all are set aside, all are tried.
@@ -6,6 +7,7 @@ for a moment, so that not every connection has to find out anew; when all are se
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -47,14 +49,11 @@ class Balancer:
         return gone
 
     def candidates(self, client_ip: str, now_s: float) -> Iterator[Endpoint]:
-        """Endpoints for one connection, best first, each once: the client's own, then the others in turn."""
+        """Endpoints for one connection, best first, each once: the client's own, then the others."""
         own = self._own(client_ip, now_s)
         if own is not None:
             yield own
-        count = len(self._endpoints)
-        start = self._turn
-        self._turn += 1
-        in_turn = [self._endpoints[(start + i) % count] for i in range(count)]
+        in_turn = self._ranked(client_ip) if self._affinity_s else self._next_turn()
         aside = {endpoint for endpoint, until in self._aside.items() if until > now_s}
         for endpoint in (*(e for e in in_turn if e not in aside), *(e for e in in_turn if e in aside)):
             if endpoint != own:
@@ -72,6 +71,21 @@ class Balancer:
     def failed(self, endpoint: Endpoint, now_s: float) -> None:
         """A connect failed: try others first for a moment."""
         self._aside[endpoint] = now_s + _ASIDE_S
+
+    def _next_turn(self) -> list[Endpoint]:
+        count = len(self._endpoints)
+        start = self._turn
+        self._turn += 1
+        return [self._endpoints[(start + i) % count] for i in range(count)]
+
+    def _ranked(self, client_ip: str) -> list[Endpoint]:
+        """The endpoints in an order of the client's own, the same in every agent (rendezvous hashing): the kernel gives
+        a client's connections now to one agent, now to another, and they do not know each other's tables."""
+
+        def weight(endpoint: Endpoint) -> bytes:
+            return hashlib.blake2b(f"{client_ip} {endpoint[0]}:{endpoint[1]}".encode(), digest_size=8).digest()
+
+        return sorted(self._endpoints, key=weight)
 
     def _own(self, client_ip: str, now_s: float) -> Endpoint | None:
         kept = self._clients.get(client_ip)

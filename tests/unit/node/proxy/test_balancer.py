@@ -37,11 +37,13 @@ def test_a_failed_endpoint_comes_last_for_a_moment() -> None:
 
 def test_a_client_with_affinity_keeps_its_endpoint_until_it_expires() -> None:
     b = balancer(affinity_s=10)
-    b.connected("x", C, 0.0)
-    assert next(b.candidates("x", 9.9)) == C
-    b.connected("x", C, 9.9)
-    assert next(b.candidates("x", 19.0)) == C
-    assert list(b.candidates("x", 20.0)) == [A, B, C]  # expired: the round again
+    own_order = list(b.candidates("x", 0.0))
+    kept = own_order[-1]
+    b.connected("x", kept, 0.0)
+    assert next(b.candidates("x", 9.9)) == kept
+    b.connected("x", kept, 9.9)
+    assert next(b.candidates("x", 19.0)) == kept
+    assert list(b.candidates("x", 20.0)) == own_order  # expired: as if it had never come
 
 
 def test_affinity_gives_way_when_the_endpoint_fails_or_leaves() -> None:
@@ -52,3 +54,20 @@ def test_affinity_gives_way_when_the_endpoint_fails_or_leaves() -> None:
     b.connected("y", B, 1.0)
     assert b.update((A, C), 10) == {B}
     assert B not in list(b.candidates("y", 1.1))
+
+
+def test_agents_that_share_an_address_send_a_client_to_the_same_endpoint() -> None:
+    endpoints = tuple((f"127.0.0.{i}", 80) for i in range(1, 6))
+    first, second = Balancer(offset=0), Balancer(offset=3)
+    for agent in (first, second):
+        agent.update(endpoints, 60)
+    chosen = [next(first.candidates(f"10.0.0.{i}", 0.0)) for i in range(100)]
+    assert chosen == [next(second.candidates(f"10.0.0.{i}", 0.0)) for i in range(100)]
+    assert set(chosen) == set(endpoints)
+    # One that leaves moves only its own clients.
+    for agent in (first, second):
+        agent.update(endpoints[1:], 60)
+    moved = [next(first.candidates(f"10.0.0.{i}", 0.0)) for i in range(100)]
+    assert [m for m, c in zip(moved, chosen, strict=True) if c != endpoints[0]] == [
+        c for c in chosen if c != endpoints[0]
+    ]
