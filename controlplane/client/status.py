@@ -50,6 +50,9 @@ def to_api_error(error: grpc.aio.AioRpcError, *, write: bool) -> ApiError:
         kind = FencedError
     causes = [FieldCause(c.field, c.message, c.reason) for c in details.details.causes]
     message = error.details() or code.name
+    if code is Code.DEADLINE_EXCEEDED and "Deadline Exceeded" in message:
+        # The words of gRPC's own timer: no replica said anything.
+        message = "a replica took the request and has not answered in time; it may be cut off from a quorum"
     return kind(code, message, reason=details.reason, causes=causes, unknown_outcome=unknown)
 
 

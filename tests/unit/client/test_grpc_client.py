@@ -122,6 +122,14 @@ async def test_when_the_time_is_up_the_error_says_whether_the_write_may_have_hap
         assert caught.value.unknown_outcome is unknown
 
 
+async def test_a_replica_that_takes_requests_and_answers_none_is_said_to_lack_a_quorum_perhaps(
+    start: Start, connect: Connect
+) -> None:
+    stuck = await start(*[30.0] * 20)
+    with pytest.raises(UnavailableError, match=r"not answered in time.*quorum"):
+        await connect(stuck.endpoint, timeout_ms=600).get(Pod, "a", namespace="default")
+
+
 async def test_a_write_that_found_no_replica_did_not_happen(start: Start, connect: Connect) -> None:
     replica = await start()
     await replica.stop()
