@@ -28,6 +28,7 @@ __all__ = ["Board", "KeyValue", "Pace", "Process", "Reader", "ServiceClient", "W
 _BACKLOG_S: Final = 1.0
 _PAGE: Final = 2_000
 _RESUME_PAUSE_S: Final = 0.02
+_RETRY_AFTER_S: Final = 0.05
 
 T = TypeVar("T")
 
@@ -269,7 +270,8 @@ class Watcher:
 
 
 class ServiceClient:
-    """Requests to a Service, each on a new connection; one retry after an attempt that failed."""
+    """Requests to a Service, each on a new connection; one retry, a moment after an attempt that failed, as clients of
+    any service do: an instant retry would meet the same dying machine."""
 
     def __init__(self, number: int, address: tuple[str, int], recorder: Recorder, pace: Pace, timeout_s: float) -> None:
         self._address = address
@@ -289,7 +291,9 @@ class ServiceClient:
 
         async def call() -> list[str]:
             failures: list[str] = []
-            for _ in range(2):
+            for attempt in range(2):
+                if attempt:
+                    await asyncio.sleep(_RETRY_AFTER_S)
                 failure = await fetch(*self._address, timeout_s=self._timeout_s)
                 if failure is None:
                     break

@@ -186,8 +186,15 @@ class LocalCluster:
     def kill_node(self, name: str) -> int:
         """What a dead machine is: kill -9 of the agent and of every process of its pods. Returns how many pods."""
         directory = self.node_dir(self.node(name).name)
-        self.kill(name)
-        return pods.kill_all(directory)
+        # A machine dies all at once: look first, then signal without a pause between.
+        found = pods.running(directory)
+        self.processes.signal(name, signal.SIGKILL)
+        pods.kill(found)
+        self.processes.wait_gone(name)
+        # What the agent started between the look and its death.
+        late = pods.running(directory)
+        pods.kill(late)
+        return len(found.keys() | late.keys())
 
     def down(self) -> list[str]:
         """Stop everything: agents (with their pods) first, then replicas. Returns what had to be killed."""

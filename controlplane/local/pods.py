@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from controlplane.local.procfs import boot_id, stat_of
 
-__all__ = ["kill_all", "running"]
+__all__ = ["kill", "kill_all", "running"]
 
 
 def running(node_dir: Path) -> dict[str, list[int]]:
@@ -39,10 +40,15 @@ def running(node_dir: Path) -> dict[str, list[int]]:
 def kill_all(node_dir: Path) -> int:
     """SIGKILL every process group of every pod of the node; return how many pods had one."""
     found = running(node_dir)
+    kill(found)
+    return len(found)
+
+
+def kill(found: Mapping[str, Iterable[int]]) -> None:
+    """SIGKILL the process groups that :func:`running` found."""
     for groups in found.values():
         for pgid in groups:
             try:
                 os.killpg(pgid, signal.SIGKILL)
             except ProcessLookupError:
                 pass  # it ended by itself between the look and the signal
-    return len(found)
