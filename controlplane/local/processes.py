@@ -85,14 +85,14 @@ class Processes:
             return None
         except (ValueError, TypeError, KeyError):
             return None  # cut short by a crash of the machine, which no process outlived
+        stat = stat_of(pid)
+        runs = stat is not None and stat.alive and stat.start_ticks == start_ticks and boot == boot_id()
+        # Looked at first and waited for second: who ends in between is waited for at the next look.
         child = _children.get(pid)
         if child is not None and child.poll() is not None:
             del _children[pid]
             return None
-        stat = stat_of(pid)
-        if stat is None or not stat.alive or stat.start_ticks != start_ticks or boot != boot_id():
-            return None
-        return pid
+        return pid if runs else None
 
     def names(self) -> list[str]:
         """Names with a record, running or not."""
