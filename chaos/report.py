@@ -143,7 +143,9 @@ def _pods_restarted(act: ActReport) -> int | None:
 
 
 def _line(finding: Finding, before: str = "") -> str:
-    text = f"{finding.verdict.value:<12} {before}{finding.rule} ({finding.checked} checked)"
+    # A rule of which this run had no case (no refused write, no restore) neither held nor broke.
+    said = "n/a" if finding.verdict is Verdict.PASS and not finding.checked else finding.verdict.value
+    text = f"{said:<12} {before}{finding.rule} ({finding.checked} checked)"
     if finding.note:
         text += f"; {finding.note}"
     if finding.violated > len(finding.violations):
