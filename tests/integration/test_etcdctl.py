@@ -180,13 +180,15 @@ async def test_watch_follows_a_prefix_from_a_revision(ctl: Etcdctl) -> None:
 
 
 async def test_interactive_watch_asks_for_progress(ctl: Etcdctl) -> None:
+    await ctl.ok("put", "k", "v")
     watching = await ctl.start("watch", "-i")
     assert watching.stdin is not None
     try:
-        watching.stdin.write(b"watch k\n")
-        await asyncio.sleep(0.3)  # etcdctl says nothing when a watch is created; progress needs one
+        watching.stdin.write(b"watch k --rev=2\n")
+        # Progress needs a watch, and etcdctl says nothing when one is created: its first event does.
+        assert await lines(watching, 3) == ["PUT", "k", "v"]
         watching.stdin.write(b"progress\n")
-        assert await lines(watching, 1) == ["progress notify: 1"]
+        assert await lines(watching, 1) == ["progress notify: 2"]
     finally:
         await stopped(watching)
 
@@ -206,7 +208,8 @@ async def test_a_lease_is_kept_alive_listed_and_revoked_with_its_keys(ctl: Etcdc
 
 async def test_an_unrenewed_lease_takes_its_key_away(ctl: Etcdctl) -> None:
     lease = (await ctl.ok("lease", "grant", "2")).split()[1]
-    watching = await ctl.start("watch", "k")
+    # From a revision on: however long etcdctl takes to begin, it misses nothing.
+    watching = await ctl.start("watch", "k", "--rev=2")
     try:
         await ctl.ok("put", "k", "v", f"--lease={lease}")
         assert await lines(watching, 3) == ["PUT", "k", "v"]
