@@ -6,6 +6,7 @@ damaged state), 2 wrong configuration.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -63,6 +64,8 @@ def main(
             log_level=log_level,
         )
         config.validate()
+        # gRPC's C core would say the same again, in its own words, before our message.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         from controlplane.app import run
 
         run(config)

@@ -33,10 +33,6 @@ class StatusOutbox:
         return not self._unsent and not self._in_flight
 
     @property
-    def has_unsent(self) -> bool:
-        return bool(self._unsent)
-
-    @property
     def in_flight(self) -> bool:
         return bool(self._in_flight)
 

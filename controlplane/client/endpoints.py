@@ -89,10 +89,6 @@ class EndpointPool:
         if endpoint == self.current:
             self._current = (self._current + 1) % len(self._endpoints)
 
-    def learn(self, endpoints: Sequence[str]) -> None:
-        """Add endpoints heard of from a replica; those known stay, since a replica may have them wrong or old."""
-        self._endpoints.extend(e for e in dict.fromkeys(endpoints) if e and e not in self._endpoints)
-
     async def close(self) -> None:
         """Close every channel; calls in flight are cancelled."""
         channels = list(self._channels.values())

@@ -249,11 +249,6 @@ class Core:
         """Writes held here without an outcome."""
         return len(self._proposals)
 
-    @property
-    def reads_failed(self) -> int:
-        """Linearizable reads that ran into their deadline, ever."""
-        return self._reads.failed
-
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _handle_messages(self, turn: Turn) -> None:

@@ -74,7 +74,6 @@ class Reads:
         self._requests: list[tuple[int, int]] = []
         self._round: _Round | None = None
         self._results: list[tuple[ReadDone, int | StatusError]] = []
-        self.failed = 0
 
     def add(self, deadline: float, done: ReadDone) -> None:
         """``done`` hears once this replica has applied everything committed before now, or at ``deadline``."""
@@ -210,7 +209,6 @@ class Reads:
             _, _, waiter = heapq.heappop(self._deadlines)
             if not waiter.over:
                 waiter.over = True
-                self.failed += 1
                 text = "etcdserver: request timed out" if leader_known else "etcdserver: no leader"
                 self._results.append((waiter.done, StatusError(Code.UNAVAILABLE, text)))
         self._waiting = [w for w in self._waiting if not w.over]

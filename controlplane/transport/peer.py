@@ -232,20 +232,11 @@ class PeerLinks:
                 future.set_exception(StatusError(Code.UNAVAILABLE, "replica is stopping"))
         self._calls.clear()
 
-    @property
-    def bound_port(self) -> int:
-        """The port in use (for tests that bind port 0)."""
-        assert self._server is not None
-        return int(self._server.sockets[0].getsockname()[1])
-
     # -- sending -----------------------------------------------------------------------------------------------
 
     def send(self, peer_id: int, message: RaftMessage) -> bool:
         """Queue a message on the peer's link; False (and counted) when there is none or its queue is full."""
         return self._send(peer_id, Frame(raft=message))
-
-    def is_up(self, peer_id: int) -> bool:
-        return peer_id in self._links
 
     def serve(self, channel: str, handler: CallHandler) -> None:
         """Answer peers' requests on ``channel``. The handler gets the asking peer's name and the payload."""
