@@ -12,16 +12,21 @@ from typing import Protocol
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Proposal
 
 __all__ = [
+    "AddMember",
     "Applied",
     "LeadershipListener",
     "Member",
+    "MemberChange",
     "NeverSent",
     "Outcome",
     "PeerHandler",
+    "PromoteMember",
     "RaftHandle",
     "RaftStatus",
+    "RemoveMember",
     "StateMachine",
     "Unknown",
+    "UpdateMember",
 ]
 
 
@@ -81,13 +86,57 @@ class StateMachine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One replica of the cluster."""
+    """One replica of the cluster. A member that was added and has not started yet has no name and no endpoints.
+
+    A learner receives the log and answers serializable reads; it does not vote and is not counted.
+    """
 
     id: int
     name: str
     peer_address: str
     client_endpoint: str
     metrics_endpoint: str = ""
+    learner: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AddMember:
+    """A new member. Its id is made by the leader and is new even for an address that was a member before: a replica
+    with an empty disk has forgotten its vote and must not come back under its old identity."""
+
+    peer_address: str
+    learner: bool = True
+    name: str = ""
+    client_endpoint: str = ""
+    metrics_endpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveMember:
+    """It learns of it, and stops."""
+
+    member_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromoteMember:
+    """A learner that has caught up becomes a voter."""
+
+    member_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateMember:
+    """New addresses, or the name and endpoints that a member publishes when it first starts. None keeps a field."""
+
+    member_id: int
+    name: str | None = None
+    peer_address: str | None = None
+    client_endpoint: str | None = None
+    metrics_endpoint: str | None = None
+
+
+MemberChange = AddMember | RemoveMember | PromoteMember | UpdateMember
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +179,27 @@ class RaftHandle(Protocol):
 
         Raises:
             StatusError: Unavailable, `etcdserver: no leader` or `etcdserver: request timed out`.
+        """
+        ...
+
+    async def change_members(self, change: MemberChange, *, timeout_ms: int) -> tuple[Member, ...]:
+        """Change the membership by one step, through the log (Raft dissertation 4.1: one server at a time). Any
+        replica takes it; it travels to the leader. Returns the members once the change is committed and applied here.
+
+        Raises:
+            StatusError: with etcd's code and text: member not found, peer URL already exists, too many learners, the
+                learner is not in sync, not enough started members, unhealthy cluster; Unavailable with
+                ``unknown_outcome`` when its fate is not known.
+        """
+        ...
+
+    async def transfer_leadership(self, target_id: int | None, *, timeout_ms: int) -> None:
+        """Hand leadership over (dissertation 3.10) and return when it has moved; writes go on meanwhile. None lets the
+        leader choose the follower with the longest log.
+
+        Raises:
+            StatusError: FailedPrecondition `etcdserver: not leader` (only the leader can), `etcdserver: bad leader
+                transferee` (not a voter); Unavailable `etcdserver: request timed out`.
         """
         ...
 

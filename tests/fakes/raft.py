@@ -8,19 +8,24 @@ by all. The test decides what goes wrong: who leads (``set_leader``), what a pro
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import deque
 from collections.abc import AsyncIterator
 
 from controlplane.base.errors import Code, StatusError
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Proposal
 from controlplane.raft.types import (
+    AddMember,
     Applied,
     LeadershipListener,
     Member,
+    MemberChange,
     NeverSent,
     Outcome,
     PeerHandler,
+    PromoteMember,
     RaftStatus,
+    RemoveMember,
     StateMachine,
     Unknown,
 )
@@ -36,6 +41,8 @@ class _Shared:
         self.term = 1
         self.leader: str | None = None
         self.index = 0
+        #: What membership changes made of members: None is removed.
+        self.paper: dict[int, Member | None] = {}
 
 
 class FakeRaft:
@@ -130,6 +137,45 @@ class FakeRaft:
             raise StatusError(Code.UNAVAILABLE, "etcdserver: request timed out")
         return self.machine.applied_index
 
+    async def change_members(self, change: MemberChange, *, timeout_ms: int) -> tuple[Member, ...]:
+        """Members that were added exist only on paper: nothing replicates to them."""
+        paper, members = self._shared.paper, {m.id: m for m in self.status().members}
+        if isinstance(change, AddMember):
+            if any(m.peer_address == change.peer_address for m in members.values()):
+                raise StatusError(Code.FAILED_PRECONDITION, "etcdserver: Peer URLs already exists")
+            member_id = 0x1000 + len(paper)
+            paper[member_id] = Member(
+                member_id, change.name, change.peer_address, change.client_endpoint, change.metrics_endpoint,
+                change.learner,
+            )  # fmt: skip
+            return self.status().members
+        if change.member_id not in members:
+            raise StatusError(Code.NOT_FOUND, "etcdserver: member not found")
+        old = members[change.member_id]
+        if isinstance(change, RemoveMember):
+            paper[old.id] = None
+        elif isinstance(change, PromoteMember):
+            if not old.learner:
+                raise StatusError(Code.FAILED_PRECONDITION, "etcdserver: can only promote a learner member")
+            paper[old.id] = dataclasses.replace(old, learner=False)
+        else:
+            given = {
+                field: value
+                for field in ("name", "peer_address", "client_endpoint", "metrics_endpoint")
+                if (value := getattr(change, field)) is not None
+            }
+            paper[old.id] = dataclasses.replace(old, **given)
+        return self.status().members
+
+    async def transfer_leadership(self, target_id: int | None, *, timeout_ms: int) -> None:
+        shared = self._shared
+        if shared.leader != self.name:
+            raise StatusError(Code.FAILED_PRECONDITION, "etcdserver: not leader")
+        names = [n for n, r in shared.replicas.items() if n != self.name and target_id in (None, r._member_id)]
+        if not names:
+            raise StatusError(Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
+        self.set_leader(names[0])
+
     def status(self) -> RaftStatus:
         shared = self._shared
         return RaftStatus(
@@ -143,13 +189,18 @@ class FakeRaft:
             applied_index=self.machine.applied_index,
             last_index=shared.index,
             snapshot_index=0,
-            members=tuple(
-                Member(r._member_id, r.name, f"127.0.0.1:{6000 + r._member_id}", r._client_endpoint)
-                for r in shared.replicas.values()
-            ),
+            members=self._members(),
             ready=shared.leader is not None,
             pending=0,
         )
+
+    def _members(self) -> tuple[Member, ...]:
+        members: dict[int, Member | None] = {
+            r._member_id: Member(r._member_id, r.name, f"127.0.0.1:{6000 + r._member_id}", r._client_endpoint)
+            for r in self._shared.replicas.values()
+        }
+        members |= self._shared.paper
+        return tuple(m for m in members.values() if m is not None)
 
     def on_leadership(self, listener: LeadershipListener) -> None:
         self._listeners.append(listener)
