@@ -87,8 +87,8 @@ find $(1)/controlplane/pb -mindepth 1 -type d -not -name __pycache__ -exec touch
 endef
 
 gen: setup-dev ## Generate controlplane/pb from proto/
-	@rm -rf controlplane/pb/etcd controlplane/pb/k8s controlplane/pb/quarterdeck
-	@$(call PROTOC,.)
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && $(MAKE) --no-print-directory gen-into OUT="$$tmp" && \
+	  cp -r "$$tmp/controlplane/pb/." controlplane/pb/
 
 gen-check: setup-dev
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && mkdir -p "$$tmp" && $(MAKE) --no-print-directory gen-into OUT="$$tmp" && \
