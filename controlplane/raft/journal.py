@@ -64,7 +64,8 @@ class RaftJournal(Journal):  # type: ignore[misc] # pysyncobj has no types
         base: the snapshot the state machine was restored from, if any.
 
     Raises:
-        CorruptStateError: log and snapshot leave a gap between them, or contradict each other.
+        CorruptStateError: log and snapshot leave a gap between them, contradict each other, or end before an entry
+            that was committed.
     """
 
     def __init__(self, wal: Wal, recovered: Recovered | None = None, base: Base | None = None) -> None:
@@ -83,7 +84,13 @@ class RaftJournal(Journal):  # type: ignore[misc] # pysyncobj has no types
                 f"the log begins at entry {first} and there is no usable snapshot of what was before. "
                 "Replace this member"
             )
-        self._commit_index = max(_FIRST_COMMIT_INDEX, min(self._commit_index, self.last_index))
+        self._commit_index = max(_FIRST_COMMIT_INDEX, self._commit_index)
+        if self._commit_index > max(_FIRST_COMMIT_INDEX, self.last_index):
+            # The hint is written with or after the entries it speaks of, so no crash leaves it without them.
+            raise CorruptStateError(
+                f"the log ends at entry {self.last_index}, before entry {self._commit_index}, which was committed: this "
+                "data directory has lost acknowledged entries and nothing of it is served. Replace this member"
+            )
         self._bytes = 0
         self._account(_bytes_of(self._entries))
 

@@ -324,6 +324,19 @@ def test_a_gap_between_snapshot_and_log_is_refused() -> None:
         r.restart(None)
 
 
+@pytest.mark.parametrize("base", [None, Base(2, 1)])
+def test_a_log_that_ends_before_what_was_committed_is_refused(base: Base | None) -> None:
+    disk = SimDisk()
+    wal = Wal.create(disk, ME)
+    for e in ONE_TO_FIVE:
+        wal.append_entry(*e)
+    wal.record_hard_state(HardState(1, None, 7))
+    wal.flush()
+    wal, recovered = Wal.open(disk, ME)
+    with pytest.raises(CorruptStateError, match="the log ends at entry 5, before entry 7, which was committed"):
+        RaftJournal(wal, recovered, base)
+
+
 def test_a_log_that_begins_right_behind_the_snapshot_is_joined_to_it() -> None:
     disk = SimDisk()
     wal = Wal.create(disk, ME, first_index=51, hard_state=HardState(3, None, 50))
