@@ -40,6 +40,8 @@ from controlplane.controllers.state_metrics import ObjectMetrics
 from controlplane.etcd import service as etcd_service
 from controlplane.etcd.cluster_service import ETCD_VERSION
 from controlplane.etcd.compactor import Compactor
+from controlplane.etcd.gateway import BODY_BYTES_MAX as GATEWAY_BODY_BYTES_MAX
+from controlplane.etcd.gateway import Gateway
 from controlplane.etcd.local import LocalKV
 from controlplane.etcd.metrics import StateMetrics
 from controlplane.pb.k8s.core_v1_pb2 import Pod
@@ -49,6 +51,8 @@ from controlplane.raft.driver import Replica
 from controlplane.scheduler.scheduler import Scheduler
 from controlplane.store.store import Store
 from controlplane.transport import server as grpc_server
+from controlplane.transport.handlers import Both, HandlerTable
+from controlplane.transport.interceptors import StatusInterceptor
 
 __all__ = ["App", "run"]
 
@@ -121,8 +125,13 @@ class App:
         self._object_metrics = ObjectMetrics(self.informers, lambda: self._led_term is not None)
         self._server = grpc_server.new_server(clock=clock)
         self._health = grpc_server.Health(self._server, _SERVICES)
+        self._gateway_table = HandlerTable([StatusInterceptor(clock)])
+        gateway = Gateway(self._gateway_table, lambda _request: {})
         self._http = ObservabilityServer(
             config.me.metrics,
+            routes=gateway.routes(),
+            body_bytes_max=GATEWAY_BODY_BYTES_MAX,
+            versions={"etcdserver": ETCD_VERSION, "etcdcluster": ETCD_VERSION},
             ready={"leader": self._check_leader, "linearizable_read": self._check_read, "caches": self._check_caches},
             live={"raft": self._check_raft},
         )
@@ -144,7 +153,7 @@ class App:
         """
         self._broken = asyncio.get_running_loop().create_future()
         etcd_service.add_services(
-            self._server, self.kv, self.raft, self.store, clock=self._clock,
+            Both(self._server, self._gateway_table), self.kv, self.raft, self.store, clock=self._clock,
             election_timeout_ms=self._config.election_ms_max,
         )  # fmt: skip
         api_service.add_services(self._server, self.api)

@@ -2,7 +2,9 @@
 
 Paths, query parameters and answers are those of Kubernetes' and etcd's own endpoints, so that probes and dashboards
 made for them work: ``?verbose`` lists each check, ``?exclude=NAME`` leaves one out, ``/readyz/NAME`` asks one alone.
-Knows nothing of what is checked: the owner hands in named checks. Serves no secrets and takes no commands.
+Knows nothing of what is checked: the owner hands in named checks. What it serves by itself holds no secrets and takes
+no commands. An owner may add routes that do (the JSON gateway): they ask every request who it comes from, since this
+port speaks plain HTTP to whoever does, and HTTPS to whoever begins with a TLS handshake.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import asyncio
 import inspect
 import logging
 import platform
-from collections.abc import Awaitable, Callable, Mapping
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from aiohttp import web
 from prometheus_client import (
@@ -26,6 +29,7 @@ from prometheus_client import (
 
 from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
+from controlplane.base.http_listener import HttpListener
 from controlplane.base.version import VERSION
 
 __all__ = ["Check", "ObservabilityServer"]
@@ -55,6 +59,10 @@ class ObservabilityServer:
         ready: checks of ``/readyz`` and ``/health``.
         live: checks of ``/livez`` and ``/healthz``; an empty mapping means "answers at all".
         registry: what ``/metrics`` shows.
+        routes: served beside its own paths.
+        body_bytes_max: largest request body.
+        versions: shown by ``/version`` beside its own.
+        tls: for callers that speak TLS; None closes their connections.
     """
 
     def __init__(
@@ -64,12 +72,21 @@ class ObservabilityServer:
         live: Mapping[str, Check] | None = None,
         *,
         registry: CollectorRegistry = REGISTRY,
+        routes: Iterable[web.RouteDef] = (),
+        body_bytes_max: int = 64 * 1024,
+        versions: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._host, self._port = split_address(listen)
         self._ready = dict(ready)
         self._live = dict(live or {})
         self._registry = registry
+        self._routes = tuple(routes)
+        self._body_bytes_max = body_bytes_max
+        self._versions = dict(versions or {})
+        self._tls = tls
         self._runner: web.AppRunner | None = None
+        self._listener: HttpListener | None = None
 
     @property
     def port(self) -> int:
@@ -82,31 +99,34 @@ class ObservabilityServer:
         Raises:
             ConfigError: the address cannot be bound; the message names it and why.
         """
-        app = web.Application()
+        app = web.Application(client_max_size=self._body_bytes_max)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/version", self._version)
         app.router.add_get("/health", self._health)
         for path, checks in (("/livez", self._live), ("/healthz", self._live), ("/readyz", self._ready)):
             app.router.add_get(path, self._handler(path, checks))
             app.router.add_get(path + "/{check}", self._handler(path, checks))
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        app.router.add_routes(self._routes)
+        # A handler ends when its caller has gone: an idle watch would otherwise never notice.
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
         await runner.setup()
-        site = web.TCPSite(runner, self._host, self._port)
+        assert runner.server is not None
+        listener = HttpListener(runner.server, self._tls)
         try:
-            await site.start()
+            self._port = listener.start(self._host, self._port)
         except OSError as error:
             await runner.cleanup()
             raise ConfigError(
                 f"cannot serve metrics on {self._host}:{self._port}: {error.strerror or error}; "
                 "stop what uses the port, or choose another"
             ) from error
-        self._runner = runner
-        addresses = runner.addresses
-        if addresses:
-            self._port = int(addresses[0][1])
+        self._runner, self._listener = runner, listener
 
     async def stop(self) -> None:
         """Close the port. Safe to call twice."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            await listener.stop()
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
@@ -116,7 +136,12 @@ class ObservabilityServer:
 
     async def _version(self, _request: web.Request) -> web.Response:
         return web.json_response(
-            {"gitVersion": f"v{VERSION}", "pythonVersion": platform.python_version(), "platform": platform.system()}
+            {
+                "gitVersion": f"v{VERSION}",
+                "pythonVersion": platform.python_version(),
+                "platform": platform.system(),
+                **self._versions,
+            }
         )
 
     async def _health(self, _request: web.Request) -> web.Response:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-import grpc
+from typing import Any, Final
 
 from controlplane.base.clock import Clock, SystemClock
 from controlplane.base.rand import Rand, SystemRand
@@ -34,7 +32,7 @@ SERVICE_NAMES: Final = (
 
 
 def add_services(
-    server: grpc.aio.Server,
+    server: Any,
     kv: LocalKV,
     raft: RaftHandle,
     store: Store,
@@ -43,7 +41,7 @@ def add_services(
     rand: Rand | None = None,
     election_timeout_ms: int = 1_000,
 ) -> None:
-    """Serve the etcd v3 API on ``server``. ``kv`` is started and stopped by the caller."""
+    """Serve the etcd v3 API on ``server`` (anything that takes gRPC services, such as a handler table). ``kv`` is started and stopped by the caller."""
     clock = clock or SystemClock()
     rand = rand or SystemRand()
     guard = LeaderGuard(raft, clock, election_timeout_ms=election_timeout_ms)
