@@ -84,6 +84,8 @@ class Command(_message.Message):
 
     PROPOSED_AT_MS_FIELD_NUMBER: _builtins.int
     LEADER_TERM_FIELD_NUMBER: _builtins.int
+    AUTH_USER_FIELD_NUMBER: _builtins.int
+    AUTH_REVISION_FIELD_NUMBER: _builtins.int
     PUT_FIELD_NUMBER: _builtins.int
     DELETE_RANGE_FIELD_NUMBER: _builtins.int
     TXN_FIELD_NUMBER: _builtins.int
@@ -92,11 +94,29 @@ class Command(_message.Message):
     LEASE_REVOKE_FIELD_NUMBER: _builtins.int
     LEASE_CHECKPOINT_FIELD_NUMBER: _builtins.int
     LEASE_EXPIRE_FIELD_NUMBER: _builtins.int
+    AUTH_ENABLE_FIELD_NUMBER: _builtins.int
+    AUTH_DISABLE_FIELD_NUMBER: _builtins.int
+    AUTH_USER_ADD_FIELD_NUMBER: _builtins.int
+    AUTH_USER_DELETE_FIELD_NUMBER: _builtins.int
+    AUTH_USER_CHANGE_PASSWORD_FIELD_NUMBER: _builtins.int
+    AUTH_USER_GRANT_ROLE_FIELD_NUMBER: _builtins.int
+    AUTH_USER_REVOKE_ROLE_FIELD_NUMBER: _builtins.int
+    AUTH_ROLE_ADD_FIELD_NUMBER: _builtins.int
+    AUTH_ROLE_DELETE_FIELD_NUMBER: _builtins.int
+    AUTH_ROLE_GRANT_PERMISSION_FIELD_NUMBER: _builtins.int
+    AUTH_ROLE_REVOKE_PERMISSION_FIELD_NUMBER: _builtins.int
+    ALARM_FIELD_NUMBER: _builtins.int
     proposed_at_ms: _builtins.int
     """Wall clock of the proposer, milliseconds since 1970; the store never looks at a clock of its own."""
     leader_term: _builtins.int
     """Raft term of the leader that checkpoints leases; a later term's store ignores it, so that what a deposed leader
     saw cannot undo a renewal that its successor has answered. 0: not a leader's own decision.
+    """
+    auth_user: _builtins.str
+    """The user on whose behalf a client's request is applied; empty: nobody, or the control plane itself."""
+    auth_revision: _builtins.int
+    """Revision of the auth store by which the proposer knew the user. 0: the control plane's own command, which no
+    permission limits; every command of a client's request has one, also while authentication is disabled.
     """
     @_builtins.property
     def put(self) -> _rpc_pb2.PutRequest: ...
@@ -114,11 +134,41 @@ class Command(_message.Message):
     def lease_checkpoint(self) -> _rpc_pb2.LeaseCheckpointRequest: ...
     @_builtins.property
     def lease_expire(self) -> Global___LeaseExpire: ...
+    @_builtins.property
+    def auth_enable(self) -> Global___AuthEnable:
+        """Passwords are hashed before they enter the log: `password` is empty, `hashedPassword` holds the hash."""
+
+    @_builtins.property
+    def auth_disable(self) -> _rpc_pb2.AuthDisableRequest: ...
+    @_builtins.property
+    def auth_user_add(self) -> _rpc_pb2.AuthUserAddRequest: ...
+    @_builtins.property
+    def auth_user_delete(self) -> _rpc_pb2.AuthUserDeleteRequest: ...
+    @_builtins.property
+    def auth_user_change_password(self) -> _rpc_pb2.AuthUserChangePasswordRequest: ...
+    @_builtins.property
+    def auth_user_grant_role(self) -> _rpc_pb2.AuthUserGrantRoleRequest: ...
+    @_builtins.property
+    def auth_user_revoke_role(self) -> _rpc_pb2.AuthUserRevokeRoleRequest: ...
+    @_builtins.property
+    def auth_role_add(self) -> _rpc_pb2.AuthRoleAddRequest: ...
+    @_builtins.property
+    def auth_role_delete(self) -> _rpc_pb2.AuthRoleDeleteRequest: ...
+    @_builtins.property
+    def auth_role_grant_permission(self) -> _rpc_pb2.AuthRoleGrantPermissionRequest: ...
+    @_builtins.property
+    def auth_role_revoke_permission(self) -> _rpc_pb2.AuthRoleRevokePermissionRequest: ...
+    @_builtins.property
+    def alarm(self) -> _rpc_pb2.AlarmRequest:
+        """Raises or clears an alarm (action ACTIVATE or DEACTIVATE); a GET is not a command."""
+
     def __init__(
         self,
         *,
         proposed_at_ms: _builtins.int = ...,
         leader_term: _builtins.int = ...,
+        auth_user: _builtins.str = ...,
+        auth_revision: _builtins.int = ...,
         put: _rpc_pb2.PutRequest | None = ...,
         delete_range: _rpc_pb2.DeleteRangeRequest | None = ...,
         txn: _rpc_pb2.TxnRequest | None = ...,
@@ -127,12 +177,24 @@ class Command(_message.Message):
         lease_revoke: _rpc_pb2.LeaseRevokeRequest | None = ...,
         lease_checkpoint: _rpc_pb2.LeaseCheckpointRequest | None = ...,
         lease_expire: Global___LeaseExpire | None = ...,
+        auth_enable: Global___AuthEnable | None = ...,
+        auth_disable: _rpc_pb2.AuthDisableRequest | None = ...,
+        auth_user_add: _rpc_pb2.AuthUserAddRequest | None = ...,
+        auth_user_delete: _rpc_pb2.AuthUserDeleteRequest | None = ...,
+        auth_user_change_password: _rpc_pb2.AuthUserChangePasswordRequest | None = ...,
+        auth_user_grant_role: _rpc_pb2.AuthUserGrantRoleRequest | None = ...,
+        auth_user_revoke_role: _rpc_pb2.AuthUserRevokeRoleRequest | None = ...,
+        auth_role_add: _rpc_pb2.AuthRoleAddRequest | None = ...,
+        auth_role_delete: _rpc_pb2.AuthRoleDeleteRequest | None = ...,
+        auth_role_grant_permission: _rpc_pb2.AuthRoleGrantPermissionRequest | None = ...,
+        auth_role_revoke_permission: _rpc_pb2.AuthRoleRevokePermissionRequest | None = ...,
+        alarm: _rpc_pb2.AlarmRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compact", b"compact", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_expire", b"lease_expire", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "op", b"op", "put", b"put", "txn", b"txn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_expire", b"lease_expire", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "op", b"op", "put", b"put", "txn", b"txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compact", b"compact", "delete_range", b"delete_range", "leader_term", b"leader_term", "lease_checkpoint", b"lease_checkpoint", "lease_expire", b"lease_expire", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "op", b"op", "proposed_at_ms", b"proposed_at_ms", "put", b"put", "txn", b"txn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_revision", b"auth_revision", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user", b"auth_user", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "delete_range", b"delete_range", "leader_term", b"leader_term", "lease_checkpoint", b"lease_checkpoint", "lease_expire", b"lease_expire", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "op", b"op", "proposed_at_ms", b"proposed_at_ms", "put", b"put", "txn", b"txn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_op: _TypeAlias = _typing.Literal["put", "delete_range", "txn", "compact", "lease_grant", "lease_revoke", "lease_checkpoint", "lease_expire"]  # noqa: Y015
+    _WhichOneofReturnType_op: _TypeAlias = _typing.Literal["put", "delete_range", "txn", "compact", "lease_grant", "lease_revoke", "lease_checkpoint", "lease_expire", "auth_enable", "auth_disable", "auth_user_add", "auth_user_delete", "auth_user_change_password", "auth_user_grant_role", "auth_user_revoke_role", "auth_role_add", "auth_role_delete", "auth_role_grant_permission", "auth_role_revoke_permission", "alarm"]  # noqa: Y015
     _WhichOneofArgType_op: _TypeAlias = _typing.Literal["op", b"op"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_op) -> _WhichOneofReturnType_op | None: ...
 
@@ -166,6 +228,28 @@ class LeaseExpire(_message.Message):
 Global___LeaseExpire: _TypeAlias = LeaseExpire  # noqa: Y015
 
 @_typing.final
+class AuthEnable(_message.Message):
+    """AuthEnable turns authentication on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_KEY_FIELD_NUMBER: _builtins.int
+    token_key: _builtins.bytes
+    """Secret by which the replicas sign and check tokens; a new one each time."""
+    def __init__(
+        self,
+        *,
+        token_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_key", b"token_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuthEnable: _TypeAlias = AuthEnable  # noqa: Y015
+
+@_typing.final
 class Reply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -177,6 +261,18 @@ class Reply(_message.Message):
     LEASE_GRANT_FIELD_NUMBER: _builtins.int
     LEASE_REVOKE_FIELD_NUMBER: _builtins.int
     LEASE_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    AUTH_ENABLE_FIELD_NUMBER: _builtins.int
+    AUTH_DISABLE_FIELD_NUMBER: _builtins.int
+    AUTH_USER_ADD_FIELD_NUMBER: _builtins.int
+    AUTH_USER_DELETE_FIELD_NUMBER: _builtins.int
+    AUTH_USER_CHANGE_PASSWORD_FIELD_NUMBER: _builtins.int
+    AUTH_USER_GRANT_ROLE_FIELD_NUMBER: _builtins.int
+    AUTH_USER_REVOKE_ROLE_FIELD_NUMBER: _builtins.int
+    AUTH_ROLE_ADD_FIELD_NUMBER: _builtins.int
+    AUTH_ROLE_DELETE_FIELD_NUMBER: _builtins.int
+    AUTH_ROLE_GRANT_PERMISSION_FIELD_NUMBER: _builtins.int
+    AUTH_ROLE_REVOKE_PERMISSION_FIELD_NUMBER: _builtins.int
+    ALARM_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rejection(self) -> Global___Rejection: ...
     @_builtins.property
@@ -193,6 +289,32 @@ class Reply(_message.Message):
     def lease_revoke(self) -> _rpc_pb2.LeaseRevokeResponse: ...
     @_builtins.property
     def lease_checkpoint(self) -> _rpc_pb2.LeaseCheckpointResponse: ...
+    @_builtins.property
+    def auth_enable(self) -> _rpc_pb2.AuthEnableResponse: ...
+    @_builtins.property
+    def auth_disable(self) -> _rpc_pb2.AuthDisableResponse: ...
+    @_builtins.property
+    def auth_user_add(self) -> _rpc_pb2.AuthUserAddResponse: ...
+    @_builtins.property
+    def auth_user_delete(self) -> _rpc_pb2.AuthUserDeleteResponse: ...
+    @_builtins.property
+    def auth_user_change_password(self) -> _rpc_pb2.AuthUserChangePasswordResponse: ...
+    @_builtins.property
+    def auth_user_grant_role(self) -> _rpc_pb2.AuthUserGrantRoleResponse: ...
+    @_builtins.property
+    def auth_user_revoke_role(self) -> _rpc_pb2.AuthUserRevokeRoleResponse: ...
+    @_builtins.property
+    def auth_role_add(self) -> _rpc_pb2.AuthRoleAddResponse: ...
+    @_builtins.property
+    def auth_role_delete(self) -> _rpc_pb2.AuthRoleDeleteResponse: ...
+    @_builtins.property
+    def auth_role_grant_permission(self) -> _rpc_pb2.AuthRoleGrantPermissionResponse: ...
+    @_builtins.property
+    def auth_role_revoke_permission(self) -> _rpc_pb2.AuthRoleRevokePermissionResponse: ...
+    @_builtins.property
+    def alarm(self) -> _rpc_pb2.AlarmResponse:
+        """The alarms raised or cleared by the command."""
+
     def __init__(
         self,
         *,
@@ -204,12 +326,24 @@ class Reply(_message.Message):
         lease_grant: _rpc_pb2.LeaseGrantResponse | None = ...,
         lease_revoke: _rpc_pb2.LeaseRevokeResponse | None = ...,
         lease_checkpoint: _rpc_pb2.LeaseCheckpointResponse | None = ...,
+        auth_enable: _rpc_pb2.AuthEnableResponse | None = ...,
+        auth_disable: _rpc_pb2.AuthDisableResponse | None = ...,
+        auth_user_add: _rpc_pb2.AuthUserAddResponse | None = ...,
+        auth_user_delete: _rpc_pb2.AuthUserDeleteResponse | None = ...,
+        auth_user_change_password: _rpc_pb2.AuthUserChangePasswordResponse | None = ...,
+        auth_user_grant_role: _rpc_pb2.AuthUserGrantRoleResponse | None = ...,
+        auth_user_revoke_role: _rpc_pb2.AuthUserRevokeRoleResponse | None = ...,
+        auth_role_add: _rpc_pb2.AuthRoleAddResponse | None = ...,
+        auth_role_delete: _rpc_pb2.AuthRoleDeleteResponse | None = ...,
+        auth_role_grant_permission: _rpc_pb2.AuthRoleGrantPermissionResponse | None = ...,
+        auth_role_revoke_permission: _rpc_pb2.AuthRoleRevokePermissionResponse | None = ...,
+        alarm: _rpc_pb2.AlarmResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compact", b"compact", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "put", b"put", "rejection", b"rejection", "result", b"result", "txn", b"txn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "put", b"put", "rejection", b"rejection", "result", b"result", "txn", b"txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compact", b"compact", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "put", b"put", "rejection", b"rejection", "result", b"result", "txn", b"txn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "put", b"put", "rejection", b"rejection", "result", b"result", "txn", b"txn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["rejection", "put", "delete_range", "txn", "compact", "lease_grant", "lease_revoke", "lease_checkpoint"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["rejection", "put", "delete_range", "txn", "compact", "lease_grant", "lease_revoke", "lease_checkpoint", "auth_enable", "auth_disable", "auth_user_add", "auth_user_delete", "auth_user_change_password", "auth_user_grant_role", "auth_user_revoke_role", "auth_role_add", "auth_role_delete", "auth_role_grant_permission", "auth_role_revoke_permission", "alarm"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 

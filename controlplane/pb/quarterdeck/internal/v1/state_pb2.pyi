@@ -5,8 +5,12 @@ Records of the store's snapshot stream (controlplane/store/snapshot.py has the f
 These bytes are on disk and on the wire between versions: numbers are append-only.
 """
 
+from collections import abc as _abc
+from controlplane.pb.etcd import auth_pb2 as _auth_pb2
+from controlplane.pb.etcd import rpc_pb2 as _rpc_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -31,6 +35,7 @@ class StateHeader(_message.Message):
     CHAIN_FIELD_NUMBER: _builtins.int
     STATE_HASH_FIELD_NUMBER: _builtins.int
     DEDUP_FLOOR_FIELD_NUMBER: _builtins.int
+    ALARMS_FIELD_NUMBER: _builtins.int
     format_version: _builtins.int
     cluster_id: _builtins.int
     applied_index: _builtins.int
@@ -44,6 +49,10 @@ class StateHeader(_message.Message):
     state_hash: _builtins.bytes
     dedup_floor: _builtins.int
     """Index of the newest request id that was forgotten."""
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedCompositeFieldContainer[_rpc_pb2.AlarmMember]:
+        """Alarms that are raised, ordered by member and type. Since format 2."""
+
     def __init__(
         self,
         *,
@@ -56,10 +65,11 @@ class StateHeader(_message.Message):
         chain: _builtins.bytes = ...,
         state_hash: _builtins.bytes = ...,
         dedup_floor: _builtins.int = ...,
+        alarms: _abc.Iterable[_rpc_pb2.AlarmMember] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "chain", b"chain", "cluster_id", b"cluster_id", "compact_revision", b"compact_revision", "dedup_floor", b"dedup_floor", "format_version", b"format_version", "revision", b"revision", "state_hash", b"state_hash", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "applied_index", b"applied_index", "chain", b"chain", "cluster_id", b"cluster_id", "compact_revision", b"compact_revision", "dedup_floor", b"dedup_floor", "format_version", b"format_version", "revision", b"revision", "state_hash", b"state_hash", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -115,3 +125,88 @@ class DedupRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DedupRecord: _TypeAlias = DedupRecord  # noqa: Y015
+
+@_typing.final
+class AuthRecord(_message.Message):
+    """The auth store: one AuthRecord, then its users and roles. Absent while nothing was ever set. Since format 2."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENABLED_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    TOKEN_KEY_FIELD_NUMBER: _builtins.int
+    enabled: _builtins.bool
+    revision: _builtins.int
+    token_key: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        enabled: _builtins.bool = ...,
+        revision: _builtins.int = ...,
+        token_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enabled", b"enabled", "revision", b"revision", "token_key", b"token_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuthRecord: _TypeAlias = AuthRecord  # noqa: Y015
+
+@_typing.final
+class UserRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PASSWORD_HASH_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_REVISION_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    password_hash: _builtins.str
+    """The hash of the password, with its parameters and salt; empty: the user has none and cannot log in with one."""
+    credential_revision: _builtins.int
+    """Auth revision that gave the user these credentials; tokens issued for older ones are void."""
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In order of name."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        password_hash: _builtins.str = ...,
+        credential_revision: _builtins.int = ...,
+        roles: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credential_revision", b"credential_revision", "name", b"name", "password_hash", b"password_hash", "roles", b"roles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UserRecord: _TypeAlias = UserRecord  # noqa: Y015
+
+@_typing.final
+class RoleRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PERMISSIONS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def permissions(self) -> _containers.RepeatedCompositeFieldContainer[_auth_pb2.Permission]:
+        """In order of key; of those with one key, the oldest first."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        permissions: _abc.Iterable[_auth_pb2.Permission] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "permissions", b"permissions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoleRecord: _TypeAlias = RoleRecord  # noqa: Y015
