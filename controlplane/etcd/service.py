@@ -41,7 +41,8 @@ def add_services(
     rand: Rand | None = None,
     election_timeout_ms: int = 1_000,
 ) -> None:
-    """Serve the etcd v3 API on ``server`` (anything that takes gRPC services, such as a handler table). ``kv`` is started and stopped by the caller."""
+    """Serve the etcd v3 API on ``server`` (anything that takes gRPC services, such as a handler table).
+    ``kv`` is started and stopped by the caller."""
     clock = clock or SystemClock()
     rand = rand or SystemRand()
     guard = LeaderGuard(raft, clock, election_timeout_ms=election_timeout_ms)
