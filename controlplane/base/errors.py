@@ -78,7 +78,15 @@ class CorruptStateError(QuarterdeckError):
 
 
 class StorageError(QuarterdeckError):
-    """The disk refused a write or a sync. Nothing that depended on it is acknowledged."""
+    """The disk refused a read, a write or a sync. Nothing that depended on it is acknowledged.
+
+    Args:
+        errno: what the system said; 0 when it was not the system.
+    """
+
+    def __init__(self, message: str, *, errno: int = 0) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 class StoppedError(QuarterdeckError):

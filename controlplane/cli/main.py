@@ -31,6 +31,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "uncordon": ("controlplane.cli.nodes", "uncordon", "Mark nodes schedulable"),
     "drain": ("controlplane.cli.nodes", "drain", "Cordon a node and evict its pods"),
     "status": ("controlplane.cli.status", "status", "Show replicas, nodes and pods of the cluster"),
+    "failpoints": ("controlplane.cli.failpoints", "failpoints", "List the failpoints that tests can arm"),
     "snapshot": ("controlplane.cli.snapshot", "snapshot", "Save, verify and restore snapshots of the whole state"),
     "local": ("controlplane.cli.local", "local", "Run a whole cluster on this machine"),
     "chaos": ("chaos.cli", "chaos", "Break things on purpose and judge what happened"),

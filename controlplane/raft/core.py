@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from controlplane.base import failpoints
 from controlplane.base.clock import Clock
 from controlplane.base.errors import Code, CorruptStateError, StatusError
 from controlplane.base.limits import INBOX_BYTES_MAX, INBOX_MESSAGES_MAX
@@ -328,7 +329,9 @@ class Core:
 
     def _apply(self, index: int, term: int, data: bytes | None) -> None:
         proposals = [] if data is None else list(Batch.FromString(data).proposals)
+        failpoints.hit("apply.before")
         replies = self._state_machine.apply(index, term, proposals)
+        failpoints.hit("apply.after")
         if len(replies) != len(proposals):
             raise CorruptStateError(f"entry {index}: {len(replies)} replies for {len(proposals)} writes")
         self._proposals.applied(proposals, replies, index)

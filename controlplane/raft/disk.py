@@ -25,6 +25,8 @@ from controlplane.base.errors import ConfigError, StorageError
 __all__ = ["Disk", "DiskFile", "RealDisk", "read_all"]
 
 LOCK_NAME = "LOCK"
+#: What a disk says of itself, and may stop saying; anything else is a setting that is wrong.
+_DISK_REFUSED = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
 class DiskFile(Protocol):
@@ -105,9 +107,9 @@ def read_all(disk: Disk, name: str, *, step_bytes: int = 1 << 20) -> bytes:
 
 
 _ADVICE = {
-    errno.ENOSPC: "free some space, then restart this replica",
-    errno.EDQUOT: "raise the quota or free some space, then restart this replica",
-    errno.EROFS: "remount the file system writable, then restart this replica",
+    errno.ENOSPC: "free some space; the replica comes back by itself",
+    errno.EDQUOT: "raise the quota or free some space; the replica comes back by itself",
+    errno.EROFS: "remount the file system writable; the replica comes back by itself",
     errno.EIO: "check the device (dmesg, SMART); if it is failing, replace this member",
     errno.EACCES: "make it readable and writable for the user that runs this replica",
     errno.EPERM: "make it readable and writable for the user that runs this replica",
@@ -118,7 +120,7 @@ _ADVICE = {
 
 def _storage_error(doing: str, path: str, error: OSError) -> StorageError:
     advice = _ADVICE.get(error.errno or 0, "see the system's log for the cause")
-    return StorageError(f"cannot {doing} {path}: {error.strerror or error}; {advice}")
+    return StorageError(f"cannot {doing} {path}: {error.strerror or error}; {advice}", errno=error.errno or 0)
 
 
 class _RealFile:
@@ -194,6 +196,8 @@ class RealDisk:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
+            if error.errno in _DISK_REFUSED:
+                raise _storage_error("lock", str(path), error) from error
             raise ConfigError(
                 f"data directory {self._root} is not writable: {error.strerror or error}; "
                 "give it to the user that runs this replica"
@@ -208,8 +212,12 @@ class RealDisk:
                 f"{f' (pid {holder})' if holder else ''}; two replicas cannot share one directory"
             ) from error
         # The pid is a courtesy to whoever meets the lock; the lock itself dies with the process.
-        os.ftruncate(fd, 0)
-        os.write(fd, str(os.getpid()).encode("ascii"))
+        try:
+            os.ftruncate(fd, 0)
+            os.write(fd, str(os.getpid()).encode("ascii"))
+        except OSError as error:
+            os.close(fd)
+            raise _storage_error("write", str(path), error) from error
         self._lock_fd = fd
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from controlplane.base import failpoints
 from controlplane.base.clock import Clock, SystemClock
 from controlplane.base.errors import Code, StatusError, StoppedError, StorageError
 from controlplane.base.rand import Rand, SystemRand
@@ -316,9 +317,12 @@ class Replica:
         """The turn is durable: let its effects out."""
         links = self._links
         assert links is not None
+        failpoints.hit("raft.send.before")
         for peer_id, message in turn.messages:
             if not links.send(peer_id, message) and message.HasField("append_entries"):
                 metrics.HEARTBEAT_SEND_FAILURES.inc()
+        if turn.outcomes:
+            failpoints.hit("raft.answer.before")
         self._answer(turn)
         for term, leading in turn.leadership:
             _log.info("leadership name=%s term=%d leading=%s", self._me.name, term, leading)

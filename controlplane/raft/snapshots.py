@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from controlplane.base import failpoints
 from controlplane.base.errors import ConfigError, CorruptStateError, StorageError
 from controlplane.base.limits import MIB
 from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader
@@ -62,14 +63,17 @@ class SnapshotWriter:
         self._file = _fresh(disk, _TEMP)
         self._unsynced_bytes = 0
         self._write(self._encoder.begin())
+        failpoints.hit("snapshot.begin.after")
 
     def add(self, chunk: bytes) -> None:
         self._write(self._encoder.chunk(chunk))
+        failpoints.hit("snapshot.write.after")
 
     def commit(self) -> SnapshotRef:
         """Make it durable under its name. Raises StorageError; then it does not exist."""
         self._write(self._encoder.finish())
-        _publish(self._disk, self._file, _TEMP, self._ref)
+        failpoints.hit("snapshot.sync.before")
+        _publish(self._disk, self._file, _TEMP, self._ref, "snapshot")
         return self._ref
 
     def abort(self) -> None:
@@ -127,7 +131,7 @@ class SnapshotReceiver:
         except (CorruptStateError, ConfigError):
             self.abort()
             raise
-        _publish(self._disk, self._file, _PART, self.ref)
+        _publish(self._disk, self._file, _PART, self.ref, "snapshot.receive")
         return info
 
     def abort(self) -> None:
@@ -208,6 +212,7 @@ class SnapshotStore:
         removed = [ref for ref in refs if ref not in kept]
         for ref in removed:
             self._disk.remove(ref.name)
+            failpoints.hit("snapshot.prune.remove.after")
         if removed:
             self._disk.fsync_dir(SNAPSHOT_DIR)
         return kept[-1].index if kept else 0
@@ -265,11 +270,14 @@ def _write_behind(file: DiskFile, data: bytes, unsynced_bytes: int) -> int:
     return 0
 
 
-def _publish(disk: Disk, file: DiskFile, name: str, ref: SnapshotRef) -> None:
+def _publish(disk: Disk, file: DiskFile, name: str, ref: SnapshotRef, step: str) -> None:
     try:
         file.sync()
+        failpoints.hit(f"{step}.sync.after")
         disk.rename(name, ref.name)
+        failpoints.hit(f"{step}.rename.after")
         disk.fsync_dir(SNAPSHOT_DIR)
+        failpoints.hit(f"{step}.dirsync.after")
     except StorageError:
         _log.exception("snapshot not saved index=%d term=%d", ref.index, ref.term)
         raise

@@ -23,6 +23,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from controlplane.base import failpoints
 from controlplane.base.clock import Clock, SystemClock
 from controlplane.base.errors import ConfigError, CorruptStateError, StorageError
 from controlplane.base.limits import MIB
@@ -123,7 +124,7 @@ class Wal:
         segment = Segment(1, first_index)
         records = [_header(identity, segment), fmt.encode_hard_state(hard_state)]
         records += [fmt.encode_entry(*entry) for entry in entries]
-        file = _publish(disk, segment, fmt.encode_frame(segment.sequence, 1, records))
+        file = _publish(disk, segment, fmt.encode_frame(segment.sequence, 1, records), "wal.open")
         return cls(
             disk,
             identity,
@@ -162,7 +163,7 @@ class Wal:
         # From here on everything read counts as durable, but it may come from a page cache that was never written
         # out: the process died, not the machine; or a sync failed, after which the kernel calls dropped pages clean.
         # So the only segment that can be in doubt is written once more, without its torn tail, and its name synced.
-        file = _publish(disk, image.segments[-1], image.tail)
+        file = _publish(disk, image.segments[-1], image.tail, "wal.open")
         wal = cls(
             disk,
             identity,
@@ -250,15 +251,24 @@ class Wal:
         """
         self._check_alive()
         started = self._clock.monotonic()
+        known = self._flushed_hard_state
+        voted = (flush.hard_state.term, flush.hard_state.voted_for) != (known.term, known.voted_for)
         try:
+            if voted:
+                failpoints.hit("term.vote.before")
             if flush.new_segment is None:
+                failpoints.hit("wal.write.before")
                 self._file.append(flush.data)
+                failpoints.hit("wal.sync.before")
                 self._file.sync()
+                failpoints.hit("wal.sync.after")
             else:
-                file = _publish(self._disk, flush.new_segment, flush.data)
+                file = _publish(self._disk, flush.new_segment, flush.data, "wal.roll")
                 self._file.close()
                 self._file = file
                 self._segments.append(flush.new_segment)
+            if voted:
+                failpoints.hit("term.vote.after")
         except StorageError as error:
             self._failure = str(error)
             raise
@@ -282,8 +292,11 @@ class Wal:
         self._check_alive()
         dropped = 0
         while len(self._segments) > 1 and self._segments[1].first_index <= keep_from:
+            failpoints.hit("wal.compact.before")
             self._disk.remove(self._segments[0].name)
+            failpoints.hit("wal.compact.remove.after")
             self._disk.fsync_dir(WAL_DIR)
+            failpoints.hit("wal.compact.dirsync.after")
             del self._segments[0]
             dropped += 1
         return dropped
@@ -305,17 +318,25 @@ def _header(identity: Identity, segment: Segment) -> bytes:
     return fmt.encode_segment_header(header)
 
 
-def _publish(disk: Disk, segment: Segment, data: bytes) -> DiskFile:
-    """Create a segment, or replace it by the same content: temporary name, sync, rename, sync of the directory."""
+def _publish(disk: Disk, segment: Segment, data: bytes, step: str) -> DiskFile:
+    """Create a segment, or replace it by the same content: temporary name, sync, rename, sync of the directory.
+
+    Args:
+        step: how the failpoints in here are called.
+    """
     temporary = segment.name + _TEMP_SUFFIX
     if disk.exists(temporary):
         disk.remove(temporary)
     file = disk.open_append(temporary)
     try:
         file.append(data)
+        failpoints.hit(f"{step}.write.after")
         file.sync()
+        failpoints.hit(f"{step}.sync.after")
         disk.rename(temporary, segment.name)
+        failpoints.hit(f"{step}.rename.after")
         disk.fsync_dir(WAL_DIR)
+        failpoints.hit(f"{step}.dirsync.after")
     except StorageError:
         file.close()
         raise
