@@ -24,11 +24,12 @@ from controlplane.base.limits import PROPOSALS_PENDING_MAX
 from controlplane.base.rand import Rand, SystemRand
 from controlplane.etcd import metrics
 from controlplane.etcd.lessor import Lessor, min_lease_ttl_s
+from controlplane.etcd.quota import QUOTA_BYTES_DEFAULT, Quota
 from controlplane.pb.etcd import rpc_pb2
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Reply
 from controlplane.raft.types import Applied, NeverSent, RaftHandle, Unknown
 from controlplane.store.check import check_command, check_range, check_txn, is_read_only
-from controlplane.store.errors import FORGOTTEN_TEXT, CompactedError
+from controlplane.store.errors import FORGOTTEN_TEXT, CompactedError, corrupt, no_space
 from controlplane.store.store import Store
 from controlplane.store.watch import Watcher
 
@@ -52,6 +53,7 @@ _ResponseT = TypeVar(
     rpc_pb2.CompactionResponse,
     rpc_pb2.LeaseGrantResponse,
     rpc_pb2.LeaseRevokeResponse,
+    rpc_pb2.AlarmResponse,
 )
 
 
@@ -62,6 +64,7 @@ class LocalKV:
         raft: how to replicate.
         store: what ``raft`` applies to. Only read here.
         election_timeout_ms: the cluster's; the shortest lease follows from it.
+        quota_bytes: the state may become so big; 0 is no limit.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class LocalKV:
         election_timeout_ms: int = 1_000,
         default_timeout_ms: int = DEFAULT_TIMEOUT_MS,
         progress_every_s: float = PROGRESS_EVERY_S,
+        quota_bytes: int = QUOTA_BYTES_DEFAULT,
     ) -> None:
         self._raft = raft
         self._store = store
@@ -82,6 +86,7 @@ class LocalKV:
         self._default_timeout_ms = default_timeout_ms
         self._progress_every_s = progress_every_s
         self._min_ttl_s = min_lease_ttl_s(election_timeout_ms)
+        self.quota = Quota(quota_bytes)
         self.lessor = Lessor(raft, store.leases, self._clock, self._rand)
 
     def start(self) -> None:
@@ -106,7 +111,7 @@ class LocalKV:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all retained versions, keys and values."""
+        """What the quota counts: bytes of every retained version and of leases."""
         return self._store.size_bytes
 
     def header(self, revision: int = 0) -> rpc_pb2.ResponseHeader:
@@ -123,12 +128,15 @@ class LocalKV:
         """Return once everything committed before the call is applied here.
 
         Raises:
-            StatusError: Unavailable, no quorum confirmed it in time.
+            StatusError: Unavailable, no quorum confirmed it in time; DataLoss, this replica's state is not the
+                cluster's.
         """
+        self._check_sound()
         await self._raft.read_barrier(timeout_ms=timeout_ms or self._default_timeout_ms)
 
     async def range(self, request: rpc_pb2.RangeRequest, *, timeout_ms: int | None = None) -> rpc_pb2.RangeResponse:
         check_range(request)
+        self._check_sound()
         if not request.serializable:
             await self.barrier(timeout_ms)
         response = self._store.range(request)
@@ -210,6 +218,7 @@ class LocalKV:
     ) -> rpc_pb2.TxnResponse:
         if is_read_only(request):
             check_txn(request)
+            self._check_sound()
             if not _is_serializable(request):
                 await self.barrier(timeout_ms)
             return self._stamped(self._store.read_txn(request))
@@ -274,6 +283,26 @@ class LocalKV:
             if lease_id and lease_id not in self._store.leases:
                 return lease_id
 
+    # -- alarms
+
+    async def alarm(
+        self,
+        action: rpc_pb2.AlarmRequest.AlarmAction.ValueType,
+        member_id: int,
+        kind: rpc_pb2.AlarmType.ValueType,
+        *,
+        timeout_ms: int | None = None,
+    ) -> rpc_pb2.AlarmResponse:
+        """Raise (ACTIVATE) or clear (DEACTIVATE) one alarm of a member, through the log; which one it was, if any.
+
+        Raises:
+            StatusError: as a write.
+        """
+        request = rpc_pb2.AlarmRequest(action=action, memberID=member_id, alarm=kind)
+        command = Command(alarm=request, proposed_at_ms=self._clock.wall_ms())
+        reply = await self._propose(command, b"", timeout_ms)
+        return self._stamped(reply.alarm)
+
     # -- inside
 
     async def _write(self, command: Command, request_id: bytes, timeout_ms: int | None) -> Reply:
@@ -284,6 +313,13 @@ class LocalKV:
         """
         command.proposed_at_ms = self._clock.wall_ms()
         check_command(command)
+        self._check_sound()
+        if self.quota.lacks(command, self._store.size_bytes):
+            await self._raise_no_space()
+            raise no_space()
+        return await self._propose(command, request_id, timeout_ms)
+
+    async def _propose(self, command: Command, request_id: bytes, timeout_ms: int | None) -> Reply:
         term = self._raft.status().term
         outcome = await self._raft.propose(
             command.SerializeToString(),
@@ -301,6 +337,24 @@ class LocalKV:
             # The store answers a known id as it did the first time: with that reply this request would look done.
             raise StatusError(Code.INVALID_ARGUMENT, "quarterdeck: request id was used for another request")
         return reply
+
+    def _check_sound(self) -> None:
+        """Raises:
+        StatusError: DataLoss, this replica's state is not what the others' is: nobody is served from it.
+        """
+        if self._store.alarms and self._store.alarms.corrupt(self._raft.status().member_id):
+            raise corrupt()
+
+    async def _raise_no_space(self) -> None:
+        """Make it known to all replicas that the state is full; done once."""
+        member_id = self._raft.status().member_id
+        if not self._store.alarms.has(member_id, rpc_pb2.NOSPACE):
+            _log.error(
+                "event=no-space size_bytes=%d quota_bytes=%d: writes are refused; delete or compact, then clear the "
+                "alarm (etcdctl alarm disarm)",
+                self._store.size_bytes, self.quota.limit_bytes,
+            )  # fmt: skip
+            await self.alarm(rpc_pb2.AlarmRequest.ACTIVATE, member_id, rpc_pb2.NOSPACE)
 
     def _failure(self, outcome: NeverSent | Unknown, term: int) -> StatusError:
         """What a client is told of a write that was not seen to be applied, in etcd's words."""

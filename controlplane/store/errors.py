@@ -13,6 +13,7 @@ __all__ = [
     "FORGOTTEN_TEXT",
     "CompactedError",
     "compacted",
+    "corrupt",
     "duplicate_key",
     "empty_key",
     "forgotten",
@@ -24,6 +25,7 @@ __all__ = [
     "lease_provided",
     "lease_ttl_too_large",
     "malformed",
+    "no_space",
     "not_leader",
     "request_too_large",
     "too_many_ops",
@@ -96,6 +98,14 @@ def future_revision() -> StatusError:
 
 def not_leader() -> StatusError:
     return StatusError(Code.FAILED_PRECONDITION, "etcdserver: not leader")
+
+
+def no_space() -> StatusError:
+    return StatusError(Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded")
+
+
+def corrupt() -> StatusError:
+    return StatusError(Code.DATA_LOSS, "etcdserver: corrupt cluster")
 
 
 def malformed(what: str) -> StatusError:

@@ -3,7 +3,8 @@
 Each applied proposal is chained: ``chain = H(chain, request id, reply, versions written)``. What is published is the
 chain as it was when the current revision was made, so two replicas at one revision publish the same value exactly when
 they applied the same log prefix with the same effects; what does not make a revision (leases, checkpoints, rejections)
-shows in the value of the next one.
+shows in the value of the next one. Beside it the chain at recent log indexes is kept, which shows everything at once:
+that is what replicas compare (``etcd.integrity``).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Final
 
 __all__ = ["StateHash"]
 
-#: Recent revisions whose hash is kept, for comparing with a replica that is a little behind.
+#: Recent revisions, and recent log indexes, whose hash is kept, for comparing with a replica that is a little behind.
 _RECENT_MAX: Final = 1024
 
 
@@ -25,6 +26,7 @@ class StateHash:
         self.chain = chain
         self.published = published
         self._recent: dict[int, bytes] = {revision: published}
+        self._marks: dict[int, bytes] = {}
 
     def fold(self, request_id: bytes, reply: bytes, frames: Iterable[bytes]) -> None:
         """Chain one applied proposal and the framed versions it wrote."""
@@ -36,6 +38,16 @@ class StateHash:
         self.published = self._recent[revision] = self.chain
         if len(self._recent) > _RECENT_MAX:
             del self._recent[next(iter(self._recent))]
+
+    def mark(self, index: int) -> None:
+        """The chain's value now is the hash of the state after the entry at this log index."""
+        self._marks[index] = self.chain
+        if len(self._marks) > _RECENT_MAX:
+            del self._marks[next(iter(self._marks))]
+
+    def at_index(self, index: int) -> bytes | None:
+        """The hash after a recent log entry; None when it is too old, not reached, or from before a restore."""
+        return self._marks.get(index)
 
     def at(self, revision: int) -> bytes | None:
         """The hash of a recent revision; None when it is too old, not reached, or from before a restore."""

@@ -31,6 +31,9 @@ from controlplane.store.keyspan import Span
 __all__ = ["Event", "Keyspace", "Pin", "Version", "frame_kv", "kv_bytes", "parse_kv"]
 
 _CHUNK_KEYS = 256
+#: What a retained version costs beside its frame: the objects that hold it and the tables that lead to it (measured:
+#: 370 to 410 bytes with CPython 3.11 on 64 bits).
+_VERSION_BYTES = 400
 
 
 class Version(NamedTuple):
@@ -43,6 +46,8 @@ class Version(NamedTuple):
     #: The mvccpb.KeyValue, serialized, as protobuf field 2 (tag, length, bytes). Field 2 is what RangeResponse.kvs,
     #: PutResponse.prev_kv and Event.kv have in common, so answers are made by joining bytes, not by building messages.
     frame: bytes
+    #: Its place among the changes of its revision, as in etcd's own keys (main, sub).
+    sub: int = 0
 
 
 class Event(NamedTuple):
@@ -94,11 +99,11 @@ def parse_kv(version: Version) -> kv_pb2.KeyValue:
     return kv_pb2.KeyValue.FromString(kv_bytes(version.frame))
 
 
-def make_version(key: bytes, value: bytes, mod: int, create: int, version: int, lease: int) -> Version:
+def make_version(key: bytes, value: bytes, mod: int, create: int, version: int, lease: int, sub: int) -> Version:
     kv = kv_pb2.KeyValue(
         key=key, create_revision=create, mod_revision=mod, version=version, value=value, lease=lease
     ).SerializeToString()
-    return Version(mod, create, version, lease, frame_kv(kv))
+    return Version(mod, create, version, lease, frame_kv(kv), sub)
 
 
 class Keyspace:
@@ -124,9 +129,11 @@ class Keyspace:
         revision = self.revision + 1
         before = self._live.get(key)
         if before is None:
-            created = make_version(key, value, revision, revision, 1, lease)
+            created = make_version(key, value, revision, revision, 1, lease, len(self._open))
         else:
-            created = make_version(key, value, revision, before.create_revision, before.version + 1, lease)
+            created = make_version(
+                key, value, revision, before.create_revision, before.version + 1, lease, len(self._open)
+            )
         self._record(key, created, before)
         return created
 
@@ -134,7 +141,7 @@ class Keyspace:
         """Write a tombstone at revision + 1. Returns what was deleted, None if there was nothing."""
         before: Version | None = self._live.get(key)
         if before is not None:
-            self._record(key, make_version(key, b"", self.revision + 1, 0, 0, 0), before)
+            self._record(key, make_version(key, b"", self.revision + 1, 0, 0, 0, len(self._open)), before)
         return before
 
     def _record(self, key: bytes, after: Version, before: Version | None) -> None:
@@ -146,7 +153,7 @@ class Keyspace:
         self._open.append(Event(key, after, previous))
 
     def _install(self, key: bytes, after: Version, before: Version | None) -> None:
-        self.size_bytes += len(after.frame)
+        self.size_bytes += _VERSION_BYTES + len(after.frame)
         if before is not None:
             old = self._old.get(key)
             if old is None:
@@ -293,7 +300,7 @@ class Keyspace:
                 keep += 1
         if keep <= 0:
             return
-        self.size_bytes -= sum(len(version.frame) for version in islice(old, keep))
+        self.size_bytes -= sum(_VERSION_BYTES + len(version.frame) for version in islice(old, keep))
         if keep < len(old):
             del old[:keep]
             return
@@ -310,7 +317,7 @@ class Keyspace:
     def load_start(self, compact_revision: int, base: dict[bytes, Version]) -> None:
         """Begin with the keys that existed at the compact revision; its events, and those after it, follow."""
         self._live.update(base)
-        self.size_bytes = sum(len(version.frame) for version in base.values())
+        self.size_bytes = sum(_VERSION_BYTES + len(version.frame) for version in base.values())
         self.compact_revision = compact_revision
         if compact_revision > 0:
             self.revision = compact_revision

@@ -6,13 +6,16 @@ Owns the format. The stream is ``MAGIC``, then records (kind: 1 byte, length: 4 
 ``H``  a StateHeader, exactly once
 ``L``  a LeaseRecord, in order of grant
 ``D``  a DedupRecord, oldest first
-``K``  a mvccpb.KeyValue that existed at the compact revision, in key order
+``K``  sub-revision (4 bytes), then a mvccpb.KeyValue that existed at the compact revision, in key order
 ``E``  a mvccpb.KeyValue an event of a retained revision made (version 0: a deletion), in order of events
 ``Z``  SHA-256 of every byte before this record, exactly once, last
 =====  ==========================================================================================
 
 Same state, same bytes, on every replica: what a reader can see is encoded, never how memory is laid out. So the state
-at the compact revision and the events since are the whole keyspace; leases' keys follow from it.
+at the compact revision and the events since are the whole keyspace; leases' keys follow from it. An event's place
+among the records of its revision is its sub-revision.
+
+Format 1 had no alarms (they are in the header) and no sub-revisions: keys of one revision are counted in key order.
 
 A cut copies the lease and dedup tables (a millisecond at their bounds) and pins the keyspace; records are made while
 writes go on. Chunks may be joined and split at will on their way to :func:`load`.
@@ -37,11 +40,13 @@ from controlplane.store.mvcc import Keyspace, Pin, Version, frame_kv, kv_bytes
 
 __all__ = ["FORMAT_VERSION", "Loaded", "cut", "load"]
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+_READS: Final = (1, 2)
 MAGIC: Final = b"QDSTATE\x01"
 _CHUNK_BYTES: Final = 64 * 1024
 _RECORD_BYTES_MAX: Final = 128 * 1024 * 1024
 _HEAD_BYTES: Final = 5
+_SUB_BYTES: Final = 4
 _EVERYTHING: Final = Span(b"", None)
 _ORDER: Final = b"HLDKEZ"
 
@@ -85,7 +90,7 @@ def _records(
     # Before the first compaction nothing existed at "the compact revision" (0), and history is complete.
     if first > 0:
         for version in keyspace.scan_at(_EVERYTHING, first):
-            yield _record(b"K", kv_bytes(version.frame))
+            yield _record(b"K", version.sub.to_bytes(_SUB_BYTES, "big") + kv_bytes(version.frame))
     for revision in range(first, last + 1):
         for event in keyspace.events(revision):
             yield _record(b"E", kv_bytes(event.version.frame))
@@ -167,26 +172,32 @@ def _build(records: Iterator[tuple[int, bytes]]) -> Loaded:
     if kind != ord("H"):
         raise CorruptStateError("snapshot: no header")
     header = StateHeader.FromString(payload)
-    if header.format_version != FORMAT_VERSION:
-        raise CorruptStateError(f"snapshot: format {header.format_version}, this version reads {FORMAT_VERSION}")
+    if header.format_version not in _READS:
+        raise CorruptStateError(f"snapshot: format {header.format_version}, this version reads up to {FORMAT_VERSION}")
     keyspace, dedup = Keyspace(), Dedup()
     leases: dict[int, Lease] = {}
     base: dict[bytes, Version] = {}
+    seen: dict[int, int] = {}  # format 1: keys met of a revision
     started = False
     revision_events: list[tuple[bytes, Version]] = []
     for kind, payload in records:
         if kind == ord("K"):
-            key, version = _version(payload)
+            if header.format_version == 1:
+                key, version = _version(payload, 0)
+                version = version._replace(sub=seen.get(version.mod_revision, 0))
+                seen[version.mod_revision] = version.sub + 1
+            else:
+                key, version = _version(payload[_SUB_BYTES:], int.from_bytes(payload[:_SUB_BYTES], "big"))
             base[key] = version
         elif kind == ord("E"):
             if not started:
                 keyspace.load_start(header.compact_revision, base)
                 started = True
-            key, version = _version(payload)
+            key, version = _version(payload, 0)
             if revision_events and revision_events[0][1].mod_revision != version.mod_revision:
                 keyspace.load_events(revision_events)
                 revision_events = []
-            revision_events.append((key, version))
+            revision_events.append((key, version._replace(sub=len(revision_events)) if revision_events else version))
         elif kind == ord("L"):
             lease = LeaseRecord.FromString(payload)
             leases[lease.id] = Lease(lease.id, lease.ttl_s, lease.remaining_ttl_s)
@@ -209,6 +220,6 @@ def _build(records: Iterator[tuple[int, bytes]]) -> Loaded:
     return Loaded(header, keyspace, leases, dedup, StateHash(header.chain, header.revision, header.state_hash))
 
 
-def _version(payload: bytes) -> tuple[bytes, Version]:
+def _version(payload: bytes, sub: int) -> tuple[bytes, Version]:
     kv = KeyValue.FromString(payload)
-    return kv.key, Version(kv.mod_revision, kv.create_revision, kv.version, kv.lease, frame_kv(payload))
+    return kv.key, Version(kv.mod_revision, kv.create_revision, kv.version, kv.lease, frame_kv(payload), sub)

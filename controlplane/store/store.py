@@ -25,6 +25,7 @@ from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, LeaseExpire, Proposal, Rejection, Reply
 from controlplane.pb.quarterdeck.internal.v1.state_pb2 import StateHeader
 from controlplane.store import check, errors, snapshot
+from controlplane.store.alarms import Alarms, grows
 from controlplane.store.dedup import Dedup
 from controlplane.store.hash import StateHash
 from controlplane.store.leases import Leases
@@ -37,10 +38,12 @@ __all__ = ["Store", "restored_state"]
 
 #: Compacted revisions freed with each log entry (each costs about a microsecond per event).
 _SWEEP_REVISIONS_PER_ENTRY: Final = 256
+#: What a lease costs, its timer in the lessor included.
+_LEASE_BYTES: Final = 512
 
 
 class Store:
-    """See the module. ``leases`` and ``watches`` are the live tables; read them, do not write them."""
+    """See the module. ``alarms``, ``leases`` and ``watches`` are the live tables; read them, do not write them."""
 
     def __init__(self, *, cluster_id: int = 0) -> None:
         self.cluster_id = cluster_id
@@ -49,6 +52,7 @@ class Store:
         self._keyspace = Keyspace()
         self._dedup = Dedup()
         self._hash = StateHash()
+        self.alarms = Alarms()
         self.leases = Leases()
         self.watches = Watchers(self._keyspace)
 
@@ -73,14 +77,20 @@ class Store:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of retained keys and values, superseded versions included, and of remembered replies."""
-        return self._keyspace.size_bytes + self._dedup.size_bytes
+        """What the quota counts: bytes in memory of every retained version, superseded ones included, and of leases.
+        Kept as writes and compaction go. Remembered replies are bounded by themselves and are not in it."""
+        return self._keyspace.size_bytes + _LEASE_BYTES * len(self.leases)
 
     def state_hash(self, revision: int = 0) -> str:
         """Hex digest of everything applied up to the current revision, or to a recent one. Equal on all replicas at
         equal revision. Empty if that revision's is not known here (too old, from before a restore, not reached)."""
         digest = self._hash.at(revision) if revision else self._hash.published
         return "" if digest is None else digest.hex()
+
+    def hash_at(self, index: int) -> bytes | None:
+        """Hash of the whole state after a recent log entry, to be compared with another replica's after the same one.
+        None if it is not known here (too old, from before a restore, not reached)."""
+        return self._hash.at_index(index)
 
     # -- writes
 
@@ -99,6 +109,7 @@ class Store:
         self._term = max(self._term, term)
         replies = [self._apply_once(index, proposal) for proposal in proposals]
         self._applied_index = index
+        self._hash.mark(index)
         if self._keyspace.needs_sweep:
             self._keyspace.sweep(_SWEEP_REVISIONS_PER_ENTRY)
         self.watches.flush()
@@ -133,6 +144,8 @@ class Store:
         return reply
 
     def _dispatch(self, command: Command) -> Reply:
+        if self.alarms and self.alarms.no_space and grows(command):
+            raise errors.no_space()
         match command.WhichOneof("op"):
             case "put":
                 return Reply(put=run_put(self._keyspace, self.leases, command.put))
@@ -150,6 +163,8 @@ class Store:
                 return self._lease_checkpoint(command.leader_term, command.lease_checkpoint)
             case "lease_expire":
                 return self._lease_expire(command.lease_expire)
+            case "alarm":
+                return self._alarm(command.alarm)
         raise errors.malformed("no operation this version knows")
 
     def _header(self) -> e.ResponseHeader:
@@ -196,6 +211,11 @@ class Store:
                 self.leases.checkpoint(point.ID, max(0, point.remaining_TTL))
         return Reply(lease_checkpoint=e.LeaseCheckpointResponse(header=self._header()))
 
+    def _alarm(self, request: e.AlarmRequest) -> Reply:
+        if request.action == e.AlarmRequest.GET or request.alarm not in (e.NOSPACE, e.CORRUPT):
+            raise errors.malformed("an alarm is raised or cleared, and has a type")
+        return Reply(alarm=e.AlarmResponse(header=self._header(), alarms=self.alarms.change(request)))
+
     # -- reads
 
     def range(self, request: e.RangeRequest) -> e.RangeResponse:
@@ -224,6 +244,7 @@ class Store:
             chain=self._hash.chain,
             state_hash=self._hash.published,
             dedup_floor=self._dedup.floor,
+            alarms=self.alarms.raised,
         )
         return snapshot.cut(header, self._keyspace, self.leases, self._dedup)
 
@@ -241,7 +262,9 @@ class Store:
         self._applied_index = loaded.header.applied_index
         self._term = loaded.header.term
         self._keyspace, self._dedup, self._hash = loaded.keyspace, loaded.dedup, loaded.hash
+        self._hash.mark(self._applied_index)
         self.leases.replace(loaded.leases)
+        self.alarms.replace(loaded.header.alarms)
         self.watches.restored(loaded.keyspace)
 
 
@@ -269,6 +292,8 @@ def restored_state(
     header.applied_index = applied_index
     header.term = 0
     header.dedup_floor = 0
+    header.format_version = snapshot.FORMAT_VERSION
+    del header.alarms[:]  # they speak of members that are no more; what is still true is raised again
     header.revision += revision_bump
     header.compact_revision = header.revision
     dedup = Dedup()
