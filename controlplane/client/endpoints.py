@@ -16,12 +16,16 @@ from controlplane.base.errors import ConfigError
 from controlplane.base.rand import Rand
 from controlplane.transport.channel import ChannelOptions, new_channel
 
-__all__ = ["CLIENT_CHANNEL_OPTIONS", "EndpointPool", "parse_endpoints"]
+__all__ = ["CLIENT_CHANNEL_OPTIONS", "ETCD_CHANNEL_OPTIONS", "EndpointPool", "parse_endpoints"]
 
 #: A paused or cut-off replica holds its connections open: only a ping tells. 1 s until one is sent and 1 s until it
 #: is missed bound that to 2 s for long-lived streams; single calls have shorter deadlines of their own.
 CLIENT_CHANNEL_OPTIONS = ChannelOptions(
     keepalive_time_ms=1_000, keepalive_timeout_ms=1_000, reconnect_initial_ms=50, reconnect_max_ms=500
+)
+#: To etcd itself, which sends away whoever pings more often than every 5 s (its --grpc-keepalive-min-time).
+ETCD_CHANNEL_OPTIONS = ChannelOptions(
+    keepalive_time_ms=6_000, keepalive_timeout_ms=2_000, reconnect_initial_ms=50, reconnect_max_ms=500
 )
 
 
