@@ -23,59 +23,78 @@ _sym_db = _symbol_database.Default()
 
 
 from controlplane.pb.quarterdeck.internal.v1 import command_pb2 as controlplane_dot_pb_dot_quarterdeck_dot_internal_dot_v1_dot_command__pb2
+from controlplane.pb.quarterdeck.internal.v1 import snapshot_pb2 as controlplane_dot_pb_dot_quarterdeck_dot_internal_dot_v1_dot_snapshot__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2controlplane/pb/quarterdeck/internal/v1/raft.proto\x12\x17quarterdeck.internal.v1\x1a\x35\x63ontrolplane/pb/quarterdeck/internal/v1/command.proto\"\x8a\x03\n\x05\x46rame\x12/\n\x05hello\x18\x01 \x01(\x0b\x32\x1e.quarterdeck.internal.v1.HelloH\x00\x12\x36\n\thello_ack\x18\x02 \x01(\x0b\x32!.quarterdeck.internal.v1.HelloAckH\x00\x12-\n\x04ping\x18\x03 \x01(\x0b\x32\x1d.quarterdeck.internal.v1.PingH\x00\x12-\n\x04pong\x18\x04 \x01(\x0b\x32\x1d.quarterdeck.internal.v1.PongH\x00\x12<\n\x0c\x63\x61ll_request\x18\x05 \x01(\x0b\x32$.quarterdeck.internal.v1.CallRequestH\x00\x12>\n\rcall_response\x18\x06 \x01(\x0b\x32%.quarterdeck.internal.v1.CallResponseH\x00\x12\x34\n\x04raft\x18\n \x01(\x0b\x32$.quarterdeck.internal.v1.RaftMessageH\x00\x42\x06\n\x04kind\"\x82\x01\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x06\x12\x11\n\tmember_id\x18\x03 \x01(\x06\x12\x13\n\x0bmember_name\x18\x04 \x01(\t\x12\x14\n\x0cto_member_id\x18\x05 \x01(\x06\x12\r\n\x05\x65poch\x18\x06 \x01(\x0c\"=\n\x08HelloAck\x12\x11\n\tmember_id\x18\x01 \x01(\x06\x12\r\n\x05\x65poch\x18\x02 \x01(\x0c\x12\x0f\n\x07refused\x18\x03 \x01(\t\"\x13\n\x04Ping\x12\x0b\n\x03seq\x18\x01 \x01(\x04\"\x13\n\x04Pong\x12\x0b\n\x03seq\x18\x01 \x01(\x04\";\n\x0b\x43\x61llRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\"H\n\x0c\x43\x61llResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x03 \x01(\x05\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"\xa3\x06\n\x0bRaftMessage\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12@\n\x0e\x61ppend_entries\x18\n \x01(\x0b\x32&.quarterdeck.internal.v1.AppendEntriesH\x00\x12\x38\n\nnext_index\x18\x0b \x01(\x0b\x32\".quarterdeck.internal.v1.NextIndexH\x00\x12<\n\x0crequest_vote\x18\x0c \x01(\x0b\x32$.quarterdeck.internal.v1.RequestVoteH\x00\x12-\n\x04vote\x18\r \x01(\x0b\x32\x1d.quarterdeck.internal.v1.VoteH\x00\x12:\n\x0btimeout_now\x18\x0e \x01(\x0b\x32#.quarterdeck.internal.v1.TimeoutNowH\x00\x12<\n\x0cleader_alive\x18\x0f \x01(\x0b\x32$.quarterdeck.internal.v1.LeaderAliveH\x00\x12\x33\n\x07\x66orward\x18\x14 \x01(\x0b\x32 .quarterdeck.internal.v1.ForwardH\x00\x12\x38\n\nread_index\x18\x15 \x01(\x0b\x32\".quarterdeck.internal.v1.ReadIndexH\x00\x12\x43\n\x10read_index_reply\x18\x16 \x01(\x0b\x32\'.quarterdeck.internal.v1.ReadIndexReplyH\x00\x12/\n\x05probe\x18\x17 \x01(\x0b\x32\x1e.quarterdeck.internal.v1.ProbeH\x00\x12\x36\n\tprobe_ack\x18\x18 \x01(\x0b\x32!.quarterdeck.internal.v1.ProbeAckH\x00\x12@\n\x0esnapshot_chunk\x18\x1e \x01(\x0b\x32&.quarterdeck.internal.v1.SnapshotChunkH\x00\x12<\n\x0csnapshot_ack\x18\x1f \x01(\x0b\x32$.quarterdeck.internal.v1.SnapshotAckH\x00\x42\x06\n\x04\x62ody\"\x85\x01\n\x05\x45ntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x31\n\x04kind\x18\x03 \x01(\x0e\x32#.quarterdeck.internal.v1.Entry.Kind\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\x1e\n\x04Kind\x12\x0b\n\x07\x43OMMAND\x10\x00\x12\t\n\x05NO_OP\x10\x01\"\x8a\x01\n\rAppendEntries\x12\x14\n\x0c\x63ommit_index\x18\x01 \x01(\x04\x12\x12\n\nprev_index\x18\x02 \x01(\x04\x12\x11\n\tprev_term\x18\x03 \x01(\x04\x12/\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x1e.quarterdeck.internal.v1.Entry\x12\x0b\n\x03seq\x18\x05 \x01(\x04\"L\n\tNextIndex\x12\x12\n\nnext_index\x18\x01 \x01(\x04\x12\x0f\n\x07success\x18\x02 \x01(\x08\x12\r\n\x05reset\x18\x03 \x01(\x08\x12\x0b\n\x03seq\x18\x04 \x01(\x04\"4\n\x0bRequestVote\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x11\n\tlast_term\x18\x02 \x01(\x04\"\x06\n\x04Vote\"\x0c\n\nTimeoutNow\"\x1a\n\x0bLeaderAlive\x12\x0b\n\x03seq\x18\x01 \x01(\x04\"?\n\x07\x46orward\x12\x34\n\tproposals\x18\x01 \x03(\x0b\x32!.quarterdeck.internal.v1.Proposal\"\x18\n\tReadIndex\x12\x0b\n\x03seq\x18\x01 \x01(\x04\",\n\x0eReadIndexReply\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\"\x14\n\x05Probe\x12\x0b\n\x03seq\x18\x01 \x01(\x04\"\x17\n\x08ProbeAck\x12\x0b\n\x03seq\x18\x01 \x01(\x04\"h\n\rSnapshotChunk\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x15\n\rsnapshot_term\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"V\n\x0bSnapshotAck\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x15\n\rsnapshot_term\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x11\n\tinstalled\x18\x04 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2controlplane/pb/quarterdeck/internal/v1/raft.proto\x12\x17quarterdeck.internal.v1\x1a\x35\x63ontrolplane/pb/quarterdeck/internal/v1/command.proto\x1a\x36\x63ontrolplane/pb/quarterdeck/internal/v1/snapshot.proto\"\x8a\x03\n\x05\x46rame\x12/\n\x05hello\x18\x01 \x01(\x0b\x32\x1e.quarterdeck.internal.v1.HelloH\x00\x12\x36\n\thello_ack\x18\x02 \x01(\x0b\x32!.quarterdeck.internal.v1.HelloAckH\x00\x12-\n\x04ping\x18\x03 \x01(\x0b\x32\x1d.quarterdeck.internal.v1.PingH\x00\x12-\n\x04pong\x18\x04 \x01(\x0b\x32\x1d.quarterdeck.internal.v1.PongH\x00\x12<\n\x0c\x63\x61ll_request\x18\x05 \x01(\x0b\x32$.quarterdeck.internal.v1.CallRequestH\x00\x12>\n\rcall_response\x18\x06 \x01(\x0b\x32%.quarterdeck.internal.v1.CallResponseH\x00\x12\x34\n\x04raft\x18\n \x01(\x0b\x32$.quarterdeck.internal.v1.RaftMessageH\x00\x42\x06\n\x04kind\"\xa8\x01\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x06\x12\x11\n\tmember_id\x18\x03 \x01(\x06\x12\x13\n\x0bmember_name\x18\x04 \x01(\t\x12\x14\n\x0cto_member_id\x18\x05 \x01(\x06\x12\r\n\x05\x65poch\x18\x06 \x01(\x0c\x12\x10\n\x08revision\x18\x07 \x01(\r\x12\x12\n\nempty_disk\x18\x08 \x01(\x08\"|\n\x08HelloAck\x12\x11\n\tmember_id\x18\x01 \x01(\x06\x12\r\n\x05\x65poch\x18\x02 \x01(\x0c\x12\x0f\n\x07refused\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\r\x12\x18\n\x10removed_at_index\x18\x05 \x01(\x04\x12\x11\n\tdisk_lost\x18\x06 \x01(\x08\"\x13\n\x04Ping\x12\x0b\n\x03seq\x18\x01 \x01(\x04\"\x13\n\x04Pong\x12\x0b\n\x03seq\x18\x01 \x01(\x04\";\n\x0b\x43\x61llRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\"H\n\x0c\x43\x61llResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x03 \x01(\x05\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"\x9a\x07\n\x0bRaftMessage\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12@\n\x0e\x61ppend_entries\x18\n \x01(\x0b\x32&.quarterdeck.internal.v1.AppendEntriesH\x00\x12\x38\n\nnext_index\x18\x0b \x01(\x0b\x32\".quarterdeck.internal.v1.NextIndexH\x00\x12<\n\x0crequest_vote\x18\x0c \x01(\x0b\x32$.quarterdeck.internal.v1.RequestVoteH\x00\x12-\n\x04vote\x18\r \x01(\x0b\x32\x1d.quarterdeck.internal.v1.VoteH\x00\x12:\n\x0btimeout_now\x18\x0e \x01(\x0b\x32#.quarterdeck.internal.v1.TimeoutNowH\x00\x12<\n\x0cleader_alive\x18\x0f \x01(\x0b\x32$.quarterdeck.internal.v1.LeaderAliveH\x00\x12\x34\n\x08pre_vote\x18\x10 \x01(\x0b\x32 .quarterdeck.internal.v1.PreVoteH\x00\x12?\n\x0epre_vote_reply\x18\x11 \x01(\x0b\x32%.quarterdeck.internal.v1.PreVoteReplyH\x00\x12\x33\n\x07\x66orward\x18\x14 \x01(\x0b\x32 .quarterdeck.internal.v1.ForwardH\x00\x12\x38\n\nread_index\x18\x15 \x01(\x0b\x32\".quarterdeck.internal.v1.ReadIndexH\x00\x12\x43\n\x10read_index_reply\x18\x16 \x01(\x0b\x32\'.quarterdeck.internal.v1.ReadIndexReplyH\x00\x12/\n\x05probe\x18\x17 \x01(\x0b\x32\x1e.quarterdeck.internal.v1.ProbeH\x00\x12\x36\n\tprobe_ack\x18\x18 \x01(\x0b\x32!.quarterdeck.internal.v1.ProbeAckH\x00\x12@\n\x0esnapshot_chunk\x18\x1e \x01(\x0b\x32&.quarterdeck.internal.v1.SnapshotChunkH\x00\x12<\n\x0csnapshot_ack\x18\x1f \x01(\x0b\x32$.quarterdeck.internal.v1.SnapshotAckH\x00\x42\x06\n\x04\x62ody\"\xbd\x01\n\nMembership\x12\x38\n\x07members\x18\x01 \x03(\x0b\x32\'.quarterdeck.internal.v1.SnapshotMember\x12\x37\n\x07removed\x18\x02 \x03(\x0b\x32&.quarterdeck.internal.v1.RemovedMember\x12<\n\x08\x61ttempts\x18\x03 \x03(\x0b\x32*.quarterdeck.internal.v1.MembershipAttempt\"8\n\rRemovedMember\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\x04\"\x1f\n\x11MembershipAttempt\x12\n\n\x02id\x18\x01 \x01(\x0c\"\xde\x01\n\x11MembershipRequest\x12\x12\n\nattempt_id\x18\x01 \x01(\x0c\x12\x35\n\x03\x61\x64\x64\x18\n \x01(\x0b\x32&.quarterdeck.internal.v1.MembershipAddH\x00\x12\x10\n\x06remove\x18\x0b \x01(\x06H\x00\x12\x11\n\x07promote\x18\x0c \x01(\x06H\x00\x12;\n\x06update\x18\r \x01(\x0b\x32).quarterdeck.internal.v1.MembershipUpdateH\x00\x12\x12\n\ntimeout_ms\x18\x02 \x01(\rB\x08\n\x06\x63hange\"w\n\rMembershipAdd\x12\x14\n\x0cpeer_address\x18\x01 \x01(\t\x12\x0f\n\x07learner\x18\x02 \x01(\x08\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x17\n\x0f\x63lient_endpoint\x18\x04 \x01(\t\x12\x18\n\x10metrics_endpoint\x18\x05 \x01(\t\"\xcc\x01\n\x10MembershipUpdate\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x11\n\x04name\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x19\n\x0cpeer_address\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x1c\n\x0f\x63lient_endpoint\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x1d\n\x10metrics_endpoint\x18\x05 \x01(\tH\x03\x88\x01\x01\x42\x07\n\x05_nameB\x0f\n\r_peer_addressB\x12\n\x10_client_endpointB\x13\n\x11_metrics_endpoint\"4\n\x0fMembershipReply\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x12\n\nnot_leader\x18\x02 \x01(\x08\"\x91\x01\n\x05\x45ntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x31\n\x04kind\x18\x03 \x01(\x0e\x32#.quarterdeck.internal.v1.Entry.Kind\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"*\n\x04Kind\x12\x0b\n\x07\x43OMMAND\x10\x00\x12\t\n\x05NO_OP\x10\x01\x12\n\n\x06\x43ONFIG\x10\x02\"\x8a\x01\n\rAppendEntries\x12\x14\n\x0c\x63ommit_index\x18\x01 \x01(\x04\x12\x12\n\nprev_index\x18\x02 \x01(\x04\x12\x11\n\tprev_term\x18\x03 \x01(\x04\x12/\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x1e.quarterdeck.internal.v1.Entry\x12\x0b\n\x03seq\x18\x05 \x01(\x04\"L\n\tNextIndex\x12\x12\n\nnext_index\x18\x01 \x01(\x04\x12\x0f\n\x07success\x18\x02 \x01(\x08\x12\r\n\x05reset\x18\x03 \x01(\x08\x12\x0b\n\x03seq\x18\x04 \x01(\x04\"F\n\x0bRequestVote\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x11\n\tlast_term\x18\x02 \x01(\x04\x12\x10\n\x08transfer\x18\x03 \x01(\x08\"\x06\n\x04Vote\"=\n\x07PreVote\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x11\n\tlast_term\x18\x02 \x01(\x04\x12\x0b\n\x03seq\x18\x03 \x01(\x04\",\n\x0cPreVoteReply\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x0f\n\x07granted\x18\x02 \x01(\x08\"\x0c\n\nTimeoutNow\"\x1a\n\x0bLeaderAlive\x12\x0b\n\x03seq\x18\x01 \x01(\x04\"?\n\x07\x46orward\x12\x34\n\tproposals\x18\x01 \x03(\x0b\x32!.quarterdeck.internal.v1.Proposal\"\x18\n\tReadIndex\x12\x0b\n\x03seq\x18\x01 \x01(\x04\",\n\x0eReadIndexReply\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\"\x14\n\x05Probe\x12\x0b\n\x03seq\x18\x01 \x01(\x04\"\x17\n\x08ProbeAck\x12\x0b\n\x03seq\x18\x01 \x01(\x04\"h\n\rSnapshotChunk\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x15\n\rsnapshot_term\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"V\n\x0bSnapshotAck\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x15\n\rsnapshot_term\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x11\n\tinstalled\x18\x04 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'controlplane.pb.quarterdeck.internal.v1.raft_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FRAME']._serialized_start=135
-  _globals['_FRAME']._serialized_end=529
-  _globals['_HELLO']._serialized_start=532
-  _globals['_HELLO']._serialized_end=662
-  _globals['_HELLOACK']._serialized_start=664
-  _globals['_HELLOACK']._serialized_end=725
-  _globals['_PING']._serialized_start=727
-  _globals['_PING']._serialized_end=746
-  _globals['_PONG']._serialized_start=748
-  _globals['_PONG']._serialized_end=767
-  _globals['_CALLREQUEST']._serialized_start=769
-  _globals['_CALLREQUEST']._serialized_end=828
-  _globals['_CALLRESPONSE']._serialized_start=830
-  _globals['_CALLRESPONSE']._serialized_end=902
-  _globals['_RAFTMESSAGE']._serialized_start=905
-  _globals['_RAFTMESSAGE']._serialized_end=1708
-  _globals['_ENTRY']._serialized_start=1711
-  _globals['_ENTRY']._serialized_end=1844
-  _globals['_ENTRY_KIND']._serialized_start=1814
-  _globals['_ENTRY_KIND']._serialized_end=1844
-  _globals['_APPENDENTRIES']._serialized_start=1847
-  _globals['_APPENDENTRIES']._serialized_end=1985
-  _globals['_NEXTINDEX']._serialized_start=1987
-  _globals['_NEXTINDEX']._serialized_end=2063
-  _globals['_REQUESTVOTE']._serialized_start=2065
-  _globals['_REQUESTVOTE']._serialized_end=2117
-  _globals['_VOTE']._serialized_start=2119
-  _globals['_VOTE']._serialized_end=2125
-  _globals['_TIMEOUTNOW']._serialized_start=2127
-  _globals['_TIMEOUTNOW']._serialized_end=2139
-  _globals['_LEADERALIVE']._serialized_start=2141
-  _globals['_LEADERALIVE']._serialized_end=2167
-  _globals['_FORWARD']._serialized_start=2169
-  _globals['_FORWARD']._serialized_end=2232
-  _globals['_READINDEX']._serialized_start=2234
-  _globals['_READINDEX']._serialized_end=2258
-  _globals['_READINDEXREPLY']._serialized_start=2260
-  _globals['_READINDEXREPLY']._serialized_end=2304
-  _globals['_PROBE']._serialized_start=2306
-  _globals['_PROBE']._serialized_end=2326
-  _globals['_PROBEACK']._serialized_start=2328
-  _globals['_PROBEACK']._serialized_end=2351
-  _globals['_SNAPSHOTCHUNK']._serialized_start=2353
-  _globals['_SNAPSHOTCHUNK']._serialized_end=2457
-  _globals['_SNAPSHOTACK']._serialized_start=2459
-  _globals['_SNAPSHOTACK']._serialized_end=2545
+  _globals['_FRAME']._serialized_start=191
+  _globals['_FRAME']._serialized_end=585
+  _globals['_HELLO']._serialized_start=588
+  _globals['_HELLO']._serialized_end=756
+  _globals['_HELLOACK']._serialized_start=758
+  _globals['_HELLOACK']._serialized_end=882
+  _globals['_PING']._serialized_start=884
+  _globals['_PING']._serialized_end=903
+  _globals['_PONG']._serialized_start=905
+  _globals['_PONG']._serialized_end=924
+  _globals['_CALLREQUEST']._serialized_start=926
+  _globals['_CALLREQUEST']._serialized_end=985
+  _globals['_CALLRESPONSE']._serialized_start=987
+  _globals['_CALLRESPONSE']._serialized_end=1059
+  _globals['_RAFTMESSAGE']._serialized_start=1062
+  _globals['_RAFTMESSAGE']._serialized_end=1984
+  _globals['_MEMBERSHIP']._serialized_start=1987
+  _globals['_MEMBERSHIP']._serialized_end=2176
+  _globals['_REMOVEDMEMBER']._serialized_start=2178
+  _globals['_REMOVEDMEMBER']._serialized_end=2234
+  _globals['_MEMBERSHIPATTEMPT']._serialized_start=2236
+  _globals['_MEMBERSHIPATTEMPT']._serialized_end=2267
+  _globals['_MEMBERSHIPREQUEST']._serialized_start=2270
+  _globals['_MEMBERSHIPREQUEST']._serialized_end=2492
+  _globals['_MEMBERSHIPADD']._serialized_start=2494
+  _globals['_MEMBERSHIPADD']._serialized_end=2613
+  _globals['_MEMBERSHIPUPDATE']._serialized_start=2616
+  _globals['_MEMBERSHIPUPDATE']._serialized_end=2820
+  _globals['_MEMBERSHIPREPLY']._serialized_start=2822
+  _globals['_MEMBERSHIPREPLY']._serialized_end=2874
+  _globals['_ENTRY']._serialized_start=2877
+  _globals['_ENTRY']._serialized_end=3022
+  _globals['_ENTRY_KIND']._serialized_start=2980
+  _globals['_ENTRY_KIND']._serialized_end=3022
+  _globals['_APPENDENTRIES']._serialized_start=3025
+  _globals['_APPENDENTRIES']._serialized_end=3163
+  _globals['_NEXTINDEX']._serialized_start=3165
+  _globals['_NEXTINDEX']._serialized_end=3241
+  _globals['_REQUESTVOTE']._serialized_start=3243
+  _globals['_REQUESTVOTE']._serialized_end=3313
+  _globals['_VOTE']._serialized_start=3315
+  _globals['_VOTE']._serialized_end=3321
+  _globals['_PREVOTE']._serialized_start=3323
+  _globals['_PREVOTE']._serialized_end=3384
+  _globals['_PREVOTEREPLY']._serialized_start=3386
+  _globals['_PREVOTEREPLY']._serialized_end=3430
+  _globals['_TIMEOUTNOW']._serialized_start=3432
+  _globals['_TIMEOUTNOW']._serialized_end=3444
+  _globals['_LEADERALIVE']._serialized_start=3446
+  _globals['_LEADERALIVE']._serialized_end=3472
+  _globals['_FORWARD']._serialized_start=3474
+  _globals['_FORWARD']._serialized_end=3537
+  _globals['_READINDEX']._serialized_start=3539
+  _globals['_READINDEX']._serialized_end=3563
+  _globals['_READINDEXREPLY']._serialized_start=3565
+  _globals['_READINDEXREPLY']._serialized_end=3609
+  _globals['_PROBE']._serialized_start=3611
+  _globals['_PROBE']._serialized_end=3631
+  _globals['_PROBEACK']._serialized_start=3633
+  _globals['_PROBEACK']._serialized_end=3656
+  _globals['_SNAPSHOTCHUNK']._serialized_start=3658
+  _globals['_SNAPSHOTCHUNK']._serialized_end=3762
+  _globals['_SNAPSHOTACK']._serialized_start=3764
+  _globals['_SNAPSHOTACK']._serialized_end=3850
 # @@protoc_insertion_point(module_scope)

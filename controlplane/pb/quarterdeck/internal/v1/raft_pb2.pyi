@@ -7,6 +7,7 @@ Spoken between versions during a rolling upgrade: numbers are append-only, meani
 
 from collections import abc as _abc
 from controlplane.pb.quarterdeck.internal.v1 import command_pb2 as _command_pb2
+from controlplane.pb.quarterdeck.internal.v1 import snapshot_pb2 as _snapshot_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -82,6 +83,8 @@ class Hello(_message.Message):
     MEMBER_NAME_FIELD_NUMBER: _builtins.int
     TO_MEMBER_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    EMPTY_DISK_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     cluster_id: _builtins.int
     member_id: _builtins.int
@@ -90,6 +93,12 @@ class Hello(_message.Message):
     """Whom the opener believes it has reached."""
     epoch: _builtins.bytes
     """Random for each start of the process: frames of an earlier life are told apart."""
+    revision: _builtins.int
+    """What the opener understands beyond protocol_version; peers leave out what the other side does not know.
+    0: version 0.1. 1: PreVote, Entry.CONFIG.
+    """
+    empty_disk: _builtins.bool
+    """The opener made its data directory in this start: it has never voted and acknowledged nothing."""
     def __init__(
         self,
         *,
@@ -99,10 +108,12 @@ class Hello(_message.Message):
         member_name: _builtins.str = ...,
         to_member_id: _builtins.int = ...,
         epoch: _builtins.bytes = ...,
+        revision: _builtins.int = ...,
+        empty_disk: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "epoch", b"epoch", "member_id", b"member_id", "member_name", b"member_name", "protocol_version", b"protocol_version", "to_member_id", b"to_member_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "empty_disk", b"empty_disk", "epoch", b"epoch", "member_id", b"member_id", "member_name", b"member_name", "protocol_version", b"protocol_version", "revision", b"revision", "to_member_id", b"to_member_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -117,20 +128,32 @@ class HelloAck(_message.Message):
     MEMBER_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    REMOVED_AT_INDEX_FIELD_NUMBER: _builtins.int
+    DISK_LOST_FIELD_NUMBER: _builtins.int
     member_id: _builtins.int
     epoch: _builtins.bytes
     refused: _builtins.str
     """Empty when accepted; otherwise why not, for the other side's log."""
+    revision: _builtins.int
+    """As in Hello."""
+    removed_at_index: _builtins.int
+    """With refused: the opener was removed from the cluster by the log entry of this index."""
+    disk_lost: _builtins.bool
+    """With refused: the opener's identity has lived on another disk; the member must be replaced."""
     def __init__(
         self,
         *,
         member_id: _builtins.int = ...,
         epoch: _builtins.bytes = ...,
         refused: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        removed_at_index: _builtins.int = ...,
+        disk_lost: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "member_id", b"member_id", "refused", b"refused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_lost", b"disk_lost", "epoch", b"epoch", "member_id", b"member_id", "refused", b"refused", "removed_at_index", b"removed_at_index", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,6 +266,8 @@ class RaftMessage(_message.Message):
     VOTE_FIELD_NUMBER: _builtins.int
     TIMEOUT_NOW_FIELD_NUMBER: _builtins.int
     LEADER_ALIVE_FIELD_NUMBER: _builtins.int
+    PRE_VOTE_FIELD_NUMBER: _builtins.int
+    PRE_VOTE_REPLY_FIELD_NUMBER: _builtins.int
     FORWARD_FIELD_NUMBER: _builtins.int
     READ_INDEX_FIELD_NUMBER: _builtins.int
     READ_INDEX_REPLY_FIELD_NUMBER: _builtins.int
@@ -264,6 +289,10 @@ class RaftMessage(_message.Message):
     def timeout_now(self) -> Global___TimeoutNow: ...
     @_builtins.property
     def leader_alive(self) -> Global___LeaderAlive: ...
+    @_builtins.property
+    def pre_vote(self) -> Global___PreVote: ...
+    @_builtins.property
+    def pre_vote_reply(self) -> Global___PreVoteReply: ...
     @_builtins.property
     def forward(self) -> Global___Forward: ...
     @_builtins.property
@@ -288,6 +317,8 @@ class RaftMessage(_message.Message):
         vote: Global___Vote | None = ...,
         timeout_now: Global___TimeoutNow | None = ...,
         leader_alive: Global___LeaderAlive | None = ...,
+        pre_vote: Global___PreVote | None = ...,
+        pre_vote_reply: Global___PreVoteReply | None = ...,
         forward: Global___Forward | None = ...,
         read_index: Global___ReadIndex | None = ...,
         read_index_reply: Global___ReadIndexReply | None = ...,
@@ -296,15 +327,240 @@ class RaftMessage(_message.Message):
         snapshot_chunk: Global___SnapshotChunk | None = ...,
         snapshot_ack: Global___SnapshotAck | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "body", b"body", "forward", b"forward", "leader_alive", b"leader_alive", "next_index", b"next_index", "probe", b"probe", "probe_ack", b"probe_ack", "read_index", b"read_index", "read_index_reply", b"read_index_reply", "request_vote", b"request_vote", "snapshot_ack", b"snapshot_ack", "snapshot_chunk", b"snapshot_chunk", "timeout_now", b"timeout_now", "vote", b"vote"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "body", b"body", "forward", b"forward", "leader_alive", b"leader_alive", "next_index", b"next_index", "pre_vote", b"pre_vote", "pre_vote_reply", b"pre_vote_reply", "probe", b"probe", "probe_ack", b"probe_ack", "read_index", b"read_index", "read_index_reply", b"read_index_reply", "request_vote", b"request_vote", "snapshot_ack", b"snapshot_ack", "snapshot_chunk", b"snapshot_chunk", "timeout_now", b"timeout_now", "vote", b"vote"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "body", b"body", "forward", b"forward", "leader_alive", b"leader_alive", "next_index", b"next_index", "probe", b"probe", "probe_ack", b"probe_ack", "read_index", b"read_index", "read_index_reply", b"read_index_reply", "request_vote", b"request_vote", "snapshot_ack", b"snapshot_ack", "snapshot_chunk", b"snapshot_chunk", "term", b"term", "timeout_now", b"timeout_now", "vote", b"vote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "body", b"body", "forward", b"forward", "leader_alive", b"leader_alive", "next_index", b"next_index", "pre_vote", b"pre_vote", "pre_vote_reply", b"pre_vote_reply", "probe", b"probe", "probe_ack", b"probe_ack", "read_index", b"read_index", "read_index_reply", b"read_index_reply", "request_vote", b"request_vote", "snapshot_ack", b"snapshot_ack", "snapshot_chunk", b"snapshot_chunk", "term", b"term", "timeout_now", b"timeout_now", "vote", b"vote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["append_entries", "next_index", "request_vote", "vote", "timeout_now", "leader_alive", "forward", "read_index", "read_index_reply", "probe", "probe_ack", "snapshot_chunk", "snapshot_ack"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["append_entries", "next_index", "request_vote", "vote", "timeout_now", "leader_alive", "pre_vote", "pre_vote_reply", "forward", "read_index", "read_index_reply", "probe", "probe_ack", "snapshot_chunk", "snapshot_ack"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___RaftMessage: _TypeAlias = RaftMessage  # noqa: Y015
+
+@_typing.final
+class Membership(_message.Message):
+    """Membership is who belongs to the cluster: the data of a CONFIG entry, whole, and what follows of it from snapshots."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[_snapshot_pb2.SnapshotMember]:
+        """Sorted by id."""
+
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedCompositeFieldContainer[Global___RemovedMember]:
+        """Ids that never come back, and where each left."""
+
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___MembershipAttempt]:
+        """The last changes, oldest first: a retry of one of them is answered, not done again."""
+
+    def __init__(
+        self,
+        *,
+        members: _abc.Iterable[_snapshot_pb2.SnapshotMember] | None = ...,
+        removed: _abc.Iterable[Global___RemovedMember] | None = ...,
+        attempts: _abc.Iterable[Global___MembershipAttempt] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "members", b"members", "removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Membership: _TypeAlias = Membership  # noqa: Y015
+
+@_typing.final
+class RemovedMember(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    name: _builtins.str
+    index: _builtins.int
+    """Of the CONFIG entry that left it out."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        name: _builtins.str = ...,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "index", b"index", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemovedMember: _TypeAlias = RemovedMember  # noqa: Y015
+
+@_typing.final
+class MembershipAttempt(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MembershipAttempt: _TypeAlias = MembershipAttempt  # noqa: Y015
+
+@_typing.final
+class MembershipRequest(_message.Message):
+    """MembershipRequest asks the leader for one change, on the channel "members"; a Membership and its index answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_ID_FIELD_NUMBER: _builtins.int
+    ADD_FIELD_NUMBER: _builtins.int
+    REMOVE_FIELD_NUMBER: _builtins.int
+    PROMOTE_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    attempt_id: _builtins.bytes
+    """16 random bytes of the replica that was asked first; a retry carries the same."""
+    remove: _builtins.int
+    promote: _builtins.int
+    timeout_ms: _builtins.int
+    @_builtins.property
+    def add(self) -> Global___MembershipAdd: ...
+    @_builtins.property
+    def update(self) -> Global___MembershipUpdate: ...
+    def __init__(
+        self,
+        *,
+        attempt_id: _builtins.bytes = ...,
+        add: Global___MembershipAdd | None = ...,
+        remove: _builtins.int = ...,
+        promote: _builtins.int = ...,
+        update: Global___MembershipUpdate | None = ...,
+        timeout_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "change", b"change", "promote", b"promote", "remove", b"remove", "update", b"update"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "attempt_id", b"attempt_id", "change", b"change", "promote", b"promote", "remove", b"remove", "timeout_ms", b"timeout_ms", "update", b"update"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["add", "remove", "promote", "update"]  # noqa: Y015
+    _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
+
+Global___MembershipRequest: _TypeAlias = MembershipRequest  # noqa: Y015
+
+@_typing.final
+class MembershipAdd(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    LEARNER_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CLIENT_ENDPOINT_FIELD_NUMBER: _builtins.int
+    METRICS_ENDPOINT_FIELD_NUMBER: _builtins.int
+    peer_address: _builtins.str
+    learner: _builtins.bool
+    name: _builtins.str
+    client_endpoint: _builtins.str
+    metrics_endpoint: _builtins.str
+    def __init__(
+        self,
+        *,
+        peer_address: _builtins.str = ...,
+        learner: _builtins.bool = ...,
+        name: _builtins.str = ...,
+        client_endpoint: _builtins.str = ...,
+        metrics_endpoint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_endpoint", b"client_endpoint", "learner", b"learner", "metrics_endpoint", b"metrics_endpoint", "name", b"name", "peer_address", b"peer_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MembershipAdd: _TypeAlias = MembershipAdd  # noqa: Y015
+
+@_typing.final
+class MembershipUpdate(_message.Message):
+    """MembershipUpdate: fields that are absent stay as they are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    CLIENT_ENDPOINT_FIELD_NUMBER: _builtins.int
+    METRICS_ENDPOINT_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    name: _builtins.str
+    peer_address: _builtins.str
+    client_endpoint: _builtins.str
+    metrics_endpoint: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        name: _builtins.str | None = ...,
+        peer_address: _builtins.str | None = ...,
+        client_endpoint: _builtins.str | None = ...,
+        metrics_endpoint: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_client_endpoint", b"_client_endpoint", "_metrics_endpoint", b"_metrics_endpoint", "_name", b"_name", "_peer_address", b"_peer_address", "client_endpoint", b"client_endpoint", "metrics_endpoint", b"metrics_endpoint", "name", b"name", "peer_address", b"peer_address"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_client_endpoint", b"_client_endpoint", "_metrics_endpoint", b"_metrics_endpoint", "_name", b"_name", "_peer_address", b"_peer_address", "client_endpoint", b"client_endpoint", "id", b"id", "metrics_endpoint", b"metrics_endpoint", "name", b"name", "peer_address", b"peer_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__client_endpoint: _TypeAlias = _typing.Literal["client_endpoint"]  # noqa: Y015
+    _WhichOneofArgType__client_endpoint: _TypeAlias = _typing.Literal["_client_endpoint", b"_client_endpoint"]  # noqa: Y015
+    _WhichOneofReturnType__metrics_endpoint: _TypeAlias = _typing.Literal["metrics_endpoint"]  # noqa: Y015
+    _WhichOneofArgType__metrics_endpoint: _TypeAlias = _typing.Literal["_metrics_endpoint", b"_metrics_endpoint"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__peer_address: _TypeAlias = _typing.Literal["peer_address"]  # noqa: Y015
+    _WhichOneofArgType__peer_address: _TypeAlias = _typing.Literal["_peer_address", b"_peer_address"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__client_endpoint) -> _WhichOneofReturnType__client_endpoint | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metrics_endpoint) -> _WhichOneofReturnType__metrics_endpoint | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__peer_address) -> _WhichOneofReturnType__peer_address | None: ...
+
+Global___MembershipUpdate: _TypeAlias = MembershipUpdate  # noqa: Y015
+
+@_typing.final
+class MembershipReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    NOT_LEADER_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """The CONFIG entry that holds the change; committed."""
+    not_leader: _builtins.bool
+    """The replica asked does not lead: ask again, elsewhere."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        not_leader: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "not_leader", b"not_leader"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MembershipReply: _TypeAlias = MembershipReply  # noqa: Y015
 
 @_typing.final
 class Entry(_message.Message):
@@ -320,12 +576,16 @@ class Entry(_message.Message):
         """A Batch."""
         NO_OP: Entry._Kind.ValueType  # 1
         """The entry a leader starts its term with."""
+        CONFIG: Entry._Kind.ValueType  # 2
+        """A Membership, in force from the moment it is in a log."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     COMMAND: Entry.Kind.ValueType  # 0
     """A Batch."""
     NO_OP: Entry.Kind.ValueType  # 1
     """The entry a leader starts its term with."""
+    CONFIG: Entry.Kind.ValueType  # 2
+    """A Membership, in force from the moment it is in a log."""
 
     INDEX_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
@@ -422,17 +682,21 @@ class RequestVote(_message.Message):
 
     LAST_INDEX_FIELD_NUMBER: _builtins.int
     LAST_TERM_FIELD_NUMBER: _builtins.int
+    TRANSFER_FIELD_NUMBER: _builtins.int
     last_index: _builtins.int
     last_term: _builtins.int
+    transfer: _builtins.bool
+    """The leader itself asked for this election (TimeoutNow): that a leader lives is no reason to refuse."""
     def __init__(
         self,
         *,
         last_index: _builtins.int = ...,
         last_term: _builtins.int = ...,
+        transfer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_index", b"last_index", "last_term", b"last_term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_index", b"last_index", "last_term", b"last_term", "transfer", b"transfer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -454,6 +718,58 @@ class Vote(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Vote: _TypeAlias = Vote  # noqa: Y015
+
+@_typing.final
+class PreVote(_message.Message):
+    """PreVote asks whether the peer would vote for us in the next term, before we enter it. Its term is our present one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAST_INDEX_FIELD_NUMBER: _builtins.int
+    LAST_TERM_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    last_index: _builtins.int
+    last_term: _builtins.int
+    seq: _builtins.int
+    """Counts our questions; the answer echoes it."""
+    def __init__(
+        self,
+        *,
+        last_index: _builtins.int = ...,
+        last_term: _builtins.int = ...,
+        seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_index", b"last_index", "last_term", b"last_term", "seq", b"seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreVote: _TypeAlias = PreVote  # noqa: Y015
+
+@_typing.final
+class PreVoteReply(_message.Message):
+    """PreVoteReply binds nobody. Its term is the peer's: a higher one is news to us."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQ_FIELD_NUMBER: _builtins.int
+    GRANTED_FIELD_NUMBER: _builtins.int
+    seq: _builtins.int
+    granted: _builtins.bool
+    def __init__(
+        self,
+        *,
+        seq: _builtins.int = ...,
+        granted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "seq", b"seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreVoteReply: _TypeAlias = PreVoteReply  # noqa: Y015
 
 @_typing.final
 class TimeoutNow(_message.Message):
