@@ -6,6 +6,9 @@ from typing import Final
 
 __all__ = [
     "ANNOTATIONS_BYTES_MAX",
+    "AUTH_PERMISSIONS_PER_ROLE_MAX",
+    "AUTH_ROLES_MAX",
+    "AUTH_USERS_MAX",
     "BATCH_BYTES_MAX",
     "BATCH_PROPOSALS_MAX",
     "DEDUP_BYTES_MAX",
@@ -60,5 +63,9 @@ WATCHERS_MAX: Final = 100_000
 WATCH_BUFFER_EVENTS_MAX: Final = 1_000
 #: Longest lease, seconds (etcd's).
 LEASE_TTL_S_MAX: Final = 9_000_000_000
+#: Users and roles of the etcd API, and permissions of one role: what every replica keeps in memory and snapshots whole.
+AUTH_USERS_MAX: Final = 10_000
+AUTH_ROLES_MAX: Final = 10_000
+AUTH_PERMISSIONS_PER_ROLE_MAX: Final = 1_000
 #: One page of a list when the client names no limit.
 LIST_PAGE_MAX: Final = 500
