@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-controlplane/pb/quarterdeck/v1/operator.proto\x12\x0equarterdeck.v1\"\x0f\n\rStatusRequest\"q\n\x0cMemberStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x04\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\x17\n\x0f\x63lient_endpoint\x18\x04 \x01(\t\x12\x18\n\x10metrics_endpoint\x18\x05 \x01(\t\"\xf4\x02\n\x0eStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x12\n\ncluster_id\x18\x03 \x01(\x04\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0e\n\x06leader\x18\x05 \x01(\t\x12\x0c\n\x04term\x18\x06 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x07 \x01(\x04\x12\x15\n\rapplied_index\x18\x08 \x01(\x04\x12\x10\n\x08revision\x18\t \x01(\x03\x12\x18\n\x10\x63ompact_revision\x18\n \x01(\x03\x12-\n\x07members\x18\x0b \x03(\x0b\x32\x1c.quarterdeck.v1.MemberStatus\x12\r\n\x05ready\x18\x0c \x01(\x08\x12\x0c\n\x04keys\x18\r \x01(\x03\x12\x12\n\nsize_bytes\x18\x0e \x01(\x03\x12\x0f\n\x07version\x18\x0f \x01(\t\x12\x0b\n\x03pid\x18\x10 \x01(\x03\x12\x12\n\nstate_hash\x18\x11 \x01(\t\x12\x16\n\x0euptime_seconds\x18\x12 \x01(\x01\"\x11\n\x0fSnapshotRequest\"/\n\rSnapshotChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x10\n\x08revision\x18\x02 \x01(\x03\x32\xa1\x01\n\x08Operator\x12G\n\x06Status\x12\x1d.quarterdeck.v1.StatusRequest\x1a\x1e.quarterdeck.v1.StatusResponse\x12L\n\x08Snapshot\x12\x1f.quarterdeck.v1.SnapshotRequest\x1a\x1d.quarterdeck.v1.SnapshotChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-controlplane/pb/quarterdeck/v1/operator.proto\x12\x0equarterdeck.v1\"\x0f\n\rStatusRequest\"q\n\x0cMemberStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x04\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\x17\n\x0f\x63lient_endpoint\x18\x04 \x01(\t\x12\x18\n\x10metrics_endpoint\x18\x05 \x01(\t\"\xa8\x03\n\x0eStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x12\n\ncluster_id\x18\x03 \x01(\x04\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0e\n\x06leader\x18\x05 \x01(\t\x12\x0c\n\x04term\x18\x06 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x07 \x01(\x04\x12\x15\n\rapplied_index\x18\x08 \x01(\x04\x12\x10\n\x08revision\x18\t \x01(\x03\x12\x18\n\x10\x63ompact_revision\x18\n \x01(\x03\x12-\n\x07members\x18\x0b \x03(\x0b\x32\x1c.quarterdeck.v1.MemberStatus\x12\r\n\x05ready\x18\x0c \x01(\x08\x12\x0c\n\x04keys\x18\r \x01(\x03\x12\x12\n\nsize_bytes\x18\x0e \x01(\x03\x12\x0f\n\x07version\x18\x0f \x01(\t\x12\x0b\n\x03pid\x18\x10 \x01(\x03\x12\x12\n\nstate_hash\x18\x11 \x01(\t\x12\x16\n\x0euptime_seconds\x18\x12 \x01(\x01\x12\x32\n\rstore_members\x18\x1e \x03(\x0b\x32\x1b.quarterdeck.v1.StoreMember\"z\n\x0bStoreMember\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x11\n\treachable\x18\x02 \x01(\x08\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06leader\x18\x04 \x01(\x08\x12\x11\n\traft_term\x18\x05 \x01(\x04\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\"\x11\n\x0fSnapshotRequest\"/\n\rSnapshotChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x10\n\x08revision\x18\x02 \x01(\x03\x32\xa1\x01\n\x08Operator\x12G\n\x06Status\x12\x1d.quarterdeck.v1.StatusRequest\x1a\x1e.quarterdeck.v1.StatusResponse\x12L\n\x08Snapshot\x12\x1f.quarterdeck.v1.SnapshotRequest\x1a\x1d.quarterdeck.v1.SnapshotChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,11 +36,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEMBERSTATUS']._serialized_start=82
   _globals['_MEMBERSTATUS']._serialized_end=195
   _globals['_STATUSRESPONSE']._serialized_start=198
-  _globals['_STATUSRESPONSE']._serialized_end=570
-  _globals['_SNAPSHOTREQUEST']._serialized_start=572
-  _globals['_SNAPSHOTREQUEST']._serialized_end=589
-  _globals['_SNAPSHOTCHUNK']._serialized_start=591
-  _globals['_SNAPSHOTCHUNK']._serialized_end=638
-  _globals['_OPERATOR']._serialized_start=641
-  _globals['_OPERATOR']._serialized_end=802
+  _globals['_STATUSRESPONSE']._serialized_end=622
+  _globals['_STOREMEMBER']._serialized_start=624
+  _globals['_STOREMEMBER']._serialized_end=746
+  _globals['_SNAPSHOTREQUEST']._serialized_start=748
+  _globals['_SNAPSHOTREQUEST']._serialized_end=765
+  _globals['_SNAPSHOTCHUNK']._serialized_start=767
+  _globals['_SNAPSHOTCHUNK']._serialized_end=814
+  _globals['_OPERATOR']._serialized_start=817
+  _globals['_OPERATOR']._serialized_end=978
 # @@protoc_insertion_point(module_scope)

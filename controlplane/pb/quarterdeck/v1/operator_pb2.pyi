@@ -86,6 +86,7 @@ class StatusResponse(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     STATE_HASH_FIELD_NUMBER: _builtins.int
     UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
+    STORE_MEMBERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     member_id: _builtins.int
     cluster_id: _builtins.int
@@ -109,6 +110,10 @@ class StatusResponse(_message.Message):
     uptime_seconds: _builtins.float
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberStatus]: ...
+    @_builtins.property
+    def store_members(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreMember]:
+        """The members of the external etcd, when the state lives there; empty: it lives in the replicas."""
+
     def __init__(
         self,
         *,
@@ -130,14 +135,49 @@ class StatusResponse(_message.Message):
         pid: _builtins.int = ...,
         state_hash: _builtins.str = ...,
         uptime_seconds: _builtins.float = ...,
+        store_members: _abc.Iterable[Global___StoreMember] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "compact_revision", b"compact_revision", "keys", b"keys", "leader", b"leader", "member_id", b"member_id", "members", b"members", "name", b"name", "pid", b"pid", "ready", b"ready", "revision", b"revision", "role", b"role", "size_bytes", b"size_bytes", "state_hash", b"state_hash", "term", b"term", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "compact_revision", b"compact_revision", "keys", b"keys", "leader", b"leader", "member_id", b"member_id", "members", b"members", "name", b"name", "pid", b"pid", "ready", b"ready", "revision", b"revision", "role", b"role", "size_bytes", b"size_bytes", "state_hash", b"state_hash", "store_members", b"store_members", "term", b"term", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusResponse: _TypeAlias = StatusResponse  # noqa: Y015
+
+@_typing.final
+class StoreMember(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    REACHABLE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
+    RAFT_TERM_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    endpoint: _builtins.str
+    reachable: _builtins.bool
+    version: _builtins.str
+    leader: _builtins.bool
+    raft_term: _builtins.int
+    size_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        endpoint: _builtins.str = ...,
+        reachable: _builtins.bool = ...,
+        version: _builtins.str = ...,
+        leader: _builtins.bool = ...,
+        raft_term: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "leader", b"leader", "raft_term", b"raft_term", "reachable", b"reachable", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreMember: _TypeAlias = StoreMember  # noqa: Y015
 
 @_typing.final
 class SnapshotRequest(_message.Message):
