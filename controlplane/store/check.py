@@ -36,6 +36,9 @@ def check_command(command: Command) -> None:
                 raise errors.lease_ttl_too_large()
             if command.lease_grant.ID == 0:
                 raise errors.malformed("the proposer picks the lease id")
+        case "auth_user_add" | "auth_user_change_password":
+            if command.auth_user_add.password or command.auth_user_change_password.password:
+                raise errors.malformed("a password must be hashed before it is proposed")
         case None:
             raise errors.malformed("no operation")
 

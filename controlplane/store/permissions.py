@@ -44,6 +44,9 @@ __all__ = [
     "permit",
 ]
 
+# Looked up once: protobuf's enum wrappers resolve a name in Python on every access.
+_READ, _WRITE, _READWRITE = PermissionMessage.READ, PermissionMessage.WRITE, PermissionMessage.READWRITE
+
 
 class _Permission(Protocol):
     @property
@@ -67,9 +70,9 @@ def merge(permissions: Iterable[_Permission]) -> Grants:
     write: list[Span] = []
     for permission in permissions:
         keys = span(permission.key, permission.range_end)
-        if permission.kind != PermissionMessage.WRITE:
+        if permission.kind in (_READ, _READWRITE):
             read.append(keys)
-        if permission.kind != PermissionMessage.READ:
+        if permission.kind in (_WRITE, _READWRITE):
             write.append(keys)
     return Grants(_union(read), _union(write))
 

@@ -2,20 +2,22 @@
 
 Owns the format. The stream is ``MAGIC``, then records (kind: 1 byte, length: 4 bytes, payload), in this order:
 
-=====  ==========================================================================================
-``H``  a StateHeader, exactly once
-``L``  a LeaseRecord, in order of grant
-``D``  a DedupRecord, oldest first
-``K``  sub-revision (4 bytes), then a mvccpb.KeyValue that existed at the compact revision, in key order
-``E``  a mvccpb.KeyValue an event of a retained revision made (version 0: a deletion), in order of events
-``Z``  SHA-256 of every byte before this record, exactly once, last
-=====  ==========================================================================================
+=================  ==========================================================================================
+``H``              a StateHeader, exactly once
+``A`` ``U`` ``R``  the auth store, if it was ever used (``auth_records``)
+``L``              a LeaseRecord, in order of grant
+``D``              a DedupRecord, oldest first
+``K``              sub-revision (4 bytes), then a mvccpb.KeyValue that existed at the compact revision, in key order
+``E``              a mvccpb.KeyValue an event of a retained revision made (version 0: a deletion), in order of events
+``Z``              SHA-256 of every byte before this record, exactly once, last
+=================  ==========================================================================================
 
 Same state, same bytes, on every replica: what a reader can see is encoded, never how memory is laid out. So the state
 at the compact revision and the events since are the whole keyspace; leases' keys follow from it. An event's place
 among the records of its revision is its sub-revision.
 
-Format 1 had no alarms (they are in the header) and no sub-revisions: keys of one revision are counted in key order.
+Format 1 had no auth store, no alarms (they are in the header) and no sub-revisions: keys of one revision are counted
+in key order.
 
 A cut copies the lease and dedup tables (a millisecond at their bounds) and pins the keyspace; records are made while
 writes go on. Chunks may be joined and split at will on their way to :func:`load`.
@@ -32,6 +34,8 @@ from google.protobuf.message import DecodeError
 from controlplane.base.errors import CorruptStateError
 from controlplane.pb.etcd.kv_pb2 import KeyValue
 from controlplane.pb.quarterdeck.internal.v1.state_pb2 import DedupRecord, LeaseRecord, StateHeader
+from controlplane.store import auth_records
+from controlplane.store.auth import Auth
 from controlplane.store.dedup import Dedup
 from controlplane.store.hash import StateHash
 from controlplane.store.keyspan import Span
@@ -48,16 +52,18 @@ _RECORD_BYTES_MAX: Final = 128 * 1024 * 1024
 _HEAD_BYTES: Final = 5
 _SUB_BYTES: Final = 4
 _EVERYTHING: Final = Span(b"", None)
-_ORDER: Final = b"HLDKEZ"
+_AUTH_KINDS: Final = b"AUR"
+_ORDER: Final = b"HAURLDKEZ"
 
 
-def cut(header: StateHeader, keyspace: Keyspace, leases: Leases, dedup: Dedup) -> Iterator[bytes]:
+def cut(header: StateHeader, keyspace: Keyspace, auth: Auth, leases: Leases, dedup: Dedup) -> Iterator[bytes]:
     """Cut now; iterating makes the chunks. Reaching the end, or dropping the iterator, ends its pin on the keyspace."""
     lease_records = [
         LeaseRecord(id=lease.id, ttl_s=lease.ttl_s, remaining_ttl_s=lease.remaining_ttl_s) for lease in leases
     ]
     # The pin is held by the generator alone, started or not: no reference cycle may keep it alive.
-    return _chunks(keyspace, keyspace.pin(), _records(header, keyspace, lease_records, dedup.entries()))
+    records = _records(header, keyspace, auth_records.dump(auth), lease_records, dedup.entries())
+    return _chunks(keyspace, keyspace.pin(), records)
 
 
 def _chunks(keyspace: Keyspace, pin: Pin, records: Iterator[bytes]) -> Iterator[bytes]:
@@ -78,10 +84,13 @@ def _chunks(keyspace: Keyspace, pin: Pin, records: Iterator[bytes]) -> Iterator[
 def _records(
     header: StateHeader,
     keyspace: Keyspace,
+    auth: list[tuple[bytes, bytes]],
     leases: list[LeaseRecord],
     dedup: list[tuple[bytes, tuple[int, bytes]]],
 ) -> Iterator[bytes]:
     yield _record(b"H", header.SerializeToString(deterministic=True))
+    for kind, payload in auth:
+        yield _record(kind, payload)
     for lease in leases:
         yield _record(b"L", lease.SerializeToString())
     for request_id, (index, reply) in dedup:
@@ -105,6 +114,7 @@ class Loaded(NamedTuple):
 
     header: StateHeader
     keyspace: Keyspace
+    auth: Auth
     leases: dict[int, Lease]
     dedup: Dedup
     hash: StateHash
@@ -176,6 +186,7 @@ def _build(records: Iterator[tuple[int, bytes]]) -> Loaded:
         raise CorruptStateError(f"snapshot: format {header.format_version}, this version reads up to {FORMAT_VERSION}")
     keyspace, dedup = Keyspace(), Dedup()
     leases: dict[int, Lease] = {}
+    auth: list[tuple[int, bytes]] = []
     base: dict[bytes, Version] = {}
     seen: dict[int, int] = {}  # format 1: keys met of a revision
     started = False
@@ -204,6 +215,8 @@ def _build(records: Iterator[tuple[int, bytes]]) -> Loaded:
         elif kind == ord("D"):
             entry = DedupRecord.FromString(payload)
             dedup.remember(entry.request_id, entry.index, entry.reply)
+        elif kind in _AUTH_KINDS:
+            auth.append((kind, payload))
         else:
             raise CorruptStateError("snapshot: two headers")
     if not started:
@@ -217,7 +230,8 @@ def _build(records: Iterator[tuple[int, bytes]]) -> Loaded:
         if version.lease not in leases:
             raise CorruptStateError(f"snapshot: a key has lease {version.lease:x}, which does not exist")
         leases[version.lease].attach(key)
-    return Loaded(header, keyspace, leases, dedup, StateHash(header.chain, header.revision, header.state_hash))
+    chained = StateHash(header.chain, header.revision, header.state_hash)
+    return Loaded(header, keyspace, auth_records.load(auth), leases, dedup, chained)
 
 
 def _version(payload: bytes, sub: int) -> tuple[bytes, Version]:

@@ -26,10 +26,13 @@ from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, LeaseEx
 from controlplane.pb.quarterdeck.internal.v1.state_pb2 import StateHeader
 from controlplane.store import check, errors, snapshot
 from controlplane.store.alarms import Alarms, grows
+from controlplane.store.auth import Auth
+from controlplane.store.auth_errors import OLD_REVISION_TEXT, USER_EMPTY_TEXT
 from controlplane.store.dedup import Dedup
 from controlplane.store.hash import StateHash
 from controlplane.store.leases import Leases
 from controlplane.store.mvcc import Keyspace
+from controlplane.store.permissions import permit
 from controlplane.store.query import run_range
 from controlplane.store.txn import run_delete, run_put, run_txn
 from controlplane.store.watch import Watchers
@@ -38,12 +41,15 @@ __all__ = ["Store", "restored_state"]
 
 #: Compacted revisions freed with each log entry (each costs about a microsecond per event).
 _SWEEP_REVISIONS_PER_ENTRY: Final = 256
+#: Rejections that are not remembered: they speak of the auth store as it was.
+_STALE: Final = (OLD_REVISION_TEXT, USER_EMPTY_TEXT)
 #: What a lease costs, its timer in the lessor included.
 _LEASE_BYTES: Final = 512
 
 
 class Store:
-    """See the module. ``alarms``, ``leases`` and ``watches`` are the live tables; read them, do not write them."""
+    """See the module. ``alarms``, ``auth``, ``leases`` and ``watches`` are the live tables: read them, do not write
+    them."""
 
     def __init__(self, *, cluster_id: int = 0) -> None:
         self.cluster_id = cluster_id
@@ -53,6 +59,7 @@ class Store:
         self._dedup = Dedup()
         self._hash = StateHash()
         self.alarms = Alarms()
+        self.auth = Auth()
         self.leases = Leases()
         self.watches = Watchers(self._keyspace)
 
@@ -127,23 +134,27 @@ class Store:
                 return known
             if self._dedup.may_be_forgotten(proposal.born_index):
                 return _rejection(errors.forgotten())
+        stale = False  # its proposer did not know who may do what now: it asks again, under the same id
         try:
             reply: bytes = self._dispatch(Command.FromString(proposal.payload)).SerializeToString()
         except DecodeError:
             reply = _rejection(errors.malformed("does not decode"))
         except StatusError as error:
             reply = _rejection(error)
+            stale = error.message in _STALE
         events = self._keyspace.commit()
         self._hash.fold(request_id, reply, [event.version.frame for event in events])
         if events:
             revision = self._keyspace.revision
             self._hash.publish(revision)
             self.watches.notice(revision, events)
-        if request_id:
+        if request_id and not stale:
             self._dedup.remember(request_id, index, reply)
         return reply
 
     def _dispatch(self, command: Command) -> Reply:
+        if self.auth.enabled and command.auth_revision:
+            permit(self.auth, self.leases, command)
         if self.alarms and self.alarms.no_space and grows(command):
             raise errors.no_space()
         match command.WhichOneof("op"):
@@ -165,6 +176,11 @@ class Store:
                 return self._lease_expire(command.lease_expire)
             case "alarm":
                 return self._alarm(command.alarm)
+            case str(kind) if kind.startswith("auth_"):
+                self.auth.change(command)
+                reply = Reply()
+                getattr(reply, kind).header.CopyFrom(self._header())
+                return reply
         raise errors.malformed("no operation this version knows")
 
     def _header(self) -> e.ResponseHeader:
@@ -246,7 +262,7 @@ class Store:
             dedup_floor=self._dedup.floor,
             alarms=self.alarms.raised,
         )
-        return snapshot.cut(header, self._keyspace, self.leases, self._dedup)
+        return snapshot.cut(header, self._keyspace, self.auth, self.leases, self._dedup)
 
     def restore(self, chunks: Iterable[bytes]) -> None:
         """Replace everything by a snapshot. Watchers go on from where they are, or are told of the compaction.
@@ -265,6 +281,7 @@ class Store:
         self._hash.mark(self._applied_index)
         self.leases.replace(loaded.leases)
         self.alarms.replace(loaded.header.alarms)
+        self.auth.replace(loaded.auth)
         self.watches.restored(loaded.keyspace)
 
 
@@ -302,4 +319,4 @@ def restored_state(
     leases = Leases()
     for lease in loaded.leases.values():
         leases.grant(lease.id, lease.ttl_s)
-    return snapshot.cut(header, loaded.keyspace, leases, dedup)
+    return snapshot.cut(header, loaded.keyspace, loaded.auth, leases, dedup)
