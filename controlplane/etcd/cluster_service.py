@@ -1,156 +1,129 @@
-"""etcdserverpb.Cluster and etcdserverpb.Maintenance: who is in the cluster, and how this replica is.
+"""etcdserverpb.Cluster: who is in the cluster, and changing it.
 
-What etcd has and this store does not is refused with a text that says what to use instead. Two calls succeed because
-there is nothing to do: Defragment (the state is in memory; there is no file with holes) and disarming alarms when
-none is raised.
+Owns the translation between etcd's members, with their URLs, and Raft's, with their addresses. What may change, and
+when, is Raft's to judge: a change goes through the log one at a time, and comes back as the members that follow.
 """
 
 from __future__ import annotations
 
-import asyncio
-import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
+from urllib.parse import urlsplit
 
 from controlplane.base.errors import Code, StatusError
 from controlplane.etcd.context import Context, timeout_ms_of
-from controlplane.etcd.local import LocalKV
+from controlplane.etcd.local import DEFAULT_TIMEOUT_MS, LocalKV
 from controlplane.pb.etcd import rpc_pb2, rpc_pb2_grpc
-from controlplane.raft.types import Member, RaftHandle
+from controlplane.raft.types import (
+    AddMember,
+    Member,
+    MemberChange,
+    PromoteMember,
+    RaftHandle,
+    RemoveMember,
+    UpdateMember,
+)
 
-__all__ = ["ETCD_VERSION", "ClusterService", "MaintenanceService"]
+__all__ = ["ETCD_VERSION", "ClusterService", "peer_address"]
 
 #: The etcd release whose API this is. Clients turn features on by it: from 3.5.13 on a kube-apiserver asks for watch
 #: progress on demand.
 ETCD_VERSION: Final = "3.5.17"
 
-_HASH_PAGE: Final = 1_000
+
+def peer_address(urls: Sequence[str], *, tls: bool) -> str:
+    """``host:port`` of the one peer URL that a member of ours has.
+
+    Raises:
+        StatusError: InvalidArgument, none or not one that peers can be reached at.
+    """
+    if len(urls) != 1:
+        raise (
+            _bad_urls()
+            if not urls
+            else StatusError(Code.INVALID_ARGUMENT, f"quarterdeck: a member has one peer URL, not {len(urls)}")
+        )
+    try:
+        url = urlsplit(urls[0])
+        port = url.port
+    except ValueError as error:
+        raise _bad_urls() from error
+    host = url.hostname or ""
+    if url.scheme not in ("http", "https") or not host or not port or url.path or url.query or url.username:
+        raise _bad_urls()
+    if (url.scheme == "https") is not tls:
+        wanted = "https" if tls else "http"
+        raise StatusError(Code.INVALID_ARGUMENT, f"quarterdeck: peers of this cluster speak {wanted}, not {url.scheme}")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _unimplemented(text: str) -> StatusError:
-    return StatusError(Code.UNIMPLEMENTED, f"quarterdeck: {text}")
+def _bad_urls() -> StatusError:
+    return StatusError(Code.INVALID_ARGUMENT, "etcdserver: given member URLs are invalid")
 
 
 class ClusterService(rpc_pb2_grpc.ClusterServicer):
-    """etcdserverpb.Cluster."""
+    """etcdserverpb.Cluster. ``tls``: peers and clients are spoken to with TLS, so URLs say https."""
 
-    def __init__(self, kv: LocalKV, raft: RaftHandle) -> None:
+    def __init__(self, kv: LocalKV, raft: RaftHandle, *, tls: bool = False) -> None:
         self._kv = kv
         self._raft = raft
+        self._tls = tls
 
     async def MemberList(  # noqa: N802
         self, request: rpc_pb2.MemberListRequest, context: Context
     ) -> rpc_pb2.MemberListResponse:
+        """As this replica knows them; ``linearizable`` makes sure first that it knows everything."""
         if request.linearizable:
             await self._kv.barrier(timeout_ms_of(context))
-        return rpc_pb2.MemberListResponse(header=self._kv.header(), members=_members(self._raft.status().members))
+        return rpc_pb2.MemberListResponse(header=self._kv.header(), members=self._wire(self._raft.status().members))
 
     async def MemberAdd(  # noqa: N802
         self, request: rpc_pb2.MemberAddRequest, context: Context
     ) -> rpc_pb2.MemberAddResponse:
-        raise _unimplemented("members cannot be added while the cluster runs")
+        """The new member has an id and waits for a replica to be started under it."""
+        address = peer_address(request.peerURLs, tls=self._tls)
+        members = await self._change(AddMember(address, learner=request.isLearner), context)
+        added = next((member for member in members if member.peer_address == address), None)
+        if added is None:  # it was removed again before we could look
+            raise StatusError(Code.NOT_FOUND, "etcdserver: member not found")
+        return rpc_pb2.MemberAddResponse(
+            header=self._kv.header(), member=self._wire([added])[0], members=self._wire(members)
+        )
 
     async def MemberRemove(  # noqa: N802
         self, request: rpc_pb2.MemberRemoveRequest, context: Context
     ) -> rpc_pb2.MemberRemoveResponse:
-        raise _unimplemented("members cannot be removed while the cluster runs")
+        """The member learns of it and stops; this replica too, if it is the one, once it has answered."""
+        members = await self._change(RemoveMember(request.ID), context)
+        return rpc_pb2.MemberRemoveResponse(header=self._kv.header(), members=self._wire(members))
 
     async def MemberUpdate(  # noqa: N802
         self, request: rpc_pb2.MemberUpdateRequest, context: Context
     ) -> rpc_pb2.MemberUpdateResponse:
-        raise _unimplemented("a member's peer addresses are set in its configuration")
+        """A new peer address; the member must listen there by itself."""
+        address = peer_address(request.peerURLs, tls=self._tls)
+        members = await self._change(UpdateMember(request.ID, peer_address=address), context)
+        return rpc_pb2.MemberUpdateResponse(header=self._kv.header(), members=self._wire(members))
 
     async def MemberPromote(  # noqa: N802
         self, request: rpc_pb2.MemberPromoteRequest, context: Context
     ) -> rpc_pb2.MemberPromoteResponse:
-        raise StatusError(Code.FAILED_PRECONDITION, "etcdserver: can only promote a learner member")
+        """A learner that has caught up becomes a voter."""
+        members = await self._change(PromoteMember(request.ID), context)
+        return rpc_pb2.MemberPromoteResponse(header=self._kv.header(), members=self._wire(members))
 
+    async def _change(self, change: MemberChange, context: Context) -> tuple[Member, ...]:
+        return await self._raft.change_members(change, timeout_ms=timeout_ms_of(context) or DEFAULT_TIMEOUT_MS)
 
-class MaintenanceService(rpc_pb2_grpc.MaintenanceServicer):
-    """etcdserverpb.Maintenance."""
-
-    def __init__(self, kv: LocalKV, raft: RaftHandle) -> None:
-        self._kv = kv
-        self._raft = raft
-
-    async def Status(self, request: rpc_pb2.StatusRequest, context: Context) -> rpc_pb2.StatusResponse:  # noqa: N802
-        """Of this replica, as it sees things now: no quorum is asked."""
-        status = self._raft.status()
-        leader = next((member.id for member in status.members if member.name == status.leader), 0)
-        size_bytes = self._kv.size_bytes
-        return rpc_pb2.StatusResponse(
-            header=self._kv.header(),
-            version=ETCD_VERSION,
-            dbSize=size_bytes,
-            dbSizeInUse=size_bytes,
-            leader=leader,
-            raftIndex=status.commit_index,
-            raftTerm=status.term,
-            raftAppliedIndex=status.applied_index,
-            errors=[] if leader else ["etcdserver: no leader"],
-        )
-
-    async def Alarm(self, request: rpc_pb2.AlarmRequest, context: Context) -> rpc_pb2.AlarmResponse:  # noqa: N802
-        """No alarm is ever raised yet, so there is none to list and none to disarm."""
-        if request.action == rpc_pb2.AlarmRequest.ACTIVATE:
-            raise _unimplemented("alarms cannot be raised by hand")
-        return rpc_pb2.AlarmResponse(header=self._kv.header())
-
-    async def Defragment(  # noqa: N802
-        self, request: rpc_pb2.DefragmentRequest, context: Context
-    ) -> rpc_pb2.DefragmentResponse:
-        return rpc_pb2.DefragmentResponse(header=self._kv.header())
-
-    async def Hash(self, request: rpc_pb2.HashRequest, context: Context) -> rpc_pb2.HashResponse:  # noqa: N802
-        value, _ = await self._hash(0)
-        return rpc_pb2.HashResponse(header=self._kv.header(), hash=value)
-
-    async def HashKV(self, request: rpc_pb2.HashKVRequest, context: Context) -> rpc_pb2.HashKVResponse:  # noqa: N802
-        value, revision = await self._hash(request.revision)
-        return rpc_pb2.HashKVResponse(
-            header=self._kv.header(), hash=value, compact_revision=self._kv.compact_revision, hash_revision=revision
-        )
-
-    async def _hash(self, revision: int) -> tuple[int, int]:
-        """CRC-32 over every key of a revision (0: the present one), equal on every replica. etcd's own differs: it
-        covers the history too, in the order of its file."""
-        value, key = 0, b"\x00"
-        while True:
-            page = await self._kv.range(
-                rpc_pb2.RangeRequest(key=key, range_end=b"\x00", limit=_HASH_PAGE, revision=revision, serializable=True)
+    def _wire(self, members: Iterable[Member]) -> list[rpc_pb2.Member]:
+        scheme = "https" if self._tls else "http"
+        return [
+            rpc_pb2.Member(
+                ID=member.id,
+                name=member.name,
+                peerURLs=[f"{scheme}://{member.peer_address}"],
+                clientURLs=[f"{scheme}://{member.client_endpoint}"] if member.client_endpoint else [],
+                isLearner=member.learner,
             )
-            revision = revision or page.header.revision
-            for kv in page.kvs:
-                value = zlib.crc32(kv.SerializeToString(deterministic=True), value)
-            if not page.more:
-                return value, revision
-            key = page.kvs[-1].key + b"\x00"
-            await asyncio.sleep(0)  # let the rest of the replica breathe between pages
-
-    async def Snapshot(  # noqa: N802
-        self, request: rpc_pb2.SnapshotRequest, context: Context
-    ) -> AsyncIterator[rpc_pb2.SnapshotResponse]:
-        raise _unimplemented("this is not a bbolt file; take a snapshot with `qd snapshot save`")
-        yield  # an async generator, as the method streams
-
-    async def MoveLeader(  # noqa: N802
-        self, request: rpc_pb2.MoveLeaderRequest, context: Context
-    ) -> rpc_pb2.MoveLeaderResponse:
-        status = self._raft.status()
-        if status.leader != status.name:
-            raise StatusError(Code.FAILED_PRECONDITION, "etcdserver: not leader")
-        if request.targetID not in {member.id for member in status.members}:
-            raise StatusError(Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
-        raise _unimplemented("leadership moves by itself when the leading replica stops; it cannot be handed over yet")
-
-
-def _members(members: Sequence[Member]) -> list[rpc_pb2.Member]:
-    return [
-        rpc_pb2.Member(
-            ID=member.id,
-            name=member.name,
-            peerURLs=[f"http://{member.peer_address}"],
-            clientURLs=[f"http://{member.client_endpoint}"] if member.client_endpoint else [],
-        )
-        for member in members
-    ]
+            for member in members
+        ]

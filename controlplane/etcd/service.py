@@ -6,12 +6,13 @@ from typing import Any, Final
 
 from controlplane.base.clock import Clock, SystemClock
 from controlplane.base.rand import Rand, SystemRand
-from controlplane.etcd.cluster_service import ClusterService, MaintenanceService
+from controlplane.etcd.cluster_service import ClusterService
 from controlplane.etcd.concurrency_service import ElectionService, LockService
 from controlplane.etcd.guard import LeaderGuard
 from controlplane.etcd.kv_service import KVService
 from controlplane.etcd.lease_service import LeaseService
 from controlplane.etcd.local import LocalKV
+from controlplane.etcd.maintenance_service import MaintenanceService
 from controlplane.etcd.watch_service import WatchService
 from controlplane.pb.etcd import rpc_pb2_grpc, v3election_pb2_grpc, v3lock_pb2_grpc
 from controlplane.raft.types import RaftHandle
@@ -49,7 +50,7 @@ def add_services(
     rpc_pb2_grpc.add_KVServicer_to_server(KVService(kv, guard), server)
     rpc_pb2_grpc.add_LeaseServicer_to_server(LeaseService(kv, guard), server)
     rpc_pb2_grpc.add_ClusterServicer_to_server(ClusterService(kv, raft), server)
-    rpc_pb2_grpc.add_MaintenanceServicer_to_server(MaintenanceService(kv, raft), server)
+    rpc_pb2_grpc.add_MaintenanceServicer_to_server(MaintenanceService(kv, raft, store), server)
     v3lock_pb2_grpc.add_LockServicer_to_server(LockService(kv, clock), server)
     v3election_pb2_grpc.add_ElectionServicer_to_server(ElectionService(kv, clock), server)
     rpc_pb2_grpc.add_WatchServicer_to_server(WatchService(kv, store, guard, clock, rand), server)

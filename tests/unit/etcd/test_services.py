@@ -10,11 +10,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from controlplane.base.errors import Code, StatusError
-from controlplane.etcd.cluster_service import ETCD_VERSION, ClusterService, MaintenanceService
+from controlplane.etcd.cluster_service import ETCD_VERSION, ClusterService
 from controlplane.etcd.context import request_id_of, timeout_ms_of
 from controlplane.etcd.guard import LeaderGuard
 from controlplane.etcd.kv_service import KVService
 from controlplane.etcd.lease_service import LeaseService
+from controlplane.etcd.maintenance_service import MaintenanceService
 from controlplane.etcd.metrics import StateMetrics
 from controlplane.pb.etcd import rpc_pb2 as e
 from tests.unit.etcd.fakes import FakeContext, Replica, put, settle
@@ -44,7 +45,7 @@ async def test_status_names_the_leader_and_where_the_log_is(replica: Replica) ->
     follower = Replica("r2", join=replica)
     await put(replica.kv, b"k")
     for asked in (replica, follower):
-        status = await MaintenanceService(asked.kv, asked.raft).Status(e.StatusRequest(), PLAIN)
+        status = await MaintenanceService(asked.kv, asked.raft, asked.store).Status(e.StatusRequest(), PLAIN)
         assert (status.leader, status.raftTerm, status.raftIndex, status.raftAppliedIndex) == (1, 1, 1, 1)
         assert status.version == ETCD_VERSION
         assert status.dbSize > 0
@@ -53,7 +54,7 @@ async def test_status_names_the_leader_and_where_the_log_is(replica: Replica) ->
 
 async def test_status_without_a_leader_says_so_and_still_answers(replica: Replica) -> None:
     replica.raft.set_leader(None)
-    status = await MaintenanceService(replica.kv, replica.raft).Status(e.StatusRequest(), PLAIN)
+    status = await MaintenanceService(replica.kv, replica.raft, replica.store).Status(e.StatusRequest(), PLAIN)
     assert (status.leader, list(status.errors)) == (0, ["etcdserver: no leader"])
 
 
@@ -68,27 +69,12 @@ async def test_members_have_ids_names_and_urls(replica: Replica) -> None:
     assert all(m.peerURLs[0].startswith("http://") and m.clientURLs[0].startswith("http://") for m in members)
 
 
-async def test_what_is_not_implemented_says_what_to_do_instead(replica: Replica) -> None:
-    cluster, maintenance = ClusterService(replica.kv, replica.raft), MaintenanceService(replica.kv, replica.raft)
-    for call in (
-        cluster.MemberAdd(e.MemberAddRequest(), PLAIN),
-        cluster.MemberRemove(e.MemberRemoveRequest(), PLAIN),
-        cluster.MemberUpdate(e.MemberUpdateRequest(), PLAIN),
-        anext(maintenance.Snapshot(e.SnapshotRequest(), PLAIN)),
-        maintenance.MoveLeader(e.MoveLeaderRequest(targetID=1), PLAIN),
-        maintenance.Alarm(e.AlarmRequest(action=e.AlarmRequest.ACTIVATE), PLAIN),
-    ):
-        code, text = await refused(call)
-        assert code is Code.UNIMPLEMENTED
-        assert text.startswith("quarterdeck: ")
-
-
 async def test_moving_the_leader_is_refused_as_etcd_refuses_it(replica: Replica) -> None:
     follower = Replica("r2", join=replica)
     move = e.MoveLeaderRequest(targetID=9)
-    not_leader = await refused(MaintenanceService(follower.kv, follower.raft).MoveLeader(move, PLAIN))
+    not_leader = await refused(MaintenanceService(follower.kv, follower.raft, follower.store).MoveLeader(move, PLAIN))
     assert not_leader == (Code.FAILED_PRECONDITION, "etcdserver: not leader")
-    bad_target = await refused(MaintenanceService(replica.kv, replica.raft).MoveLeader(move, PLAIN))
+    bad_target = await refused(MaintenanceService(replica.kv, replica.raft, replica.store).MoveLeader(move, PLAIN))
     assert bad_target == (Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
 
 
@@ -99,7 +85,7 @@ async def test_replicas_hash_alike_and_a_change_changes_the_hash(replica: Replic
 
     async def hash_of(asked: Replica, revision: int = 0) -> e.HashKVResponse:
         request = e.HashKVRequest(revision=revision)
-        return await MaintenanceService(asked.kv, asked.raft).HashKV(request, PLAIN)
+        return await MaintenanceService(asked.kv, asked.raft, asked.store).HashKV(request, PLAIN)
 
     before = await hash_of(replica)
     assert (await hash_of(follower)).hash == before.hash
@@ -109,7 +95,7 @@ async def test_replicas_hash_alike_and_a_change_changes_the_hash(replica: Replic
 
 
 async def test_alarms_and_defragment_answer_that_there_is_nothing_to_do(replica: Replica) -> None:
-    maintenance = MaintenanceService(replica.kv, replica.raft)
+    maintenance = MaintenanceService(replica.kv, replica.raft, replica.store)
     assert list((await maintenance.Alarm(e.AlarmRequest(), PLAIN)).alarms) == []
     assert (await maintenance.Defragment(e.DefragmentRequest(), PLAIN)).header.revision == 1
 
