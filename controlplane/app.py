@@ -10,20 +10,22 @@ controllers and scheduler, leadership handed over, client port, files.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
+import shutil
 import signal
 from collections.abc import Coroutine
 from typing import Any
 
 import uvloop
+from prometheus_client import REGISTRY
 
 from controlplane.api import service as api_service
 from controlplane.api.logs import AgentLogs
 from controlplane.api.operator import OperatorService
 from controlplane.api.server import ApiServer
 from controlplane.api.sessions import SessionConfig, Sessions
+from controlplane.base import failpoints
 from controlplane.base.clock import SystemClock
 from controlplane.base.errors import QuarterdeckError, StatusError
 from controlplane.base.http import ObservabilityServer
@@ -50,6 +52,7 @@ from controlplane.raft.config import RaftConfig, make_members
 from controlplane.raft.driver import Replica
 from controlplane.scheduler.scheduler import Scheduler
 from controlplane.store.store import Store
+from controlplane.supervision import health_port, supervise
 from controlplane.transport import server as grpc_server
 from controlplane.transport.handlers import Both, HandlerTable
 from controlplane.transport.interceptors import StatusInterceptor
@@ -71,7 +74,8 @@ _SERVER_GRACE_S = 0.3
 class App:
     """One replica, wired. ``await start()``, then :meth:`wait`, then ``await stop()``."""
 
-    def __init__(self, config: ReplicaConfig) -> None:
+    def __init__(self, config: ReplicaConfig, *, had_data: bool = False) -> None:
+        """``had_data``: an earlier life in this process had its data in the directory."""
         self._config = config
         self._led_term: int | None = None
         clock, rand = SystemClock(), SystemRand()
@@ -93,6 +97,7 @@ class App:
             data_dir=config.data_dir,
             state_machine=self.store,
             create_data_dir=True,
+            had_data=had_data,
             clock=clock,
             rand=rand,
         )
@@ -141,6 +146,7 @@ class App:
         self._broken: asyncio.Future[BaseException] | None = None
         self._caches_synced = False
         self._stopping = False
+        self._collectors: list[StateMetrics | ObjectMetrics] = []
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -165,8 +171,9 @@ class App:
         grpc_server.listen(self._server, self._config.me.client)
         self.kv.start()
         await self.raft.start()
-        StateMetrics(self.store, self.raft, version=ETCD_VERSION).register()
-        self._object_metrics.register()
+        for collector in (StateMetrics(self.store, self.raft, version=ETCD_VERSION), self._object_metrics):
+            collector.register()
+            self._collectors.append(collector)
         await self._http.start()
         await self._server.start()
         await self._health.set_serving(True)
@@ -180,6 +187,11 @@ class App:
         # What start-up made lives as long as the process: no collection has to walk it again.
         gc.collect()
         gc.freeze()
+
+    @property
+    def has_data(self) -> bool:
+        """Whether its directory was seen to hold this member's data."""
+        return self.raft.has_data
 
     async def wait(self, stop: asyncio.Event) -> None:
         """Return when ``stop`` is set.
@@ -212,6 +224,8 @@ class App:
         await self.logs.close()
         await self.kv.stop()
         await self._http.stop()
+        for collector in self._collectors:
+            REGISTRY.unregister(collector)
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
         """Run beside everything; its failure is the replica's (fail-stop)."""
@@ -297,24 +311,25 @@ class App:
 
 
 def run(config: ReplicaConfig) -> None:
-    """Run one replica until SIGTERM or SIGINT.
+    """Run one replica until SIGTERM or SIGINT. A disk that refuses closes it until the disk does not.
 
     Raises:
         QuarterdeckError: it could not start, or had to stop by itself; the message says why.
     """
+    failpoints.arm_from_environment()
     uvloop.run(_run(config))
 
 
 async def _run(config: ReplicaConfig) -> None:
-    app = App(config)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    try:
-        await app.start()
-        await app.wait(stop)
-    finally:
-        with contextlib.suppress(asyncio.CancelledError):
-            await app.stop()
+    await supervise(
+        lambda had_data: App(config, had_data=had_data),
+        stop,
+        outage=health_port(config.me.metrics),
+        free_bytes=lambda: shutil.disk_usage(config.data_dir).free,
+        clock=SystemClock(),
+    )
     log.info("event=stopped name=%s", config.name)

@@ -1,7 +1,7 @@
 """Failpoints: named places around every durable step, where a test can make a real process die or its disk refuse.
 
-For tests only. Off unless the process was started with ``QUARTERDECK_FAILPOINTS``, and then it says so loudly; while off
-a :func:`hit` costs one comparison. Owns the names and what an armed one does; knows nothing of the code around them.
+For tests only. Off unless the process was started with ``QUARTERDECK_FAILPOINTS``, and then it says so loudly; while
+off a :func:`hit` costs one comparison. Owns the names and what an armed one does; knows nothing of the code around.
 
     QUARTERDECK_FAILPOINTS="wal.sync.before=kill@3,snapshot.rename.after=error:EIO"
 

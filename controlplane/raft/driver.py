@@ -73,6 +73,7 @@ class Replica:
         data_dir: its log and snapshots; locked while it runs.
         state_machine: empty; restored and fed from here on.
         create_data_dir: make the directory if it is missing.
+        had_data: this process has seen the member's data in there: if they are gone, its disk is not mounted.
         clock, rand: the machine's, unless a test says otherwise.
     """
 
@@ -86,6 +87,7 @@ class Replica:
         data_dir: Path,
         state_machine: StateMachine,
         create_data_dir: bool = False,
+        had_data: bool = False,
         clock: Clock | None = None,
         rand: Rand | None = None,
     ) -> None:
@@ -97,7 +99,9 @@ class Replica:
         self._by_id = {m.id: m for m in members}
         self._by_name = {m.name: m for m in members}
         self._data_dir = data_dir
-        self._create_data_dir = create_data_dir
+        self._create_data_dir = create_data_dir and not had_data
+        #: The directory holds this member's data, or did: an empty one would be another disk.
+        self.has_data = had_data
         self._state_machine = state_machine
         self._clock: Clock = clock or SystemClock()
         self._rand: Rand = rand or SystemRand()
@@ -133,11 +137,18 @@ class Replica:
             StorageError: the disk refused.
         """
         self.failed = asyncio.get_running_loop().create_future()
+        if self.has_data and not self._data_dir.is_dir():
+            raise StorageError(f"data directory {self._data_dir} is gone: is its disk mounted?")
         self._disk = RealDisk(self._data_dir, create=self._create_data_dir)
         try:
             identity = Identity(self._cluster_id, self._me.id)
-            opening = open_storage if has_run_before(self._disk) else create_storage
+            ran_before = has_run_before(self._disk)
+            if self.has_data and not ran_before:
+                raise StorageError(f"data directory {self._data_dir} holds no log any more: is its disk mounted?")
+            self.has_data = ran_before
+            opening = open_storage if ran_before else create_storage
             self._storage = opening(self._disk, identity, clock=self._clock)
+            self.has_data = True
             if (ref := self._storage.snapshot_ref) is not None:
                 self._state_machine.restore(self._storage.snapshots.chunks(ref))
             self._core = Core(

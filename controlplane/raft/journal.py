@@ -88,8 +88,8 @@ class RaftJournal(Journal):  # type: ignore[misc] # pysyncobj has no types
         if self._commit_index > max(_FIRST_COMMIT_INDEX, self.last_index):
             # The hint is written with or after the entries it speaks of, so no crash leaves it without them.
             raise CorruptStateError(
-                f"the log ends at entry {self.last_index}, before entry {self._commit_index}, which was committed: this "
-                "data directory has lost acknowledged entries and nothing of it is served. Replace this member"
+                f"the log ends at entry {self.last_index}, before entry {self._commit_index}, which was committed: "
+                "this data directory has lost acknowledged entries and nothing of it is served. Replace this member"
             )
         self._bytes = 0
         self._account(_bytes_of(self._entries))

@@ -8,6 +8,8 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge, Histogram
 
 __all__ = [
+    "DISK_FAILED",
+    "DISK_FAILURES",
     "HEARTBEAT_SEND_FAILURES",
     "LOG_BYTES",
     "PROPOSALS_FAILED",
@@ -33,6 +35,8 @@ WAL_TORN_TAILS = Counter("quarterdeck_wal_torn_tails_total", "Torn log tails cut
 WAL_TRUNCATED_ENTRIES = Counter(
     "quarterdeck_raft_log_truncated_entries_total", "Uncommitted log entries given up because they conflicted."
 )
+DISK_FAILURES = Counter("quarterdeck_disk_failures_total", "Times this replica was closed because its disk refused.")
+DISK_FAILED = Gauge("quarterdeck_disk_failed", "1 while this replica is closed because its disk refuses.")
 LOG_BYTES = Gauge("quarterdeck_raft_log_bytes", "Bytes of log entries held in memory.")
 SNAPSHOT_SAVE_SECONDS = Histogram(
     "etcd_snap_db_save_total_duration_seconds", "Cutting and saving one snapshot, seconds.", buckets=_DISK_BUCKETS_S

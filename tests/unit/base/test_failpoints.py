@@ -63,7 +63,7 @@ def test_arming_is_loud(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_place_in_the_code_that_nobody_listed_is_a_defect() -> None:
     failpoints.arm("apply.after=kill")
-    with pytest.raises(ConfigError, match="'wal.nowhere' is not in FAILPOINTS"):
+    with pytest.raises(ConfigError, match=r"'wal\.nowhere' is not in FAILPOINTS"):
         failpoints.hit("wal.nowhere")
 
 
