@@ -31,6 +31,7 @@ from controlplane.raft.config import RaftConfig
 from controlplane.raft.engine import Engine, EngineJournal, Role
 from controlplane.raft.proposals import Done, Proposals, Route
 from controlplane.raft.reads import ReadDone, Reads
+from controlplane.raft.transfer import Transfer, TransferDone
 from controlplane.raft.types import Applied, Member, Outcome, StateMachine, Unknown
 
 __all__ = ["Core", "Turn"]
@@ -38,8 +39,20 @@ __all__ = ["Core", "Turn"]
 #: Messages handled in one step, so that a flood cannot keep heartbeats waiting.
 _MESSAGES_PER_STEP = 1_024
 _NEVER_S = float("inf")
+_TIMED_OUT = StatusError(Code.UNAVAILABLE, "etcdserver: request timed out")
 
-_CONSENSUS = frozenset({"append_entries", "next_index", "request_vote", "vote", "timeout_now", "leader_alive"})
+_CONSENSUS = frozenset(
+    {
+        "append_entries",
+        "next_index",
+        "request_vote",
+        "vote",
+        "timeout_now",
+        "leader_alive",
+        "pre_vote",
+        "pre_vote_reply",
+    }
+)
 _SNAPSHOT = frozenset({"snapshot_chunk", "snapshot_ack"})
 
 
@@ -51,6 +64,7 @@ class Turn:
         messages: (peer id, message), in order.
         outcomes: writes that have one.
         reads: reads that may be served, by applied index, or have failed.
+        transfers: who asked to move leadership and may hear that it has moved, or why not.
         leadership: (term, True) when it may act as leader of that term, (term, False) when it no longer is.
         snapshot_messages: the peers' snapshot transfer frames, for the driver's files.
         applied: log entries applied in this step.
@@ -61,6 +75,7 @@ class Turn:
     outcomes: list[tuple[Done, Outcome]] = field(default_factory=list)
     reads: list[tuple[ReadDone, int | StatusError]] = field(default_factory=list)
     leadership: list[tuple[int, bool]] = field(default_factory=list)
+    transfers: list[tuple[TransferDone, StatusError | None]] = field(default_factory=list)
     snapshot_messages: list[tuple[int, raft_pb2.RaftMessage]] = field(default_factory=list)
     applied: int = 0
     batched: int = 0
@@ -72,6 +87,9 @@ class Turn:
                 (done, Unknown(reason) if isinstance(outcome, Applied) else outcome) for done, outcome in self.outcomes
             ],
             reads=[(done, StatusError(Code.UNAVAILABLE, "etcdserver: server stopped")) for done, _ in self.reads],
+            transfers=[
+                (done, StatusError(Code.UNAVAILABLE, "etcdserver: server stopped")) for done, _ in self.transfers
+            ],
         )
 
 
@@ -116,9 +134,11 @@ class Core:
         self._announced_term: int | None = None
         self._applied = 0
         self._outbox: list[tuple[int, raft_pb2.RaftMessage]] = []
+        self._moved: list[tuple[TransferDone, StatusError | None]] = []
         #: Bytes of log entries applied since a snapshot was last cut (the cutter sets it back).
         self.bytes_since_snapshot = 0
         self._ready = False
+        self._transfer: Transfer | None = None
         self._stepping_aside = False
         self.engine = Engine(
             config=config,
@@ -180,15 +200,37 @@ class Core:
         # Writes held here may be inside the snapshot, their entries never to be seen: ask again.
         self._proposals.send_again()
 
+    def transfer(self, target_id: int | None, *, deadline: float, done: TransferDone) -> None:
+        """As leader: hand leadership to a peer (None: to the one that is best prepared); ``done`` hears of it.
+
+        A request that is under way gives way to a newer one.
+
+        Raises:
+            StatusError: not the leader, or the target cannot lead.
+        """
+        engine = self.engine
+        if not engine.is_leader:
+            raise StatusError(Code.FAILED_PRECONDITION, "etcdserver: not leader")
+        if target_id == self.me.id:
+            self._moved.append((done, None))
+            return
+        if target_id is not None and target_id not in engine.voters:
+            raise StatusError(Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
+        self._end_transfer(_TIMED_OUT)
+        self._transfer = Transfer(self.config, engine.term, target_id, deadline, done)
+
     def step_aside(self) -> None:
-        """This replica is about to stop: hand leadership over as soon as a follower has the whole log."""
+        """This replica is about to stop: hand leadership over, and take no write into the log any more."""
         self._stepping_aside = True
 
     def abandon(self, reason: str) -> Turn:
         """The replica stops now: every waiter gets an outcome."""
         self._proposals.abandon(reason)
         self._reads.abandon()
-        return Turn(outcomes=self._proposals.take_outcomes(), reads=self._reads.take_results())
+        self._end_transfer(StatusError(Code.UNAVAILABLE, "etcdserver: server stopped"))
+        return Turn(
+            outcomes=self._proposals.take_outcomes(), reads=self._reads.take_results(), transfers=self._take_moved()
+        )
 
     # -- the turn ----------------------------------------------------------------------------------------------
 
@@ -207,6 +249,7 @@ class Core:
         self._proposals.expire(now)
         turn.outcomes = self._proposals.take_outcomes()
         turn.reads = self._reads.take_results()
+        turn.transfers = self._take_moved()
         turn.applied = self._applied
         return turn
 
@@ -232,6 +275,8 @@ class Core:
             times.append(resend)
         if (wake := self._reads.next_wake()) is not None:
             times.append(wake)
+        if self._transfer is not None:
+            times.append(self._transfer.deadline)
         return min(times)
 
     # -- what it knows -----------------------------------------------------------------------------------------
@@ -295,9 +340,8 @@ class Core:
         self._note_leading()
         if engine.is_leader:
             proposals.accept_own()
-            if self._stepping_aside:
-                engine.transfer_leadership()
-            elif self._may_append() and (batch := proposals.next_batch()) is not None:
+            self._pump_transfer(now)
+            if self._may_append() and (batch := proposals.next_batch()) is not None:
                 data, turn.batched = batch
                 engine.append(data)
         elif (route := self._route()) is not None:
@@ -305,9 +349,37 @@ class Core:
                 forward = raft_pb2.RaftMessage(term=engine.term, forward=raft_pb2.Forward(proposals=frame))
                 turn.messages.append((route[0], forward))
 
+    def _pump_transfer(self, now: float) -> None:
+        """As leader: bring the transfer under way forward, or begin the one that stopping needs."""
+        if self._transfer is None and self._stepping_aside and self.engine.transfer_target() is not None:
+            self._transfer = Transfer(self.config, self.engine.term, None, _NEVER_S, lambda error: None)
+        if self._transfer is not None and self._transfer.pump(self.engine, now):
+            self._end_transfer(_TIMED_OUT)
+
+    def _follow_transfer(self) -> None:
+        """Once another leader is known, the transfer has ended, one way or the other."""
+        transfer, leader = self._transfer, self.engine.leader
+        if transfer is None or self.engine.term == transfer.term:
+            return
+        if leader is not None and leader != self.me.id and transfer.wanted in (leader, None):
+            self._end_transfer(None)
+        elif leader is not None or self._clock.monotonic() >= transfer.deadline:
+            self._end_transfer(_TIMED_OUT)
+
+    def _end_transfer(self, error: StatusError | None) -> None:
+        if self._transfer is not None:
+            self._moved.append((self._transfer.done, error))
+            self._transfer = None
+
+    def _take_moved(self) -> list[tuple[TransferDone, StatusError | None]]:
+        taken, self._moved = self._moved, []
+        return taken
+
     def _may_append(self) -> bool:
         engine = self.engine
-        return not self._stepping_aside and engine.last_index - engine.commit_index < self.config.inflight_entries_max
+        if self._stepping_aside or (self._transfer is not None and self._transfer.closing):
+            return False
+        return engine.last_index - engine.commit_index < self.config.inflight_entries_max
 
     def _route(self) -> Route | None:
         """The way to the leader, when it is another replica and a link to it stands."""
@@ -318,6 +390,7 @@ class Core:
 
     def _follow_leadership(self, turn: Turn) -> None:
         self._note_leading()
+        self._follow_transfer()
         engine = self.engine
         announced = self._announced_term
         if announced is not None and (not engine.is_leader or engine.term != announced):

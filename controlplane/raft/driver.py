@@ -350,6 +350,8 @@ class Replica:
             if isinstance(result, StatusError):
                 metrics.READ_INDEXES_FAILED.inc()
             read_done(result)
+        for moved, error in turn.transfers:
+            moved(error)
 
     async def _wait(self, turn: Turn) -> None:
         """Every way through here gives the loop to the sockets at least once."""
@@ -448,6 +450,24 @@ class Replica:
         if self._clock.monotonic() - started > _SLOW_READ_S:
             metrics.SLOW_READ_INDEXES.inc()
         return index
+
+    async def transfer_leadership(self, target_id: int | None, *, timeout_ms: int) -> None:
+        """See RaftHandle."""
+        if self._stopping or self._core is None:
+            raise StatusError(Code.UNAVAILABLE, "etcdserver: server stopped")
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(error: StatusError | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        self._core.transfer(target_id, deadline=self._clock.monotonic() + timeout_ms / 1000, done=done)
+        self._kick()
+        await future
 
     def status(self) -> RaftStatus:
         """See RaftHandle."""

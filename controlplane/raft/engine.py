@@ -11,6 +11,9 @@ What is replaced (each private name used has a contract test in tests/unit/raft/
 * transport: messages leave as protobuf and only through :meth:`Engine.take_messages`; nothing is ever pickled.
 * commands: one type byte and our own bytes. Applying goes to a callback; its exceptions leave :meth:`Engine.tick`.
 * clock and random: bound to this engine's for the length of each call.
+* elections: a replica asks before it stands (pre-vote), and supports nobody while its leader lives, unless the
+  leader itself asked for the election (Ongaro's dissertation 9.6, 4.2.3, 3.10). A message of a term that is over is
+  answered with the present one, so that whoever is stuck in either learns.
 * votes are counted once per voter and term; acknowledgements of another term and rewinds that answer a message
   sent before the last rewind are dropped; a rewind never points beyond the leader's log and skips a whole
   conflicting term at once.
@@ -29,6 +32,7 @@ from controlplane.base.rand import Rand
 from controlplane.pb.quarterdeck.internal.v1 import raft_pb2
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.engine_seams import EngineJournal, Links, LogEntry, Peer, bind, make_consensus
+from controlplane.raft.prevote import LeaderWatch, PreVotes
 
 __all__ = ["Engine", "EngineJournal", "LogEntry", "Role"]
 
@@ -43,6 +47,8 @@ _CANDIDATE: Final = 1
 _LEADER: Final = 2
 
 _RETRIES_HASTENED: Final = 6
+#: An election deadline that has passed on any clock.
+_AT_ONCE_S: Final = -1.0
 
 
 class Role(Enum):
@@ -94,6 +100,11 @@ class Engine:
         self._rewound_at = dict.fromkeys(self._peers, 0)
         self._votes: tuple[int, set[int]] = (0, set())
         self._hastened_retries = 0
+        self._watch = LeaderWatch(clock, alive_s=config.election_min_ms / 1000, grace_s=2 * config.heartbeat_ms / 1000)
+        self._pre_votes = PreVotes()
+        #: Connected peers of a version that does not know the question: their answer is taken for granted.
+        self._without_pre_vote: set[int] = set()
+        self._standing_for_transfer = False
         self._behind: set[int] = set()
         self._links = Links(self._translate_out)
         self._bind()
@@ -169,6 +180,11 @@ class Engine:
         return self._journal[max(0, start - first) : max(0, end - first)]
 
     @property
+    def voters(self) -> frozenset[int]:
+        """The other members that vote."""
+        return frozenset(self._peers)
+
+    @property
     def term_committed(self) -> bool:
         """As leader: an entry of its own term is committed, so its commit index is not behind any earlier leader's."""
         return self.is_leader and self.term_at(self.commit_index) == self.term
@@ -190,18 +206,25 @@ class Engine:
 
     # -- what happens to it ----------------------------------------------------------------------------------
 
-    def connected(self, peer_id: int) -> None:
+    def connected(self, peer_id: int, *, knows_pre_vote: bool = True) -> None:
         """A link to the peer stands."""
         self._bind()
+        self._watch.on_connected(peer_id)
+        if knows_pre_vote:
+            self._without_pre_vote.discard(peer_id)
+        else:
+            self._without_pre_vote.add(peer_id)
         self._links._onNodeConnected(self._peers[peer_id])
 
     def disconnected(self, peer_id: int) -> None:
         """The link to the peer is gone, with whatever was in flight."""
         self._bind()
+        self._without_pre_vote.discard(peer_id)
         self._links._onNodeDisconnected(self._peers[peer_id])
 
     def peer_died(self, peer_id: int) -> None:
         """The peer's process is known to be dead: if it led, do not wait out the whole election timeout."""
+        self._watch.on_died(peer_id)
         if self.leader == peer_id and not self.is_leader:
             self._hastened_retries = _RETRIES_HASTENED
             self._pull_in_election(self._config.hasten_min_ms, self._config.hasten_max_ms)
@@ -219,16 +242,11 @@ class Engine:
         elif kind == "next_index":
             self._on_next_index(peer_id, message.term, message.next_index)
         elif kind == "request_vote":
-            vote = message.request_vote
-            self._deliver(
-                peer_id,
-                {
-                    "type": "request_vote",
-                    "term": message.term,
-                    "last_log_index": vote.last_index,
-                    "last_log_term": vote.last_term,
-                },
-            )
+            self._on_request_vote(peer_id, message.term, message.request_vote)
+        elif kind == "pre_vote":
+            self._on_pre_vote(peer_id, message.term, message.pre_vote)
+        elif kind == "pre_vote_reply":
+            self._on_pre_vote_reply(peer_id, message.term, message.pre_vote_reply)
         elif kind == "vote":
             self._on_vote(peer_id, message.term)
         elif kind == "timeout_now":
@@ -248,7 +266,10 @@ class Engine:
         self._bind()
         sync = self._sync
         was_leader, term = self.is_leader, self.term
+        if not was_leader:
+            self._consider_standing()
         sync.doTick(0.0)
+        self._standing_for_transfer = False
         if not self.is_leader:
             self._behind.clear()
         if was_leader and not self.is_leader and self.term == term:
@@ -263,12 +284,28 @@ class Engine:
         taken, self._out = self._out, []
         return taken
 
-    def transfer_leadership(self) -> bool:
-        """As leader: ask the most advanced follower to stand at once. False if none has the whole log."""
+    def transfer_target(self) -> int | None:
+        """As leader: who should lead next. Among those that answered lately, the one with the longest log."""
+        sync, now = self._sync, self._clock.monotonic()
+        fresh_s = 3 * self._config.heartbeat_ms / 1000
+        standing = [
+            (now - sync._SyncObj__lastResponseTime[node] < fresh_s, sync._SyncObj__raftMatchIndex[node], node.member_id)
+            for node in sync._SyncObj__otherNodes
+            if node in sync._SyncObj__connectedNodes
+        ]
+        return max(standing)[2] if self.is_leader and standing else None
+
+    def lag(self, peer_id: int) -> int:
+        """As leader: entries of the log that the peer has not acknowledged."""
+        node = self._peers[peer_id]
+        return self.last_index - int(self._sync._SyncObj__raftMatchIndex.get(node, 0))
+
+    def transfer_leadership(self, target_id: int) -> bool:
+        """As leader: ask a peer to stand at once (dissertation 3.10). False if it has not the whole log."""
         self._bind()
         before = len(self._out)
         if self.is_leader:
-            self._sync.transferLeadership()
+            self._sync.transferLeadership(self._peers[target_id])
         return len(self._out) > before
 
     def installed(self, index: int, term: int) -> None:
@@ -311,14 +348,106 @@ class Engine:
             # The library lowers it to the end of what this message verified. What is committed stays committed.
             self._set_commit(before)
 
-    def _on_append_entries(self, peer_id: int, term: int, append: raft_pb2.AppendEntries) -> None:
+    def _consider_standing(self) -> None:
+        """Before the library holds an election: ask, unless the leader asked for it or a majority has agreed."""
+        sync = self._sync
+        if self._pre_votes.won(self.term, self.voters, willing=self._without_pre_vote):
+            self._pre_votes.close()
+            sync._SyncObj__raftElectionDeadline = _AT_ONCE_S
+            return
+        if sync._SyncObj__raftElectionDeadline >= self._clock.monotonic():
+            return
+        if sync._SyncObj__transferInProgress:
+            self._standing_for_transfer = True
+            return
+        if not sync._SyncObj__connectedNodes and self.voters:
+            return
+        sync._SyncObj__raftLeader = None
+        seq = self._pre_votes.ask(self.term)
+        if self._pre_votes.won(self.term, self.voters, willing=self._without_pre_vote):
+            self._pre_votes.close()
+            return
+        if self._pre_votes.rounds <= _RETRIES_HASTENED:
+            low_ms, high_ms = self._config.hastened_retry_min_ms, self._config.hastened_retry_max_ms
+        else:
+            low_ms, high_ms = self._config.election_min_ms, self._config.election_max_ms
+        self._pull_in_election(low_ms, high_ms, keep_earlier=False)
+        last_index, last_term, _ = self._standing()
+        question = raft_pb2.PreVote(last_index=last_index, last_term=last_term, seq=seq)
+        for peer_id in sorted(self.voters - self._without_pre_vote):
+            self._out.append((peer_id, raft_pb2.RaftMessage(term=self.term, pre_vote=question)))
+
+    def _standing(self) -> tuple[int, int, int]:
+        _, last_index, last_term = self._journal[-1]
+        return last_index, last_term, int(self._me.member_id)
+
+    def _leader_lives(self) -> bool:
+        return self.is_leader or self._watch.alive(self.term)
+
+    def _on_pre_vote(self, peer_id: int, term: int, ask: raft_pb2.PreVote) -> None:
+        last_index, last_term, my_id = self._standing()
+        granted = (
+            term + 1 > self.term
+            and (ask.last_term, ask.last_index) >= (last_term, last_index)
+            and not self._leader_lives()
+        )
+        if (
+            granted
+            and self._pre_votes.open
+            and (ask.last_term, ask.last_index, peer_id) > (last_term, last_index, my_id)
+        ):
+            # Both of us ask at once: one stands, so that the votes are not split.
+            self._pre_votes.close()
+        reply = raft_pb2.PreVoteReply(seq=ask.seq, granted=granted)
+        self._out.append((peer_id, raft_pb2.RaftMessage(term=self.term, pre_vote_reply=reply)))
+
+    def _on_pre_vote_reply(self, peer_id: int, term: int, reply: raft_pb2.PreVoteReply) -> None:
+        if term > self.term:
+            self._enter(term)
+        elif reply.granted:
+            self._pre_votes.on_granted(peer_id, reply.seq)
+
+    def _on_request_vote(self, peer_id: int, term: int, ask: raft_pb2.RequestVote) -> None:
+        if self._leader_lives() and not ask.transfer:
+            return
+        self._deliver(
+            peer_id,
+            {
+                "type": "request_vote",
+                "term": term,
+                "last_log_index": ask.last_index,
+                "last_log_term": ask.last_term,
+            },
+        )
+
+    def _enter(self, term: int) -> None:
+        """A peer is in a later term: so are we."""
+        if self.is_leader:
+            self._pull_in_election(self._config.election_min_ms, self._config.election_max_ms, keep_earlier=False)
+        self._pre_votes.close()
+        sync = self._sync
+        sync._SyncObj__setCurrentTerm(term, None)
+        sync._SyncObj__setState(_FOLLOWER)
+        sync._SyncObj__raftLeader = None
+
+    def _hear_leader(self, peer_id: int, term: int, seq: int) -> bool:
+        """A message that only a leader sends. False when its term is over: then it is told."""
         self._check_one_leader(peer_id, term)
         if term < self.term:
+            news = raft_pb2.NextIndex(next_index=self.commit_index + 1, success=False, reset=False, seq=seq)
+            self._out.append((peer_id, raft_pb2.RaftMessage(term=self.term, next_index=news)))
+            return False
+        self._hastened_retries = 0
+        self._pre_votes.leader_heard()
+        self._watch.on_heard(term, peer_id)
+        return True
+
+    def _on_append_entries(self, peer_id: int, term: int, append: raft_pb2.AppendEntries) -> None:
+        if not self._hear_leader(peer_id, term, append.seq):
             return
         self._check_against_committed(peer_id, append)
         entries = [(_KIND_BYTES[e.kind] + e.data, e.index, e.term) for e in append.entries]
         self._answering_seq = append.seq
-        self._hastened_retries = 0
         self._deliver(
             peer_id,
             {
@@ -330,18 +459,21 @@ class Engine:
                 "prevLogTerm": append.prev_term,
             },
         )
+        if self._watch.is_dead(peer_id):
+            # It was sent before the news of the death: the library took it for a sign of life.
+            self.peer_died(peer_id)
 
     def _on_leader_alive(self, peer_id: int, term: int, alive: raft_pb2.LeaderAlive) -> None:
-        self._check_one_leader(peer_id, term)
-        if term < self.term:
+        if not self._hear_leader(peer_id, term, alive.seq):
             return
-        self._hastened_retries = 0
         # Commit index 0: this heartbeat verifies nothing of our log, so it may commit nothing.
         self._deliver(peer_id, {"type": "append_entries", "term": term, "commit_index": 0, "serialized": None})
         answer = raft_pb2.NextIndex(next_index=self.commit_index + 1, success=False, reset=False, seq=alive.seq)
         self._out.append((peer_id, raft_pb2.RaftMessage(term=self.term, next_index=answer)))
 
     def _on_next_index(self, peer_id: int, term: int, answer: raft_pb2.NextIndex) -> None:
+        if term > self.term:
+            self._enter(term)
         if term != self.term or not self.is_leader:
             return
         next_index = min(answer.next_index, self.last_index + 1)
@@ -373,8 +505,8 @@ class Engine:
         self._deliver(peer_id, {"type": "response_vote", "term": term})
 
     def _check_one_leader(self, peer_id: int, term: int) -> None:
-        leader = self.leader
-        if term == self.term and leader is not None and leader != peer_id:
+        heard_term, leader = self._watch.heard if not self.is_leader else (self.term, int(self._me.member_id))
+        if term == heard_term and leader != peer_id:
             raise CorruptStateError(f"two leaders in term {term}: {leader:x} and {peer_id:x}")
 
     def _check_against_committed(self, peer_id: int, append: raft_pb2.AppendEntries) -> None:
@@ -439,7 +571,11 @@ class Engine:
             )
         elif kind == "request_vote":
             out.request_vote.CopyFrom(
-                raft_pb2.RequestVote(last_index=message["last_log_index"], last_term=message["last_log_term"])
+                raft_pb2.RequestVote(
+                    last_index=message["last_log_index"],
+                    last_term=message["last_log_term"],
+                    transfer=self._standing_for_transfer,
+                )
             )
         elif kind == "response_vote":
             out.vote.CopyFrom(raft_pb2.Vote())

@@ -101,6 +101,6 @@ def _check_append(term: int, append: AppendEntries) -> None:
             raise FrameError(f"append_entries: entry {entry.index} where {index} belongs")
         if not last_term <= entry.term <= term:
             raise FrameError(f"append_entries: entry {index} has term {entry.term}, want {last_term} to {term}")
-        if entry.kind not in (Entry.COMMAND, Entry.NO_OP):
+        if entry.kind not in (Entry.COMMAND, Entry.NO_OP, Entry.CONFIG):
             raise FrameError(f"append_entries: entry {index} is of unknown kind {entry.kind}")
         last_term = entry.term

@@ -62,6 +62,10 @@ class Bench:
         """Become a candidate; the term."""
         self.clock.advance(1.1)
         self.engine.tick()
+        for peer, message in self.engine.take_messages():
+            reply = raft_pb2.PreVoteReply(seq=message.pre_vote.seq, granted=True)
+            self.engine.receive(peer, raft_pb2.RaftMessage(term=self.engine.term, pre_vote_reply=reply))
+        self.engine.tick()
         assert self.engine.role is Role.CANDIDATE
         self.engine.take_messages()
         return self.engine.term
