@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n3controlplane/pb/quarterdeck/internal/v1/peers.proto\x12\x17quarterdeck.internal.v1\"I\n\x08PeerCall\x12\x0c\n\x04\x66rom\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\r\n\x05token\x18\x04 \x01(\x0c\"\x1d\n\nPeerAnswer\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\"]\n\x0bRosterEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x63lient_endpoint\x18\x02 \x01(\t\x12\x18\n\x10metrics_endpoint\x18\x03 \x01(\t\x12\r\n\x05token\x18\x04 \x01(\x0c\x32W\n\x05Peers\x12N\n\x04\x43\x61ll\x12!.quarterdeck.internal.v1.PeerCall\x1a#.quarterdeck.internal.v1.PeerAnswerb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n3controlplane/pb/quarterdeck/internal/v1/peers.proto\x12\x17quarterdeck.internal.v1\"K\n\x08PeerCall\x12\x0e\n\x06\x63\x61ller\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\r\n\x05token\x18\x04 \x01(\x0c\"\x1d\n\nPeerAnswer\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\"]\n\x0bRosterEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x63lient_endpoint\x18\x02 \x01(\t\x12\x18\n\x10metrics_endpoint\x18\x03 \x01(\t\x12\r\n\x05token\x18\x04 \x01(\x0c\x32W\n\x05Peers\x12N\n\x04\x43\x61ll\x12!.quarterdeck.internal.v1.PeerCall\x1a#.quarterdeck.internal.v1.PeerAnswerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,11 +32,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'controlplane.pb.quarterdeck
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PEERCALL']._serialized_start=80
-  _globals['_PEERCALL']._serialized_end=153
-  _globals['_PEERANSWER']._serialized_start=155
-  _globals['_PEERANSWER']._serialized_end=184
-  _globals['_ROSTERENTRY']._serialized_start=186
-  _globals['_ROSTERENTRY']._serialized_end=279
-  _globals['_PEERS']._serialized_start=281
-  _globals['_PEERS']._serialized_end=368
+  _globals['_PEERCALL']._serialized_end=155
+  _globals['_PEERANSWER']._serialized_start=157
+  _globals['_PEERANSWER']._serialized_end=186
+  _globals['_ROSTERENTRY']._serialized_start=188
+  _globals['_ROSTERENTRY']._serialized_end=281
+  _globals['_PEERS']._serialized_start=283
+  _globals['_PEERS']._serialized_end=370
 # @@protoc_insertion_point(module_scope)

@@ -20,10 +20,12 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class PeerCall(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    FROM_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    caller: _builtins.str
+    """Name of the caller."""
     channel: _builtins.str
     payload: _builtins.bytes
     token: _builtins.bytes
@@ -31,13 +33,14 @@ class PeerCall(_message.Message):
     def __init__(
         self,
         *,
+        caller: _builtins.str = ...,
         channel: _builtins.str = ...,
         payload: _builtins.bytes = ...,
         token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "from", b"from", "payload", b"payload", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "channel", b"channel", "payload", b"payload", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
