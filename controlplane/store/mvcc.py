@@ -310,20 +310,19 @@ class Keyspace:
 
     # -- restore (only by snapshot.py)
 
-    def attached(self) -> Iterator[tuple[bytes, Version]]:
-        """Keys that have a lease now."""
-        return ((key, version) for key, version in self._live.items() if version.lease)
-
-    def load_start(self, compact_revision: int, base: dict[bytes, Version]) -> None:
-        """Begin with the keys that existed at the compact revision; its events, and those after it, follow."""
-        self._live.update(base)
-        self.size_bytes = sum(_VERSION_BYTES + len(version.frame) for version in base.values())
+    def load_start(self, compact_revision: int) -> None:
+        """Begin at the compact revision: the keys that existed then, its events, and those after it follow."""
         self.compact_revision = compact_revision
         if compact_revision > 0:
             self.revision = compact_revision
             self._swept = compact_revision
             self._log_first = compact_revision
             self._log = [()]
+
+    def load_key(self, key: bytes, version: Version) -> None:
+        """A key as it was at the compact revision."""
+        self._live[key] = version
+        self.size_bytes += _VERSION_BYTES + len(version.frame)
 
     def load_events(self, versions: list[tuple[bytes, Version]]) -> None:
         """Replay one revision. Those of the compact revision are history only: the base already shows them."""

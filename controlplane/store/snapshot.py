@@ -42,7 +42,7 @@ from controlplane.store.keyspan import Span
 from controlplane.store.leases import Lease, Leases
 from controlplane.store.mvcc import Keyspace, Pin, Version, frame_kv, kv_bytes
 
-__all__ = ["FORMAT_VERSION", "Loaded", "cut", "load"]
+__all__ = ["FORMAT_VERSION", "Loaded", "Loading", "cut", "load"]
 
 FORMAT_VERSION: Final = 2
 _READS: Final = (1, 2)
@@ -121,117 +121,157 @@ class Loaded(NamedTuple):
 
 
 def load(chunks: Iterable[bytes]) -> Loaded:
-    """Read a stream into a new state.
+    """Read a stream into a new state, at once.
 
     Raises:
         CorruptStateError: damaged, cut short, of an unknown format, or not a state the store can have.
     """
-    records = _read(chunks)
-    try:
-        return _build(records)
-    except DecodeError as error:
-        raise CorruptStateError(f"snapshot: a record does not decode: {error}") from error
+    loading = Loading()
+    for chunk in chunks:
+        loading.feed(chunk)
+    return loading.finish()
 
 
-def _read(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Records in order; the end is reached only if the trailer is there and right."""
-    digest = sha256()
-    buffer = bytearray()
-    at = 0  # what comes before it in the buffer is read, and not yet digested
-    source = iter(chunks)
+class Loading:
+    """A state in the making: :meth:`feed` every chunk, then :meth:`finish`.
 
-    def need(size: int) -> None:
-        nonlocal at
-        while len(buffer) - at < size:
-            more = next(source, None)
-            if more is None:
-                raise CorruptStateError("snapshot: cut short")
-            digest.update(buffer[:at])
-            del buffer[:at]
-            at = 0
-            buffer.extend(more)
+    A chunk costs time in proportion to its size (a few milliseconds for one as :func:`cut` makes them), and finishing
+    costs next to nothing, so that a loop can do other things in between. Nothing of it is anybody's state before.
+    """
 
-    need(len(MAGIC))
-    if buffer[: len(MAGIC)] != MAGIC:
-        raise CorruptStateError("snapshot: not a snapshot of this format")
-    at = len(MAGIC)
-    step = 0
-    while True:
-        need(_HEAD_BYTES)
-        kind, size = buffer[at], int.from_bytes(buffer[at + 1 : at + _HEAD_BYTES], "big")
-        order = _ORDER.find(kind)
-        if order < step or size > _RECORD_BYTES_MAX:
-            raise CorruptStateError("snapshot: damaged record")
-        step = order
-        need(_HEAD_BYTES + size)
-        end = at + _HEAD_BYTES + size
-        payload = bytes(buffer[at + _HEAD_BYTES : end])
-        if kind == _ORDER[-1]:
-            digest.update(buffer[:at])
-            if payload != digest.digest():
-                raise CorruptStateError("snapshot: checksum does not match")
-            if len(buffer) > end or any(source):
-                raise CorruptStateError("snapshot: bytes after the end")
-            return
-        at = end
-        yield kind, payload
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._at = 0  # what comes before it in the buffer is read, and not yet digested
+        self._digest = sha256()
+        self._begun = False
+        self._step = 0
+        self._ended = False
+        self._header: StateHeader | None = None
+        self._keyspace, self._dedup = Keyspace(), Dedup()
+        self._leases: dict[int, Lease] = {}
+        self._auth: list[tuple[int, bytes]] = []
+        self._seen: dict[int, int] = {}  # format 1: keys met of a revision
+        self._revision_events: list[tuple[bytes, Version]] = []
+        self._leased: dict[bytes, None] = {}  # keys that have a lease, or had one
 
+    def feed(self, chunk: bytes) -> None:
+        """Take the next part of the stream. Raises CorruptStateError; then this object is of no more use."""
+        if self._ended and chunk:
+            raise CorruptStateError("snapshot: bytes after the end")
+        buffer = self._buffer
+        self._digest.update(memoryview(buffer)[: self._at])
+        del buffer[: self._at]
+        self._at = 0
+        buffer += chunk
+        try:
+            self._read()
+        except DecodeError as error:
+            raise CorruptStateError(f"snapshot: a record does not decode: {error}") from error
 
-def _build(records: Iterator[tuple[int, bytes]]) -> Loaded:
-    kind, payload = next(records, (0, b""))
-    if kind != ord("H"):
-        raise CorruptStateError("snapshot: no header")
-    header = StateHeader.FromString(payload)
-    if header.format_version not in _READS:
-        raise CorruptStateError(f"snapshot: format {header.format_version}, this version reads up to {FORMAT_VERSION}")
-    keyspace, dedup = Keyspace(), Dedup()
-    leases: dict[int, Lease] = {}
-    auth: list[tuple[int, bytes]] = []
-    base: dict[bytes, Version] = {}
-    seen: dict[int, int] = {}  # format 1: keys met of a revision
-    started = False
-    revision_events: list[tuple[bytes, Version]] = []
-    for kind, payload in records:
-        if kind == ord("K"):
+    def finish(self) -> Loaded:
+        """The whole state. Raises CorruptStateError: the stream is not complete, or contradicts itself."""
+        header, keyspace, leases = self._header, self._keyspace, self._leases
+        if not self._ended or header is None:
+            raise CorruptStateError("snapshot: cut short")
+        if keyspace.revision != header.revision:
+            raise CorruptStateError(f"snapshot: revision {keyspace.revision}, the header says {header.revision}")
+        self._dedup.floor = header.dedup_floor
+        for key in self._leased:
+            version = keyspace.get(key)
+            if version is None or not version.lease:
+                continue
+            if version.lease not in leases:
+                raise CorruptStateError(f"snapshot: a key has lease {version.lease:x}, which does not exist")
+            leases[version.lease].attach(key)
+        chained = StateHash(header.chain, header.revision, header.state_hash)
+        return Loaded(header, keyspace, auth_records.load(self._auth), leases, self._dedup, chained)
+
+    def _read(self) -> None:
+        """Take the records that are whole."""
+        buffer = self._buffer
+        if not self._begun:
+            if len(buffer) < len(MAGIC):
+                return
+            if buffer[: len(MAGIC)] != MAGIC:
+                raise CorruptStateError("snapshot: not a snapshot of this format")
+            self._at, self._begun = len(MAGIC), True
+        while len(buffer) - self._at >= _HEAD_BYTES:
+            at = self._at
+            kind, size = buffer[at], int.from_bytes(buffer[at + 1 : at + _HEAD_BYTES], "big")
+            order = _ORDER.find(kind)
+            if order < self._step or size > _RECORD_BYTES_MAX:
+                raise CorruptStateError("snapshot: damaged record")
+            self._step = order
+            end = at + _HEAD_BYTES + size
+            if len(buffer) < end:
+                return
+            payload = bytes(buffer[at + _HEAD_BYTES : end])
+            if kind == _ORDER[-1]:
+                self._end(payload, end)
+                return
+            self._take(kind, payload)
+            self._at = end
+
+    def _end(self, trailer: bytes, end: int) -> None:
+        self._digest.update(memoryview(self._buffer)[: self._at])
+        if trailer != self._digest.digest():
+            raise CorruptStateError("snapshot: checksum does not match")
+        if len(self._buffer) > end:
+            raise CorruptStateError("snapshot: bytes after the end")
+        self._close_revision()
+        self._buffer.clear()
+        self._at, self._ended = 0, True
+
+    def _take(self, kind: int, payload: bytes) -> None:
+        header = self._header
+        if header is None:
+            if kind != ord("H"):
+                raise CorruptStateError("snapshot: no header")
+            self._begin(StateHeader.FromString(payload))
+        elif kind == ord("K"):
             if header.format_version == 1:
                 key, version = _version(payload, 0)
-                version = version._replace(sub=seen.get(version.mod_revision, 0))
-                seen[version.mod_revision] = version.sub + 1
+                version = version._replace(sub=self._seen.get(version.mod_revision, 0))
+                self._seen[version.mod_revision] = version.sub + 1
             else:
                 key, version = _version(payload[_SUB_BYTES:], int.from_bytes(payload[:_SUB_BYTES], "big"))
-            base[key] = version
+            self._keyspace.load_key(key, version)
+            self._note_lease(key, version)
         elif kind == ord("E"):
-            if not started:
-                keyspace.load_start(header.compact_revision, base)
-                started = True
             key, version = _version(payload, 0)
-            if revision_events and revision_events[0][1].mod_revision != version.mod_revision:
-                keyspace.load_events(revision_events)
-                revision_events = []
-            revision_events.append((key, version._replace(sub=len(revision_events)) if revision_events else version))
+            events = self._revision_events
+            if events and events[0][1].mod_revision != version.mod_revision:
+                self._close_revision()
+                events = self._revision_events
+            events.append((key, version._replace(sub=len(events)) if events else version))
+            self._note_lease(key, version)
         elif kind == ord("L"):
             lease = LeaseRecord.FromString(payload)
-            leases[lease.id] = Lease(lease.id, lease.ttl_s, lease.remaining_ttl_s)
+            self._leases[lease.id] = Lease(lease.id, lease.ttl_s, lease.remaining_ttl_s)
         elif kind == ord("D"):
             entry = DedupRecord.FromString(payload)
-            dedup.remember(entry.request_id, entry.index, entry.reply)
+            self._dedup.remember(entry.request_id, entry.index, entry.reply)
         elif kind in _AUTH_KINDS:
-            auth.append((kind, payload))
+            self._auth.append((kind, payload))
         else:
             raise CorruptStateError("snapshot: two headers")
-    if not started:
-        keyspace.load_start(header.compact_revision, base)
-    if revision_events:
-        keyspace.load_events(revision_events)
-    if keyspace.revision != header.revision:
-        raise CorruptStateError(f"snapshot: revision {keyspace.revision}, the header says {header.revision}")
-    dedup.floor = header.dedup_floor
-    for key, version in keyspace.attached():
-        if version.lease not in leases:
-            raise CorruptStateError(f"snapshot: a key has lease {version.lease:x}, which does not exist")
-        leases[version.lease].attach(key)
-    chained = StateHash(header.chain, header.revision, header.state_hash)
-    return Loaded(header, keyspace, auth_records.load(auth), leases, dedup, chained)
+
+    def _begin(self, header: StateHeader) -> None:
+        if header.format_version not in _READS:
+            raise CorruptStateError(
+                f"snapshot: format {header.format_version}, this version reads up to {FORMAT_VERSION}"
+            )
+        self._header = header
+        self._keyspace.load_start(header.compact_revision)
+
+    def _note_lease(self, key: bytes, version: Version) -> None:
+        if version.lease:
+            self._leased[key] = None
+
+    def _close_revision(self) -> None:
+        if self._revision_events:
+            self._keyspace.load_events(self._revision_events)
+            self._revision_events = []
 
 
 def _version(payload: bytes, sub: int) -> tuple[bytes, Version]:

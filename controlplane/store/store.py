@@ -34,10 +34,11 @@ from controlplane.store.leases import Leases
 from controlplane.store.mvcc import Keyspace
 from controlplane.store.permissions import permit
 from controlplane.store.query import run_range
+from controlplane.store.snapshot import Loaded
 from controlplane.store.txn import run_delete, run_put, run_txn
 from controlplane.store.watch import Watchers
 
-__all__ = ["Store", "restored_state"]
+__all__ = ["Restoring", "Store", "restored_state"]
 
 #: Compacted revisions freed with each log entry (each costs about a microsecond per event).
 _SWEEP_REVISIONS_PER_ENTRY: Final = 256
@@ -265,12 +266,26 @@ class Store:
         return snapshot.cut(header, self._keyspace, self.auth, self.leases, self._dedup)
 
     def restore(self, chunks: Iterable[bytes]) -> None:
-        """Replace everything by a snapshot. Watchers go on from where they are, or are told of the compaction.
+        """Replace everything by a snapshot, at once; see :meth:`begin_restore`.
 
         Raises:
             CorruptStateError: damaged, or another cluster's; nothing is changed.
         """
-        loaded = snapshot.load(chunks)
+        restoring = self.begin_restore()
+        for chunk in chunks:
+            restoring.feed(chunk)
+        restoring.commit()
+
+    def begin_restore(self) -> Restoring:
+        """Replace everything by a snapshot, in steps: this store goes on as it is until the last of them."""
+        return Restoring(self)
+
+    def take(self, loaded: Loaded) -> None:
+        """Replace everything. Watchers go on from where they are, or are told of the compaction. Only for Restoring.
+
+        Raises:
+            CorruptStateError: it is another cluster's; nothing is changed.
+        """
         theirs = loaded.header.cluster_id
         if self.cluster_id and theirs and theirs != self.cluster_id:
             raise CorruptStateError(f"snapshot: of cluster {theirs:x}, this is {self.cluster_id:x}")
@@ -283,6 +298,22 @@ class Store:
         self.alarms.replace(loaded.header.alarms)
         self.auth.replace(loaded.auth)
         self.watches.restored(loaded.keyspace)
+
+
+class Restoring:
+    """A snapshot on its way to be a store's state: :meth:`feed` all of it, then :meth:`commit`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._loading = snapshot.Loading()
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next chunk: time in proportion to its size. Raises CorruptStateError: it is damaged."""
+        self._loading.feed(chunk)
+
+    def commit(self) -> None:
+        """Make it the store's state. Raises CorruptStateError: cut short, or another cluster's; nothing is changed."""
+        self._store.take(self._loading.finish())
 
 
 def _rejection(error: StatusError) -> bytes:
