@@ -1,9 +1,9 @@
 """The composition root: the only place that knows every part of a replica and wires them.
 
-One process, one loop: Raft, store, gRPC services, informers, controllers and scheduler. Controllers and scheduler are
-warm everywhere and work only where Raft leads, behind the fence of the term that was won.
+One process, one loop: the backbone (Raft and store, or an external etcd), gRPC services, informers, controllers and
+scheduler. Controllers and scheduler are warm everywhere and work only on the leader, behind the fence of its term.
 
-Start order: client port bound, Raft, HTTP port, client port serving, informers. Stop order: not ready,
+Start order: client port bound, backbone, HTTP port, client port serving, informers. Stop order: not ready,
 controllers and scheduler, leadership handed over, client port, files.
 """
 
@@ -19,18 +19,18 @@ from typing import Any
 
 import uvloop
 from prometheus_client import REGISTRY
+from prometheus_client.registry import Collector
 
 from controlplane.api import service as api_service
 from controlplane.api.logs import AgentLogs
-from controlplane.api.operator import OperatorService
 from controlplane.api.server import ApiServer
 from controlplane.api.sessions import SessionConfig, Sessions
+from controlplane.backbone import backbone_of
 from controlplane.base import failpoints
 from controlplane.base.clock import SystemClock
 from controlplane.base.errors import QuarterdeckError, StatusError
 from controlplane.base.http import ObservabilityServer
 from controlplane.base.rand import SystemRand
-from controlplane.client.charge import take_charge
 from controlplane.client.events import EventRecorder
 from controlplane.client.inprocess import InProcessClient
 from controlplane.client.shared import SharedInformers
@@ -38,37 +38,29 @@ from controlplane.config import ReplicaConfig
 from controlplane.controllers.bundle import all_controllers
 from controlplane.controllers.manager import ControllerManager
 from controlplane.controllers.nodelifecycle import NodeLifecycle
+from controlplane.controllers.nodelifecycle_decide import LifecycleConfig
 from controlplane.controllers.state_metrics import ObjectMetrics
-from controlplane.etcd import service as etcd_service
-from controlplane.etcd.cluster_service import ETCD_VERSION
 from controlplane.etcd.compactor import Compactor
 from controlplane.etcd.gateway import BODY_BYTES_MAX as GATEWAY_BODY_BYTES_MAX
-from controlplane.etcd.gateway import Gateway
-from controlplane.etcd.local import LocalKV
-from controlplane.etcd.metrics import StateMetrics
 from controlplane.pb.k8s.core_v1_pb2 import Pod
-from controlplane.pb.quarterdeck.v1 import node_pb2_grpc, operator_pb2_grpc
-from controlplane.raft.config import RaftConfig, make_members
-from controlplane.raft.driver import Replica
+from controlplane.pb.quarterdeck.v1 import node_pb2_grpc
 from controlplane.scheduler.scheduler import Scheduler
-from controlplane.store.store import Store
 from controlplane.supervision import health_port, supervise
 from controlplane.transport import server as grpc_server
-from controlplane.transport.handlers import Both, HandlerTable
-from controlplane.transport.interceptors import StatusInterceptor
 
 __all__ = ["App", "run"]
 
 log = logging.getLogger("quarterdeck.app")
 
 _SERVICES = (
-    *etcd_service.SERVICE_NAMES,
     "quarterdeck.v1.Resources",
     "quarterdeck.v1.Nodes",
     "quarterdeck.v1.Operator",
 )
 _READ_CHECK_TIMEOUT_MS = 2_000
 _SERVER_GRACE_S = 0.3
+#: What agents need to move from a replica that lets them go to another, and to be heard of there.
+_MOVING_S = 2.0
 
 
 class App:
@@ -80,28 +72,8 @@ class App:
         self._led_term: int | None = None
         clock, rand = SystemClock(), SystemRand()
         self._clock = clock
-        cluster_id, members = make_members(
-            config.cluster_token, ((m.name, m.peer, m.client, m.metrics) for m in config.initial_cluster)
-        )
-        self.store = Store(cluster_id=cluster_id)
-        self.raft = Replica(
-            config=RaftConfig.of(
-                heartbeat_ms=config.heartbeat_ms,
-                election_min_ms=config.election_ms_min,
-                election_max_ms=config.election_ms_max,
-                snapshot_entries=config.snapshot_entries,
-            ),
-            cluster_id=cluster_id,
-            members=members,
-            name=config.name,
-            data_dir=config.data_dir,
-            state_machine=self.store,
-            create_data_dir=True,
-            had_data=had_data,
-            clock=clock,
-            rand=rand,
-        )
-        self.kv = LocalKV(self.raft, self.store, clock=clock, rand=rand, election_timeout_ms=config.election_ms_max)
+        self.backbone = backbone_of(config, had_data=had_data, clock=clock, rand=rand)
+        self.kv, self.cell = self.backbone.kv, self.backbone.cell
         self.logs = AgentLogs()
         self.api = ApiServer(self.kv, clock=clock, rand=rand, service_cidr=config.service_cidr, logs=self.logs)
         self.client = InProcessClient(self.api, clock=clock, rand=rand)
@@ -109,19 +81,21 @@ class App:
         self.sessions = Sessions(
             self.api,
             self.kv,
-            self.raft,
+            self.cell,
             self.informers.of(Pod),
             config=SessionConfig(
                 cluster_cidr=config.cluster_cidr,
                 service_cidr=config.service_cidr,
                 heartbeat_interval_ms=config.node_heartbeat_ms,
+                isolation_ms=self.backbone.isolation_ms,
             ),
             clock=clock,
             rand=rand,
         )
         self.recorder = EventRecorder(self.client, component="quarterdeck", host=config.name, clock=clock, rand=rand)
         table = self.sessions.table
-        factories = (*all_controllers(), lambda env: NodeLifecycle(env, table))
+        lifecycle = LifecycleConfig(replica_grace_s=self.backbone.isolation_ms / 1000 + _MOVING_S)
+        factories = (*all_controllers(), lambda env: NodeLifecycle(env, table, lifecycle))
         self.controllers = ControllerManager(
             self.client, self.informers, factories, events=self.recorder, clock=clock, rand=rand
         )
@@ -129,16 +103,15 @@ class App:
         self.compactor = Compactor(self.kv, clock)
         self._object_metrics = ObjectMetrics(self.informers, lambda: self._led_term is not None)
         self._server = grpc_server.new_server(clock=clock)
-        self._health = grpc_server.Health(self._server, _SERVICES)
-        self._gateway_table = HandlerTable([StatusInterceptor(clock)])
-        gateway = Gateway(self._gateway_table, lambda _request: {})
+        self._services = (*self.backbone.services, *_SERVICES)
+        self._health = grpc_server.Health(self._server, self._services)
         self._http = ObservabilityServer(
             config.me.metrics,
-            routes=gateway.routes(),
+            routes=self.backbone.routes,
             body_bytes_max=GATEWAY_BODY_BYTES_MAX,
-            versions={"etcdserver": ETCD_VERSION, "etcdcluster": ETCD_VERSION},
+            versions=self.backbone.versions,
             ready={"leader": self._check_leader, "linearizable_read": self._check_read, "caches": self._check_caches},
-            live={"raft": self._check_raft},
+            live={"store": self._check_store},
         )
         self._reign: asyncio.Task[None] | None = None
         self._leadership_changed = asyncio.Event()
@@ -146,7 +119,7 @@ class App:
         self._broken: asyncio.Future[BaseException] | None = None
         self._caches_synced = False
         self._stopping = False
-        self._collectors: list[StateMetrics | ObjectMetrics] = []
+        self._collectors: list[Collector] = []
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -158,21 +131,15 @@ class App:
             CorruptStateError, StorageError: the data directory's contents or disk.
         """
         self._broken = asyncio.get_running_loop().create_future()
-        etcd_service.add_services(
-            Both(self._server, self._gateway_table), self.kv, self.raft, self.store, clock=self._clock,
-            election_timeout_ms=self._config.election_ms_max,
-        )  # fmt: skip
+        self.backbone.add_services(self._server)
         api_service.add_services(self._server, self.api)
         node_pb2_grpc.add_NodesServicer_to_server(self.sessions, self._server)
-        operator = OperatorService(self.raft, self.store, self._clock)
-        operator_pb2_grpc.add_OperatorServicer_to_server(operator, self._server)
-        grpc_server.add_reflection(self._server, _SERVICES)
-        self.raft.on_leadership(self._on_leadership)
+        grpc_server.add_reflection(self._server, self._services)
+        self.cell.on_leadership(self._on_leadership)
         grpc_server.listen(self._server, self._config.me.client)
-        self.kv.start()
-        await self.raft.start()
-        for collector in (StateMetrics(self.store, self.raft, version=ETCD_VERSION), self._object_metrics):
-            collector.register()
+        await self.backbone.start()
+        for collector in (*self.backbone.collectors, self._object_metrics):
+            REGISTRY.register(collector)
             self._collectors.append(collector)
         await self._http.start()
         await self._server.start()
@@ -191,7 +158,7 @@ class App:
     @property
     def has_data(self) -> bool:
         """Whether its directory was seen to hold this member's data."""
-        return self.raft.has_data
+        return self.backbone.has_data
 
     async def wait(self, stop: asyncio.Event) -> None:
         """Return when ``stop`` is set.
@@ -201,10 +168,10 @@ class App:
         """
         assert self._broken is not None
         asked = asyncio.create_task(stop.wait())
-        waited: set[asyncio.Future[Any]] = {asked, self.raft.failed, self._broken}
+        waited: set[asyncio.Future[Any]] = {asked, self.backbone.failed, self._broken}
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
-        for failure in (self.raft.failed, self._broken):
+        for failure in (self.backbone.failed, self._broken):
             if failure.done():
                 error = failure.result()
                 raise error if isinstance(error, QuarterdeckError) else QuarterdeckError(repr(error)) from error
@@ -216,13 +183,13 @@ class App:
         # Agents move before the port closes, and the leader is not told that their sessions broke.
         self.sessions.close()
         await self._end_reign()
-        await self.raft.stop()
+        await self.backbone.stop()
         await self._server.stop(_SERVER_GRACE_S)
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.logs.close()
-        await self.kv.stop()
+        await self.backbone.close()
         await self._http.stop()
         for collector in self._collectors:
             REGISTRY.unregister(collector)
@@ -245,14 +212,14 @@ class App:
     # -- leadership ------------------------------------------------------------------------------------------------
 
     def _on_leadership(self, term: int, leading: bool) -> None:
-        """Raft's word: remember it, and let :meth:`_govern` act."""
+        """The word of the cell: remember it, and let :meth:`_govern` act."""
         self._led_term = term if leading else None
         self._leadership_changed.set()
         if self._reign is not None:
             self._reign.cancel()
 
     async def _govern(self) -> None:
-        """One reign at a time: the next begins when the one before has ended, whatever Raft said in between."""
+        """One reign at a time: the next begins when the one before has ended, whatever was said in between."""
         while True:
             await self._leadership_changed.wait()
             self._leadership_changed.clear()
@@ -266,7 +233,7 @@ class App:
                 reign.result()  # a crash ends the replica
 
     async def _lead(self, term: int) -> None:
-        fence = await take_charge(self.kv, name=self._config.name, term=term, clock=self._clock)
+        fence = await self.backbone.take_charge(term)
         log.info("event=leading name=%s term=%d fence=%d", self._config.name, term, fence.mod_revision)
         try:
             await self.api.bootstrap()
@@ -290,18 +257,19 @@ class App:
         await self.informers.wait_synced()
         self._caches_synced = True
 
-    def _check_raft(self) -> str | None:
-        return f"stopped: {self.raft.failed.result()}" if self.raft.failed.done() else None
+    def _check_store(self) -> str | None:
+        failed = self.backbone.failed
+        return f"stopped: {failed.result()}" if failed.done() else None
 
     def _check_leader(self) -> str | None:
         if self._stopping:
             return "the replica is stopping"
-        status = self.raft.status()
+        status = self.cell.status()
         return None if status.leader else f"no leader in term {status.term}"
 
     async def _check_read(self) -> str | None:
         try:
-            await self.raft.read_barrier(timeout_ms=_READ_CHECK_TIMEOUT_MS)
+            await self.cell.read_barrier(timeout_ms=_READ_CHECK_TIMEOUT_MS)
         except StatusError as error:
             return error.message
         return None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
+from controlplane.external.config import StoreConfig
 
 __all__ = ["MemberConfig", "ReplicaConfig", "parse_initial_cluster"]
 
@@ -46,6 +47,8 @@ class ReplicaConfig:
         node_heartbeat_ms: how often agents say they live.
         snapshot_entries: log entries between two snapshots; more means longer restarts, fewer means more writing.
         log_level: debug, info, warning or error.
+        store: the etcd cluster that holds the state; None: the replicas do. With one, ``data_dir``, the peer addresses
+            and the settings of elections and snapshots are not used.
     """
 
     name: str
@@ -60,6 +63,7 @@ class ReplicaConfig:
     node_heartbeat_ms: int = 500
     snapshot_entries: int = 10_000
     log_level: str = "info"
+    store: StoreConfig | None = None
 
     @property
     def me(self) -> MemberConfig:

@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError
 
 from controlplane.api import metrics_sessions as metrics
 from controlplane.api.calls import ResourceCalls
+from controlplane.api.cell import Cell
 from controlplane.api.node_registration import NodeRegistration
 from controlplane.api.node_session import NodeSession, Send
 from controlplane.api.pod_status import PodStatusWriter
@@ -36,7 +37,6 @@ from controlplane.base.rand import Rand
 from controlplane.pb.k8s.core_v1_pb2 import Pod
 from controlplane.pb.quarterdeck.internal.v1 import sessions_pb2
 from controlplane.pb.quarterdeck.v1 import node_pb2, node_pb2_grpc
-from controlplane.raft.types import RaftHandle
 from controlplane.store.kv import KVStore
 
 __all__ = ["PROTOCOL_VERSION", "SESSIONS_CHANNEL", "PodCache", "SessionConfig", "Sessions"]
@@ -92,7 +92,7 @@ class Sessions(node_pb2_grpc.NodesServicer):
         self,
         api: ResourceCalls,
         kv: KVStore,
-        raft: RaftHandle,
+        cell: Cell,
         pods: PodCache,
         *,
         config: SessionConfig,
@@ -100,12 +100,12 @@ class Sessions(node_pb2_grpc.NodesServicer):
         rand: Rand,
     ) -> None:
         self._api = api
-        self._raft = raft
+        self._cell = cell
         self._config = config
         self._clock = clock
         self._registration = NodeRegistration(api, PodCIDRs(kv, config.cluster_cidr), clock)
         self._statuses = PodStatusWriter(api, clock)
-        self._reporter = _Reporter(raft, self._report, config, clock)
+        self._reporter = _Reporter(cell, self._report, config, clock)
         self._boot_id = rand.token(8).hex()
         self._sequence = 0
         self._sessions: dict[str, NodeSession] = {}
@@ -115,8 +115,8 @@ class Sessions(node_pb2_grpc.NodesServicer):
         #: What the leader knows of every node's contact; evidence only while this replica leads.
         self.table = SessionTable()
         pods.on_change(self._pod_changed)
-        raft.serve(SESSIONS_CHANNEL, self._hear)
-        raft.on_leadership(self._leadership_changed)
+        cell.serve(SESSIONS_CHANNEL, self._hear)
+        cell.on_leadership(self._leadership_changed)
 
     @property
     def open_nodes(self) -> Sequence[str]:
@@ -178,7 +178,7 @@ class Sessions(node_pb2_grpc.NodesServicer):
         raise StatusError(Code.CANCELLED, "the agent closed the stream without a hello")
 
     def _welcome(self, pod_cidr: str) -> node_pb2.Welcome:
-        status = self._raft.status()
+        status = self._cell.status()
         return node_pb2.Welcome(
             replica=status.name,
             pod_cidr=pod_cidr,
@@ -265,7 +265,7 @@ class Sessions(node_pb2_grpc.NodesServicer):
         self._departures = {name: d for name, d in self._departures.items() if d[0] > now_s}
         self._released = {name: r for name, r in self._released.items() if r[0] > now_s}
         return sessions_pb2.SessionReport(
-            replica=self._raft.status().name,
+            replica=self._cell.status().name,
             replica_boot_id=self._boot_id,
             sequence=self._sequence,
             sessions=[
@@ -285,7 +285,7 @@ class Sessions(node_pb2_grpc.NodesServicer):
         except DecodeError as error:
             raise StatusError(Code.INVALID_ARGUMENT, f"session report of {peer}: {error}") from error
         self.table.report(report, self._clock.monotonic())
-        leading = self._raft.status().role == "leader"
+        leading = self._cell.status().role == "leader"
         return sessions_pb2.SessionReportAck(leading=leading).SerializeToString()
 
     def _leadership_changed(self, term: int, leading: bool) -> None:
@@ -298,9 +298,9 @@ class _Reporter:
     """When to report, to whom, and whether it arrives."""
 
     def __init__(
-        self, raft: RaftHandle, report: Callable[[], sessions_pb2.SessionReport], config: SessionConfig, clock: Clock
+        self, cell: Cell, report: Callable[[], sessions_pb2.SessionReport], config: SessionConfig, clock: Clock
     ) -> None:
-        self._raft = raft
+        self._cell = cell
         self._report = report
         self._clock = clock
         self._interval_s = config.report_interval_ms / 1000
@@ -329,13 +329,13 @@ class _Reporter:
 
     async def deliver(self) -> bool:
         """Report once. False: nothing was delivered for so long that this replica must count as cut off."""
-        leader = self._raft.status().leader
+        leader = self._cell.status().leader
         result = "no_leader"
         started_s = self._clock.monotonic()
         if leader is not None:
             payload = self._report().SerializeToString()
             try:
-                answer = await self._raft.call(
+                answer = await self._cell.call(
                     leader, SESSIONS_CHANNEL, payload, timeout_ms=int(self._interval_s * 1000)
                 )
                 leading = sessions_pb2.SessionReportAck.FromString(answer).leading

@@ -1,0 +1,174 @@
+"""What a control-plane process stands on: replicas that hold the state themselves, or an etcd cluster that does.
+
+Owns the wiring of either kind (:class:`Embedded` here, :class:`~controlplane.external.backbone.External`), and nothing
+of what stands on it: API, sessions, controllers and scheduler are the same on both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import grpc
+from prometheus_client.registry import Collector
+
+from controlplane.api.cell import Cell
+from controlplane.api.operator import OperatorService
+from controlplane.base.clock import Clock
+from controlplane.base.rand import Rand
+from controlplane.client.charge import take_charge
+from controlplane.config import ReplicaConfig
+from controlplane.etcd import service as etcd_service
+from controlplane.etcd.cluster_service import ETCD_VERSION
+from controlplane.etcd.gateway import Gateway
+from controlplane.etcd.local import LocalKV
+from controlplane.etcd.metrics import StateMetrics
+from controlplane.external.backbone import External
+from controlplane.pb.quarterdeck.v1 import api_pb2, operator_pb2_grpc
+from controlplane.raft.config import RaftConfig, make_members
+from controlplane.raft.driver import Replica
+from controlplane.store.kv import KVStore
+from controlplane.store.store import Store
+from controlplane.transport.handlers import Both, HandlerTable
+from controlplane.transport.interceptors import StatusInterceptor
+
+__all__ = ["Backbone", "Embedded", "backbone_of"]
+
+
+class Backbone(Protocol):
+    """The store, the peers, and what of the process's life belongs to them."""
+
+    @property
+    def kv(self) -> KVStore: ...
+
+    @property
+    def cell(self) -> Cell: ...
+
+    @property
+    def services(self) -> Sequence[str]:
+        """Full names of the gRPC services :meth:`add_services` adds, for health and reflection."""
+        ...
+
+    @property
+    def routes(self) -> Iterable[Any]:
+        """HTTP routes beside health and metrics."""
+        ...
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """What ``/version`` says besides our own."""
+        ...
+
+    @property
+    def collectors(self) -> Sequence[Collector]:
+        """Metrics to show while it runs."""
+        ...
+
+    @property
+    def isolation_ms(self) -> int:
+        """For how long a process that delivers no report to a leader keeps its agents: longer than a fail-over."""
+        ...
+
+    @property
+    def has_data(self) -> bool:
+        """Whether its directory was seen to hold this member's data."""
+        ...
+
+    @property
+    def failed(self) -> asyncio.Future[BaseException]:
+        """Done when it had to stop by itself."""
+        ...
+
+    def add_services(self, server: grpc.aio.Server) -> None:
+        """The gRPC services that are the store's and the peers' own."""
+        ...
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None:
+        """Hand leadership over and take no more part."""
+        ...
+
+    async def close(self) -> None:
+        """After the last request was answered."""
+        ...
+
+    async def take_charge(self, term: int) -> api_pb2.Fence:
+        """The fence of every write of a reign that was just won."""
+        ...
+
+
+class Embedded:
+    """A Raft replica with the store in it. ``had_data``: an earlier life in this process had data in the directory."""
+
+    def __init__(self, config: ReplicaConfig, *, had_data: bool, clock: Clock, rand: Rand) -> None:
+        cluster_id, members = make_members(
+            config.cluster_token, ((m.name, m.peer, m.client, m.metrics) for m in config.initial_cluster)
+        )
+        self._config = config
+        self._clock = clock
+        self.store = Store(cluster_id=cluster_id)
+        self.raft = Replica(
+            config=RaftConfig.of(
+                heartbeat_ms=config.heartbeat_ms,
+                election_min_ms=config.election_ms_min,
+                election_max_ms=config.election_ms_max,
+                snapshot_entries=config.snapshot_entries,
+            ),
+            cluster_id=cluster_id,
+            members=members,
+            name=config.name,
+            data_dir=config.data_dir,
+            state_machine=self.store,
+            create_data_dir=True,
+            had_data=had_data,
+            clock=clock,
+            rand=rand,
+        )
+        self.cell = self.raft
+        self.kv = LocalKV(self.raft, self.store, clock=clock, rand=rand, election_timeout_ms=config.election_ms_max)
+        self.services = etcd_service.SERVICE_NAMES
+        self._gateway_table = HandlerTable([StatusInterceptor(clock)])
+        self.routes = Gateway(self._gateway_table, lambda _request: {}).routes()
+        self.versions = {"etcdserver": ETCD_VERSION, "etcdcluster": ETCD_VERSION}
+        self.isolation_ms = 1_500
+        self.collectors = (StateMetrics(self.store, self.raft, version=ETCD_VERSION),)
+
+    @property
+    def has_data(self) -> bool:
+        return self.raft.has_data
+
+    @property
+    def failed(self) -> asyncio.Future[BaseException]:
+        return self.raft.failed
+
+    def add_services(self, server: grpc.aio.Server) -> None:
+        etcd_service.add_services(
+            Both(server, self._gateway_table), self.kv, self.raft, self.store, clock=self._clock,
+            election_timeout_ms=self._config.election_ms_max,
+        )  # fmt: skip
+        operator = OperatorService(self.raft, self.store, self._clock)
+        operator_pb2_grpc.add_OperatorServicer_to_server(operator, server)
+
+    async def start(self) -> None:
+        """Recover the state, take part. Raises CorruptStateError, StorageError."""
+        self.kv.start()
+        await self.raft.start()
+
+    async def stop(self) -> None:
+        await self.raft.stop()
+
+    async def close(self) -> None:
+        await self.kv.stop()
+
+    async def take_charge(self, term: int) -> api_pb2.Fence:
+        return await take_charge(self.kv, name=self._config.name, term=term, clock=self._clock)
+
+
+def backbone_of(config: ReplicaConfig, *, had_data: bool, clock: Clock, rand: Rand) -> Backbone:
+    """What the configuration asks for. Raises ConfigError."""
+    if config.store is None:
+        return Embedded(config, had_data=had_data, clock=clock, rand=rand)
+    me = config.me
+    return External(config.store, name=me.name, client=me.client, metrics=me.metrics, clock=clock, rand=rand)
