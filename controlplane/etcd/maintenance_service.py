@@ -5,14 +5,13 @@ Everything but Alarm and MoveLeader is about the replica that is asked, as in et
 
 from __future__ import annotations
 
-import asyncio
-import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Final
 
-from controlplane.base.errors import Code, StatusError
 from controlplane.etcd.cluster_service import ETCD_VERSION
 from controlplane.etcd.context import Context, timeout_ms_of
+from controlplane.etcd.export import Export, hash_kv
 from controlplane.etcd.local import DEFAULT_TIMEOUT_MS, LocalKV
 from controlplane.pb.etcd import rpc_pb2, rpc_pb2_grpc
 from controlplane.raft.types import RaftHandle
@@ -20,20 +19,18 @@ from controlplane.store.store import Store
 
 __all__ = ["MaintenanceService"]
 
-_HASH_PAGE: Final = 1_000
-
-
-def _unimplemented(text: str) -> StatusError:
-    return StatusError(Code.UNIMPLEMENTED, f"quarterdeck: {text}")
+#: Of a Snapshot message, as etcd has it.
+_CHUNK_BYTES: Final = 32 * 1024
 
 
 class MaintenanceService(rpc_pb2_grpc.MaintenanceServicer):
     """etcdserverpb.Maintenance."""
 
-    def __init__(self, kv: LocalKV, raft: RaftHandle, store: Store) -> None:
+    def __init__(self, kv: LocalKV, raft: RaftHandle, store: Store, *, tls: bool = False) -> None:
         self._kv = kv
         self._raft = raft
         self._store = store
+        self._tls = tls
 
     async def Status(self, request: rpc_pb2.StatusRequest, context: Context) -> rpc_pb2.StatusResponse:  # noqa: N802
         """Of this replica, as it sees things now: no quorum is asked. The state has no free pages, so what is used is
@@ -78,36 +75,38 @@ class MaintenanceService(rpc_pb2_grpc.MaintenanceServicer):
         return rpc_pb2.DefragmentResponse(header=self._kv.header())
 
     async def Hash(self, request: rpc_pb2.HashRequest, context: Context) -> rpc_pb2.HashResponse:  # noqa: N802
-        value, _ = await self._hash(0)
-        return rpc_pb2.HashResponse(header=self._kv.header(), hash=value)
+        """Of the whole state as etcd would keep it; equal on replicas that are equally far."""
+        with self._export() as export:
+            return rpc_pb2.HashResponse(header=self._kv.header(export.revision), hash=await export.hash())
 
     async def HashKV(self, request: rpc_pb2.HashKVRequest, context: Context) -> rpc_pb2.HashKVResponse:  # noqa: N802
-        value, revision = await self._hash(request.revision)
+        """etcd's own hash of the keys' history: the same requests to an etcd give the same hash."""
+        found = await hash_kv(self._store, request.revision)
         return rpc_pb2.HashKVResponse(
-            header=self._kv.header(), hash=value, compact_revision=self._kv.compact_revision, hash_revision=revision
+            header=self._kv.header(),
+            hash=found.hash,
+            compact_revision=found.compact_revision,
+            hash_revision=found.revision,
         )
-
-    async def _hash(self, revision: int) -> tuple[int, int]:
-        """CRC-32 over every key of a revision (0: the present one), equal on every replica. etcd's own differs: it
-        covers the history too, in the order of its file."""
-        value, key = 0, b"\x00"
-        while True:
-            page = await self._kv.range(
-                rpc_pb2.RangeRequest(key=key, range_end=b"\x00", limit=_HASH_PAGE, revision=revision, serializable=True)
-            )
-            revision = revision or page.header.revision
-            for kv in page.kvs:
-                value = zlib.crc32(kv.SerializeToString(deterministic=True), value)
-            if not page.more:
-                return value, revision
-            key = page.kvs[-1].key + b"\x00"
-            await asyncio.sleep(0)  # let the rest of the replica breathe between pages
 
     async def Snapshot(  # noqa: N802
         self, request: rpc_pb2.SnapshotRequest, context: Context
     ) -> AsyncIterator[rpc_pb2.SnapshotResponse]:
-        raise _unimplemented("this is not a bbolt file; take a snapshot with `qd snapshot save`")
-        yield  # an async generator, as the method streams
+        """A database file of etcd's, cut at one revision while writes go on: ``etcdctl snapshot restore`` makes an etcd
+        of it. Users come without passwords and with authentication off (see ``export``)."""
+        with self._export() as export:
+            remaining_bytes, chunks = await export.file(_CHUNK_BYTES)
+            async for chunk in chunks:
+                remaining_bytes = max(0, remaining_bytes - len(chunk))
+                yield rpc_pb2.SnapshotResponse(remaining_bytes=remaining_bytes, blob=chunk, version=ETCD_VERSION)
+
+    @contextmanager
+    def _export(self) -> Iterator[Export]:
+        export = Export(self._store, self._raft.status(), tls=self._tls)
+        try:
+            yield export
+        finally:
+            export.close()
 
     async def MoveLeader(  # noqa: N802
         self, request: rpc_pb2.MoveLeaderRequest, context: Context

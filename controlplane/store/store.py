@@ -30,6 +30,7 @@ from controlplane.store.auth import Auth
 from controlplane.store.auth_errors import OLD_REVISION_TEXT, USER_EMPTY_TEXT
 from controlplane.store.dedup import Dedup
 from controlplane.store.hash import StateHash
+from controlplane.store.history import History
 from controlplane.store.leases import Leases
 from controlplane.store.mvcc import Keyspace
 from controlplane.store.permissions import permit
@@ -246,6 +247,10 @@ class Store:
         if not check.is_read_only(request):
             raise errors.malformed("a transaction with writes must be proposed")
         return run_txn(self._keyspace, self.leases, request)
+
+    def history(self) -> History:
+        """A view of the whole keyspace as it is now; close it when done."""
+        return History(self._keyspace)
 
     # -- snapshots
 
