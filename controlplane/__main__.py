@@ -15,13 +15,15 @@ import click
 from controlplane.base.errors import ConfigError, QuarterdeckError
 from controlplane.base.log import LEVELS, setup_logging
 from controlplane.config import ReplicaConfig, parse_initial_cluster
+from controlplane.external.config import PASSWORD_VARIABLE, StoreConfig, read_password
 
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--name", required=True, help="This replica's name in the initial cluster.")
-@click.option("--data-dir", required=True, type=_DIRECTORY, help="Log and snapshots.")
+@click.option("--data-dir", type=_DIRECTORY, help="Log and snapshots; needed without --store.")
 @click.option("--initial-cluster", required=True, help="NAME=PEER@CLIENT@METRICS,... of every member, HOST:PORT each.")
 @click.option("--cluster-token", default="quarterdeck", help="Tells clusters apart; the same on all members.")
 @click.option("--heartbeat-ms", default=50, help="How often a leader speaks.")
@@ -32,9 +34,16 @@ _DIRECTORY = click.Path(path_type=Path, file_okay=False)
 @click.option("--node-heartbeat-ms", default=500, help="How often agents say they live.")
 @click.option("--snapshot-entries", default=10_000, help="Log entries between two snapshots.")
 @click.option("--log-level", default="info", type=click.Choice(LEVELS))
+@click.option("--store", help="Keep the state in this etcd cluster instead: etcd://HOST:PORT,HOST:PORT.")
+@click.option("--store-ca", type=_FILE, help="Its CA certificate (PEM); turns TLS on.")
+@click.option("--store-cert", type=_FILE, help="Our certificate for it.")
+@click.option("--store-key", type=_FILE, help="The key of that.")
+@click.option("--store-user", default="", help="Our user there.")
+@click.option("--store-password-file", type=_FILE, help=f"Its password; or the variable {PASSWORD_VARIABLE}.")
+@click.option("--store-lease-s", default=3, help="How long a dead process keeps its leadership there.")
 def main(
     name: str,
-    data_dir: Path,
+    data_dir: Path | None,
     initial_cluster: str,
     cluster_token: str,
     heartbeat_ms: int,
@@ -45,13 +54,28 @@ def main(
     node_heartbeat_ms: int,
     snapshot_entries: int,
     log_level: str,
+    store: str | None,
+    store_ca: Path | None,
+    store_cert: Path | None,
+    store_key: Path | None,
+    store_user: str,
+    store_password_file: Path | None,
+    store_lease_s: int,
 ) -> None:
     """Run one control-plane replica."""
     setup_logging(log_level)
     try:
+        external = None
+        if store is not None:
+            external = StoreConfig.parse(
+                store, ca=store_ca, cert=store_cert, key=store_key, user=store_user,
+                password=read_password(store_password_file) if store_user else "", lease_ttl_s=store_lease_s,
+            )  # fmt: skip
+        elif data_dir is None:
+            raise ConfigError("--data-dir is missing: where this replica keeps its log and snapshots")
         config = ReplicaConfig(
             name=name,
-            data_dir=data_dir,
+            data_dir=data_dir or Path(),
             initial_cluster=parse_initial_cluster(initial_cluster),
             cluster_token=cluster_token,
             heartbeat_ms=heartbeat_ms,
@@ -62,6 +86,7 @@ def main(
             node_heartbeat_ms=node_heartbeat_ms,
             snapshot_entries=snapshot_entries,
             log_level=log_level,
+            store=external,
         )
         config.validate()
         # gRPC's C core would say the same again, in its own words, before our message.
