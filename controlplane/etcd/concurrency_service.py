@@ -17,7 +17,10 @@ from typing import Final
 
 from controlplane.base.clock import Clock
 from controlplane.base.errors import Code, StatusError
+from controlplane.etcd.authorizer import Authorizer
+from controlplane.etcd.caller_kv import CallerKV
 from controlplane.etcd.context import Context, request_id_of
+from controlplane.etcd.local import LocalKV
 from controlplane.pb.etcd import kv_pb2, rpc_pb2, v3election_pb2, v3election_pb2_grpc, v3lock_pb2, v3lock_pb2_grpc
 from controlplane.store.keyspan import prefix_end
 from controlplane.store.kv import KVStore
@@ -105,21 +108,20 @@ class _Contest:
 class _Contenders:
     """Entering and waiting with a lease kept alive, and leaving when the caller goes away."""
 
-    def __init__(self, kv: KVStore, clock: Clock) -> None:
-        self._kv = kv
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def acquire(
-        self, name: bytes, lease: int, value: bytes, request_id: bytes
+        self, kv: KVStore, name: bytes, lease: int, value: bytes, request_id: bytes
     ) -> tuple[rpc_pb2.ResponseHeader, bytes, int, int]:
         """Wait until our key is first. Returns header, key, create revision, lease."""
         own_lease = lease == 0
         if own_lease:
-            lease = (await self._kv.lease_grant(rpc_pb2.LeaseGrantRequest(TTL=_SESSION_TTL_S))).ID
-        contest = _Contest(self._kv, name)
+            lease = (await kv.lease_grant(rpc_pb2.LeaseGrantRequest(TTL=_SESSION_TTL_S))).ID
+        contest = _Contest(kv, name)
         key = contest.key_of(lease)
-        renewing = asyncio.create_task(self._renew(lease)) if own_lease else None
+        renewing = asyncio.create_task(self._renew(kv, lease)) if own_lease else None
         try:
             entered = await contest.enter(lease, value, request_id)
             if entered.succeeded:
@@ -128,39 +130,39 @@ class _Contenders:
                 known = entered.responses[0].response_range.kvs[0]
                 revision = known.create_revision
                 if known.value != value:
-                    await self._kv.put(rpc_pb2.PutRequest(key=key, value=value, lease=lease))
+                    await kv.put(rpc_pb2.PutRequest(key=key, value=value, lease=lease))
             header = await contest.wait_for_turn(revision)
-            mine = await self._kv.range(rpc_pb2.RangeRequest(key=key))
+            mine = await kv.range(rpc_pb2.RangeRequest(key=key))
             if not mine.kvs or mine.kvs[0].create_revision != revision:
                 raise StatusError(Code.NOT_FOUND, "etcdserver: requested lease not found")
         except BaseException:
             # The caller is gone or must not hold a place: leave the queue, also when this task is being cancelled.
-            self._leave(key, lease if own_lease else 0)
+            self._leave(kv, key, lease if own_lease else 0)
             raise
         finally:
             if renewing is not None:
                 renewing.cancel()
         return header, key, revision, lease
 
-    async def _renew(self, lease: int) -> None:
+    async def _renew(self, kv: KVStore, lease: int) -> None:
         while True:
             await self._clock.sleep(_RENEW_EVERY_S)
             try:
-                await self._kv.lease_keep_alive(rpc_pb2.LeaseKeepAliveRequest(ID=lease))
+                await kv.lease_keep_alive(rpc_pb2.LeaseKeepAliveRequest(ID=lease))
             except StatusError as error:
                 _log.warning("event=session_renewal_failed lease=%x error=%s", lease, error.message)
 
-    def _leave(self, key: bytes, own_lease: int) -> None:
-        task = asyncio.create_task(self._delete(key, own_lease))
+    def _leave(self, kv: KVStore, key: bytes, own_lease: int) -> None:
+        task = asyncio.create_task(self._delete(kv, key, own_lease))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
-    async def _delete(self, key: bytes, own_lease: int) -> None:
+    async def _delete(self, kv: KVStore, key: bytes, own_lease: int) -> None:
         try:
             if own_lease:
-                await self._kv.lease_revoke(rpc_pb2.LeaseRevokeRequest(ID=own_lease))
+                await kv.lease_revoke(rpc_pb2.LeaseRevokeRequest(ID=own_lease))
             else:
-                await self._kv.delete_range(rpc_pb2.DeleteRangeRequest(key=key))
+                await kv.delete_range(rpc_pb2.DeleteRangeRequest(key=key))
         except StatusError as error:  # the lease's expiry cleans up after us
             _log.warning("event=contender_not_removed key=%r error=%s", key, error.message)
 
@@ -168,18 +170,24 @@ class _Contenders:
 class LockService(v3lock_pb2_grpc.LockServicer):
     """v3lockpb.Lock."""
 
-    def __init__(self, kv: KVStore, clock: Clock) -> None:
+    def __init__(self, kv: LocalKV, authorizer: Authorizer, clock: Clock) -> None:
         self._kv = kv
-        self._contenders = _Contenders(kv, clock)
+        self._authorizer = authorizer
+        self._contenders = _Contenders(clock)
+
+    def _as(self, context: Context) -> CallerKV:
+        return CallerKV(self._kv, self._authorizer.caller(context))
 
     async def Lock(self, request: v3lock_pb2.LockRequest, context: Context) -> v3lock_pb2.LockResponse:  # noqa: N802
-        header, key, _, _ = await self._contenders.acquire(request.name, request.lease, b"", request_id_of(context))
+        header, key, _, _ = await self._contenders.acquire(
+            self._as(context), request.name, request.lease, b"", request_id_of(context)
+        )
         return v3lock_pb2.LockResponse(header=header, key=key)
 
     async def Unlock(  # noqa: N802
         self, request: v3lock_pb2.UnlockRequest, context: Context
     ) -> v3lock_pb2.UnlockResponse:
-        response = await self._kv.delete_range(
+        response = await self._as(context).delete_range(
             rpc_pb2.DeleteRangeRequest(key=request.key), request_id=request_id_of(context)
         )
         return v3lock_pb2.UnlockResponse(header=response.header)
@@ -188,15 +196,19 @@ class LockService(v3lock_pb2_grpc.LockServicer):
 class ElectionService(v3election_pb2_grpc.ElectionServicer):
     """v3electionpb.Election."""
 
-    def __init__(self, kv: KVStore, clock: Clock) -> None:
+    def __init__(self, kv: LocalKV, authorizer: Authorizer, clock: Clock) -> None:
         self._kv = kv
-        self._contenders = _Contenders(kv, clock)
+        self._authorizer = authorizer
+        self._contenders = _Contenders(clock)
+
+    def _as(self, context: Context) -> CallerKV:
+        return CallerKV(self._kv, self._authorizer.caller(context))
 
     async def Campaign(  # noqa: N802
         self, request: v3election_pb2.CampaignRequest, context: Context
     ) -> v3election_pb2.CampaignResponse:
         header, key, revision, lease = await self._contenders.acquire(
-            request.name, request.lease, request.value, request_id_of(context)
+            self._as(context), request.name, request.lease, request.value, request_id_of(context)
         )
         leader = v3election_pb2.LeaderKey(name=request.name, key=key, rev=revision, lease=lease)
         return v3election_pb2.CampaignResponse(header=header, leader=leader)
@@ -206,7 +218,7 @@ class ElectionService(v3election_pb2_grpc.ElectionServicer):
     ) -> v3election_pb2.ProclaimResponse:
         leader = _leader_key(request.leader)
         put = rpc_pb2.PutRequest(key=leader.key, value=request.value, lease=leader.lease)
-        response = await self._kv.txn(
+        response = await self._as(context).txn(
             rpc_pb2.TxnRequest(
                 compare=[_create_revision_is(leader.key, leader.rev)], success=[rpc_pb2.RequestOp(request_put=put)]
             ),
@@ -219,7 +231,7 @@ class ElectionService(v3election_pb2_grpc.ElectionServicer):
     async def Leader(  # noqa: N802
         self, request: v3election_pb2.LeaderRequest, context: Context
     ) -> v3election_pb2.LeaderResponse:
-        header, leader = await _Contest(self._kv, request.name).leader()
+        header, leader = await _Contest(self._as(context), request.name).leader()
         if leader is None:
             raise StatusError(Code.NOT_FOUND, "election: no leader")
         return v3election_pb2.LeaderResponse(header=header, kv=leader)
@@ -228,7 +240,7 @@ class ElectionService(v3election_pb2_grpc.ElectionServicer):
         self, request: v3election_pb2.LeaderRequest, context: Context
     ) -> AsyncIterator[v3election_pb2.LeaderResponse]:
         """The leader now and after each change of who leads or of what it proclaims."""
-        contest = _Contest(self._kv, request.name)
+        contest = _Contest(self._as(context), request.name)
         last: tuple[bytes, int] | None = None
         while True:  # once more whenever the watch ends because of a compaction
             header, leader = await contest.leader()
@@ -248,7 +260,7 @@ class ElectionService(v3election_pb2_grpc.ElectionServicer):
     ) -> v3election_pb2.ResignResponse:
         leader = _leader_key(request.leader)
         delete = rpc_pb2.DeleteRangeRequest(key=leader.key)
-        response = await self._kv.txn(
+        response = await self._as(context).txn(
             rpc_pb2.TxnRequest(
                 compare=[_create_revision_is(leader.key, leader.rev)],
                 success=[rpc_pb2.RequestOp(request_delete_range=delete)],

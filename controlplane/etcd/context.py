@@ -11,12 +11,23 @@ import grpc
 
 from controlplane.base.errors import Code, StatusError
 
-__all__ = ["REQUEST_ID_KEY", "REQUIRE_LEADER_KEY", "Context", "request_id_of", "requires_leader", "timeout_ms_of"]
+__all__ = [
+    "REQUEST_ID_KEY",
+    "REQUIRE_LEADER_KEY",
+    "TOKEN_KEYS",
+    "Context",
+    "request_id_of",
+    "requires_leader",
+    "timeout_ms_of",
+    "token_of",
+]
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 #: etcd's: `true` asks to fail at once when this replica knows no leader.
 REQUIRE_LEADER_KEY: Final = "hasleader"
+#: etcd's: what Authenticate returned, in gRPC and in JSON.
+TOKEN_KEYS: Final = ("token", "authorization")
 #: Ours: 32 hex digits, unique for the write; a retry with the same id has no second effect.
 REQUEST_ID_KEY: Final = "qd-request-id"
 
@@ -54,6 +65,15 @@ def request_id_of(context: Context) -> bytes:
 def requires_leader(context: Context) -> bool:
     """Whether the client would rather fail than be served by a replica without a leader."""
     return _metadata(context, REQUIRE_LEADER_KEY) == "true"
+
+
+def token_of(context: Context) -> str:
+    """The token that the caller shows; empty: none."""
+    for key in TOKEN_KEYS:
+        token = _metadata(context, key)
+        if token:
+            return token.removeprefix("Bearer ")
+    return ""
 
 
 def _metadata(context: Context, key: str) -> str | None:

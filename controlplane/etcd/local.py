@@ -8,6 +8,8 @@ Invariants:
 - Every change is one proposal; nothing here writes to the store.
 - A response leaves with cluster id, member id and term filled in; its revision is the store's.
 - A write that may have happened fails with ``unknown_outcome=True``, and only such a write does.
+- What a ``caller`` may do is checked in the same turn of the loop as the read it is for, or in apply (``permissions``).
+  Without a caller it is the control plane itself that asks, which may do everything.
 """
 
 from __future__ import annotations
@@ -23,13 +25,17 @@ from controlplane.base.errors import Code, StatusError
 from controlplane.base.limits import PROPOSALS_PENDING_MAX
 from controlplane.base.rand import Rand, SystemRand
 from controlplane.etcd import metrics
+from controlplane.etcd.caller import Caller
 from controlplane.etcd.lessor import Lessor, min_lease_ttl_s
 from controlplane.etcd.quota import QUOTA_BYTES_DEFAULT, Quota
 from controlplane.pb.etcd import rpc_pb2
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Reply
 from controlplane.raft.types import Applied, NeverSent, RaftHandle, Unknown
+from controlplane.store.auth_errors import OLD_REVISION_TEXT, USER_EMPTY_TEXT
 from controlplane.store.check import check_command, check_range, check_txn, is_read_only
 from controlplane.store.errors import FORGOTTEN_TEXT, CompactedError, corrupt, no_space
+from controlplane.store.permissions import check_lease_read, check_lease_write, check_read
+from controlplane.store.permissions import check_txn as check_txn_permissions
 from controlplane.store.store import Store
 from controlplane.store.watch import Watcher
 
@@ -44,6 +50,10 @@ PROGRESS_EVERY_S: Final = 10.0
 #: A watch that has more to read yields this many events at a time (or one revision, if that has more).
 _WATCH_EVENTS_PER_RESPONSE: Final = 500
 _LEASE_ID_MAX: Final = (1 << 63) - 1
+#: The auth store is not as the proposer knew it.
+_AUTH_STALE: Final = (OLD_REVISION_TEXT, USER_EMPTY_TEXT)
+#: How often a write is proposed anew because the auth store changed while it was on its way.
+_AUTH_ATTEMPTS_MAX: Final = 8
 
 _ResponseT = TypeVar(
     "_ResponseT",
@@ -134,25 +144,38 @@ class LocalKV:
         self._check_sound()
         await self._raft.read_barrier(timeout_ms=timeout_ms or self._default_timeout_ms)
 
-    async def range(self, request: rpc_pb2.RangeRequest, *, timeout_ms: int | None = None) -> rpc_pb2.RangeResponse:
+    async def range(
+        self, request: rpc_pb2.RangeRequest, *, timeout_ms: int | None = None, caller: Caller | None = None
+    ) -> rpc_pb2.RangeResponse:
         check_range(request)
         self._check_sound()
         if not request.serializable:
             await self.barrier(timeout_ms)
+        if caller is not None and (user := await caller.user()) is not None:
+            check_read(self._store.auth, user, request.key, request.range_end)
         response = self._store.range(request)
         self._stamp(response.header)
         return response
 
-    async def lease_leases(self, *, timeout_ms: int | None = None) -> rpc_pb2.LeaseLeasesResponse:
-        """The ids of all leases."""
+    async def lease_leases(
+        self, *, timeout_ms: int | None = None, caller: Caller | None = None
+    ) -> rpc_pb2.LeaseLeasesResponse:
+        """The ids of all leases. As in etcd, for a caller who may read every key of every lease."""
         await self.barrier(timeout_ms)
+        if caller is not None and (user := await caller.user()) is not None:
+            for lease in self._store.leases:
+                check_lease_read(self._store.auth, self._store.leases, user, lease.id)
         statuses = [rpc_pb2.LeaseStatus(ID=lease.id) for lease in self._store.leases]
         return rpc_pb2.LeaseLeasesResponse(header=self.header(), leases=statuses)
 
     @asynccontextmanager
-    async def watch(self, request: rpc_pb2.WatchCreateRequest) -> AsyncIterator[AsyncIterator[rpc_pb2.WatchResponse]]:
+    async def watch(
+        self, request: rpc_pb2.WatchCreateRequest, *, caller: Caller | None = None
+    ) -> AsyncIterator[AsyncIterator[rpc_pb2.WatchResponse]]:
         """See :meth:`KVStore.watch`. With ``progress_notify`` an idle watch yields a bookmark every
         ``progress_every_s``. Revisions are read from the store's history as the caller takes them: nothing queues."""
+        if caller is not None and (user := await caller.user()) is not None:
+            check_read(self._store.auth, user, request.key, request.range_end)
         work = asyncio.Event()
         watcher = self._store.watches.create(
             request.key,
@@ -202,34 +225,51 @@ class LocalKV:
     # -- writes
 
     async def put(
-        self, request: rpc_pb2.PutRequest, *, request_id: bytes = b"", timeout_ms: int | None = None
+        self,
+        request: rpc_pb2.PutRequest,
+        *,
+        request_id: bytes = b"",
+        timeout_ms: int | None = None,
+        caller: Caller | None = None,
     ) -> rpc_pb2.PutResponse:
-        reply = await self._write(Command(put=request), request_id, timeout_ms)
+        reply = await self._write(Command(put=request), request_id, timeout_ms, caller)
         return self._stamped(reply.put)
 
     async def delete_range(
-        self, request: rpc_pb2.DeleteRangeRequest, *, request_id: bytes = b"", timeout_ms: int | None = None
+        self,
+        request: rpc_pb2.DeleteRangeRequest,
+        *,
+        request_id: bytes = b"",
+        timeout_ms: int | None = None,
+        caller: Caller | None = None,
     ) -> rpc_pb2.DeleteRangeResponse:
-        reply = await self._write(Command(delete_range=request), request_id, timeout_ms)
+        reply = await self._write(Command(delete_range=request), request_id, timeout_ms, caller)
         return self._stamped(reply.delete_range)
 
     async def txn(
-        self, request: rpc_pb2.TxnRequest, *, request_id: bytes = b"", timeout_ms: int | None = None
+        self,
+        request: rpc_pb2.TxnRequest,
+        *,
+        request_id: bytes = b"",
+        timeout_ms: int | None = None,
+        caller: Caller | None = None,
     ) -> rpc_pb2.TxnResponse:
         if is_read_only(request):
             check_txn(request)
             self._check_sound()
             if not _is_serializable(request):
                 await self.barrier(timeout_ms)
+            if caller is not None and (user := await caller.user()) is not None:
+                check_txn_permissions(self._store.auth, self._store.leases, user, request)
             return self._stamped(self._store.read_txn(request))
-        reply = await self._write(Command(txn=request), request_id, timeout_ms)
+        reply = await self._write(Command(txn=request), request_id, timeout_ms, caller)
         return self._stamped(reply.txn)
 
     async def compact(
-        self, request: rpc_pb2.CompactionRequest, *, timeout_ms: int | None = None
+        self, request: rpc_pb2.CompactionRequest, *, timeout_ms: int | None = None, caller: Caller | None = None
     ) -> rpc_pb2.CompactionResponse:
         """A ``physical`` compaction also waits until this replica has given the memory back."""
-        reply = await self._write(Command(compact=request), b"", timeout_ms)
+        reply = await self._write(Command(compact=request), b"", timeout_ms, caller)
         swept = not request.physical
         while not swept:
             swept = self._store.sweep()
@@ -239,37 +279,52 @@ class LocalKV:
     # -- leases
 
     async def lease_grant(
-        self, request: rpc_pb2.LeaseGrantRequest, *, request_id: bytes = b"", timeout_ms: int | None = None
+        self,
+        request: rpc_pb2.LeaseGrantRequest,
+        *,
+        request_id: bytes = b"",
+        timeout_ms: int | None = None,
+        caller: Caller | None = None,
     ) -> rpc_pb2.LeaseGrantResponse:
         """An id of 0 asks us to pick one. A TTL below the minimum is raised to it; the response has the real one."""
         grant = rpc_pb2.LeaseGrantRequest(ID=request.ID or self._new_lease_id(), TTL=max(request.TTL, self._min_ttl_s))
-        reply = await self._write(Command(lease_grant=grant), request_id, timeout_ms)
+        reply = await self._write(Command(lease_grant=grant), request_id, timeout_ms, caller)
         metrics.LEASE_GRANTED.inc()
         return self._stamped(reply.lease_grant)
 
     async def lease_revoke(
-        self, request: rpc_pb2.LeaseRevokeRequest, *, request_id: bytes = b"", timeout_ms: int | None = None
+        self,
+        request: rpc_pb2.LeaseRevokeRequest,
+        *,
+        request_id: bytes = b"",
+        timeout_ms: int | None = None,
+        caller: Caller | None = None,
     ) -> rpc_pb2.LeaseRevokeResponse:
-        reply = await self._write(Command(lease_revoke=request), request_id, timeout_ms)
+        reply = await self._write(Command(lease_revoke=request), request_id, timeout_ms, caller)
         metrics.LEASE_REVOKED.inc()
         return self._stamped(reply.lease_revoke)
 
     async def lease_keep_alive(
-        self, request: rpc_pb2.LeaseKeepAliveRequest, *, timeout_ms: int | None = None
+        self, request: rpc_pb2.LeaseKeepAliveRequest, *, timeout_ms: int | None = None, caller: Caller | None = None
     ) -> rpc_pb2.LeaseKeepAliveResponse:
         """TTL 0 in the answer: there is no such lease. The header's revision is from before the renewal."""
+        if caller is not None and (user := await caller.user()) is not None:
+            check_lease_write(self._store.auth, self._store.leases, user, request.ID)
         header = self.header()
         ttl_s = await self.lessor.keep_alive(request.ID, timeout_ms=timeout_ms or self._default_timeout_ms)
         return rpc_pb2.LeaseKeepAliveResponse(header=header, ID=request.ID, TTL=ttl_s)
 
     async def lease_time_to_live(
-        self, request: rpc_pb2.LeaseTimeToLiveRequest, *, timeout_ms: int | None = None
+        self, request: rpc_pb2.LeaseTimeToLiveRequest, *, timeout_ms: int | None = None, caller: Caller | None = None
     ) -> rpc_pb2.LeaseTimeToLiveResponse:
         """TTL -1 in the answer: there is no such lease."""
         timeout_ms = timeout_ms or self._default_timeout_ms
         await self.barrier(timeout_ms)
         lease = self._store.leases.get(request.ID)
         ttl_s = -1 if lease is None else await self.lessor.time_to_live(request.ID, timeout_ms=timeout_ms)
+        user = None if caller is None else await caller.user()
+        if user is not None and request.keys:
+            check_lease_read(self._store.auth, self._store.leases, user, request.ID)
         response = rpc_pb2.LeaseTimeToLiveResponse(header=self.header(), ID=request.ID, TTL=ttl_s)
         if lease is not None and ttl_s >= 0:
             response.grantedTTL = lease.ttl_s
@@ -282,6 +337,21 @@ class LocalKV:
             lease_id = int.from_bytes(self._rand.token(8), "big") & _LEASE_ID_MAX
             if lease_id and lease_id not in self._store.leases:
                 return lease_id
+
+    # -- users and roles
+
+    async def change_auth(
+        self, command: Command, *, request_id: bytes = b"", timeout_ms: int | None = None, caller: Caller | None = None
+    ) -> rpc_pb2.ResponseHeader:
+        """Replicate one of the ``auth_*`` commands; the header of its answer.
+
+        Raises:
+            StatusError: as a write.
+        """
+        reply = await self._write(command, request_id, timeout_ms, caller)
+        header: rpc_pb2.ResponseHeader = getattr(reply, reply.WhichOneof("result") or "").header
+        self._stamp(header)
+        return header
 
     # -- alarms
 
@@ -305,7 +375,7 @@ class LocalKV:
 
     # -- inside
 
-    async def _write(self, command: Command, request_id: bytes, timeout_ms: int | None) -> Reply:
+    async def _write(self, command: Command, request_id: bytes, timeout_ms: int | None, caller: Caller | None) -> Reply:
         """Replicate a command and return its reply.
 
         Raises:
@@ -317,7 +387,23 @@ class LocalKV:
         if self.quota.lacks(command, self._store.size_bytes):
             await self._raise_no_space()
             raise no_space()
-        return await self._propose(command, request_id, timeout_ms)
+        if caller is None:
+            return await self._propose(command, request_id, timeout_ms)
+        return await self._propose_for(caller, command, request_id or self._rand.token(16), timeout_ms)
+
+    async def _propose_for(self, caller: Caller, command: Command, request_id: bytes, timeout_ms: int | None) -> Reply:
+        """Propose in the name of a caller; anew, under the same id, if meanwhile the auth store has changed. Such a
+        rejection has no effect and is not remembered, so this is one write still."""
+        attempts_left = _AUTH_ATTEMPTS_MAX
+        while True:
+            command.auth_user = await caller.user() or ""
+            command.auth_revision = self._store.auth.revision
+            attempts_left -= 1
+            try:
+                return await self._propose(command, request_id, timeout_ms)
+            except StatusError as error:
+                if error.message not in _AUTH_STALE or not attempts_left:
+                    raise
 
     async def _propose(self, command: Command, request_id: bytes, timeout_ms: int | None) -> Reply:
         term = self._raft.status().term

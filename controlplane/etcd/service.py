@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from controlplane.base.clock import Clock, SystemClock
 from controlplane.base.rand import Rand, SystemRand
+from controlplane.etcd.auth_service import AuthService
+from controlplane.etcd.authorizer import Authorizer
 from controlplane.etcd.cluster_service import ClusterService
 from controlplane.etcd.concurrency_service import ElectionService, LockService
 from controlplane.etcd.guard import LeaderGuard
@@ -13,6 +15,8 @@ from controlplane.etcd.kv_service import KVService
 from controlplane.etcd.lease_service import LeaseService
 from controlplane.etcd.local import LocalKV
 from controlplane.etcd.maintenance_service import MaintenanceService
+from controlplane.etcd.passwords import Passwords
+from controlplane.etcd.tokens import Tokens
 from controlplane.etcd.watch_service import WatchService
 from controlplane.pb.etcd import rpc_pb2_grpc, v3election_pb2_grpc, v3lock_pb2_grpc
 from controlplane.raft.types import RaftHandle
@@ -27,6 +31,7 @@ SERVICE_NAMES: Final = (
     "etcdserverpb.Lease",
     "etcdserverpb.Cluster",
     "etcdserverpb.Maintenance",
+    "etcdserverpb.Auth",
     "v3lockpb.Lock",
     "v3electionpb.Election",
 )
@@ -41,16 +46,21 @@ def add_services(
     clock: Clock | None = None,
     rand: Rand | None = None,
     election_timeout_ms: int = 1_000,
+    passwords: Passwords | None = None,
 ) -> None:
     """Serve the etcd v3 API on ``server`` (anything that takes gRPC services, such as a handler table).
     ``kv`` is started and stopped by the caller."""
     clock = clock or SystemClock()
     rand = rand or SystemRand()
+    tokens = Tokens(store.auth, clock)
+    authorizer = Authorizer(store.auth, kv.barrier, tokens)
+    auth = AuthService(kv, store.auth, authorizer, tokens, passwords or Passwords(rand), rand)
     guard = LeaderGuard(raft, clock, election_timeout_ms=election_timeout_ms)
-    rpc_pb2_grpc.add_KVServicer_to_server(KVService(kv, guard), server)
-    rpc_pb2_grpc.add_LeaseServicer_to_server(LeaseService(kv, guard), server)
+    rpc_pb2_grpc.add_AuthServicer_to_server(auth, server)
+    rpc_pb2_grpc.add_KVServicer_to_server(KVService(kv, guard, authorizer), server)
+    rpc_pb2_grpc.add_LeaseServicer_to_server(LeaseService(kv, guard, authorizer), server)
     rpc_pb2_grpc.add_ClusterServicer_to_server(ClusterService(kv, raft), server)
     rpc_pb2_grpc.add_MaintenanceServicer_to_server(MaintenanceService(kv, raft, store), server)
-    v3lock_pb2_grpc.add_LockServicer_to_server(LockService(kv, clock), server)
-    v3election_pb2_grpc.add_ElectionServicer_to_server(ElectionService(kv, clock), server)
-    rpc_pb2_grpc.add_WatchServicer_to_server(WatchService(kv, store, guard, clock, rand), server)
+    v3lock_pb2_grpc.add_LockServicer_to_server(LockService(kv, authorizer, clock), server)
+    v3election_pb2_grpc.add_ElectionServicer_to_server(ElectionService(kv, authorizer, clock), server)
+    rpc_pb2_grpc.add_WatchServicer_to_server(WatchService(kv, store, guard, authorizer, clock, rand), server)

@@ -10,6 +10,9 @@ Invariants:
 
 - A watch's ``created`` answer leaves before its first event, and nothing leaves after its ``canceled``.
 - A revision's events leave in one response, unless the client asked for fragments and they are too big.
+- What is sent was permitted when it was read. A change of the auth store makes every watch be looked at again: one
+  whose user may no longer read its keys is cut, before any event of a later revision. (etcd asks only when a watch is
+  created.)
 - The header revision of every response is one up to which this watch has been sent everything, so that a client may
   resume after it.
 """
@@ -22,15 +25,19 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from controlplane.base.clock import Clock
+from controlplane.base.errors import StatusError
 from controlplane.base.limits import REQUEST_BYTES_MAX, WATCH_BUFFER_EVENTS_MAX, WATCHERS_MAX
 from controlplane.base.rand import Rand
 from controlplane.etcd import metrics
+from controlplane.etcd.authorizer import Authorizer
+from controlplane.etcd.caller import Caller
 from controlplane.etcd.context import Context, requires_leader
 from controlplane.etcd.guard import LeaderGuard, no_leader
 from controlplane.etcd.local import LocalKV
 from controlplane.etcd.together import together
 from controlplane.pb.etcd import kv_pb2, rpc_pb2, rpc_pb2_grpc
 from controlplane.store.errors import CompactedError, compacted
+from controlplane.store.permissions import check_read
 from controlplane.store.store import Store
 from controlplane.store.watch import Watcher
 
@@ -49,11 +56,27 @@ _BATCH_EVENTS_START: Final = 128
 class _Watch:
     """One watch of a stream."""
 
-    __slots__ = ("batch_events", "fragment", "id", "idle", "progress_due", "progress_notify", "watcher")
+    __slots__ = (
+        "auth_changes",
+        "batch_events",
+        "fragment",
+        "id",
+        "idle",
+        "progress_due",
+        "progress_notify",
+        "request",
+        "user",
+        "watcher",
+    )
 
-    def __init__(self, id: int, watcher: Watcher, request: rpc_pb2.WatchCreateRequest) -> None:
+    def __init__(
+        self, id: int, watcher: Watcher, request: rpc_pb2.WatchCreateRequest, user: str | None, auth_changes: int
+    ) -> None:
         self.id = id
         self.watcher = watcher
+        self.request = request
+        self.user = user  # None: created while nobody had to say who they are
+        self.auth_changes = auth_changes  # of the stream, when the permission was looked at last
         self.fragment = request.fragment
         self.progress_notify = request.progress_notify
         self.progress_due = False
@@ -69,6 +92,7 @@ class WatchService(rpc_pb2_grpc.WatchServicer):
         kv: LocalKV,
         store: Store,
         guard: LeaderGuard,
+        authorizer: Authorizer,
         clock: Clock,
         rand: Rand,
         *,
@@ -77,6 +101,7 @@ class WatchService(rpc_pb2_grpc.WatchServicer):
         self._kv = kv
         self._store = store
         self._guard = guard
+        self._authorizer = authorizer
         self._clock = clock
         self._rand = rand
         self._progress_every_s = progress_every_s
@@ -84,7 +109,7 @@ class WatchService(rpc_pb2_grpc.WatchServicer):
     async def Watch(self, requests: Any, context: Context) -> None:  # type: ignore[override]  # noqa: N802
         """Serves one stream until the client, the server or a lost leader ends it."""
         self._guard.check(context)
-        stream = _Stream(self._kv, self._store, context)
+        stream = _Stream(self._kv, self._store, context, self._authorizer.caller(context))
         halves = [stream.read(requests), stream.send(), self._tick(stream)]
         if requires_leader(context):
             halves.append(self._end_without_leader())
@@ -108,10 +133,13 @@ class WatchService(rpc_pb2_grpc.WatchServicer):
 class _Stream:
     """What one client stream watches, and what is to be sent on it."""
 
-    def __init__(self, kv: LocalKV, store: Store, context: Context) -> None:
+    def __init__(self, kv: LocalKV, store: Store, context: Context, caller: Caller) -> None:
         self._kv = kv
         self._store = store
         self._context = context
+        self._caller = caller
+        self._auth_changes = 0
+        self._unlisten = store.auth.listen(self._on_auth)
         self._watches: dict[int, _Watch] = {}
         self._next_id = 0
         self._answers: deque[rpc_pb2.WatchResponse] = deque()
@@ -128,7 +156,7 @@ class _Stream:
         async for request in requests:
             kind = request.WhichOneof("request_union")
             if kind == "create_request":
-                self._create(request.create_request)
+                await self._create(request.create_request)
             elif kind == "cancel_request":
                 self._cancel(request.cancel_request.watch_id)
             elif kind == "progress_request":
@@ -138,9 +166,16 @@ class _Stream:
                 self._answers_low.clear()
                 await self._answers_low.wait()
 
-    def _create(self, request: rpc_pb2.WatchCreateRequest) -> None:
-        key = request.key or b"\x00"
-        reason = self._refusal(request, key)
+    async def _create(self, request: rpc_pb2.WatchCreateRequest) -> None:
+        key = request.key = request.key or b"\x00"
+        reason = compacted().message if request.start_revision < 0 else ""
+        user = None
+        if not reason:
+            try:
+                user = await self._permitted(request, None)
+            except StatusError as error:
+                reason = _in_words_of_go(error)
+        reason = reason or self._refusal(request, key)
         if reason:
             self._answer(
                 rpc_pb2.WatchResponse(
@@ -162,14 +197,12 @@ class _Stream:
             prev_kv=request.prev_kv,
             wake=wake,
         )
-        watch = _Watch(watch_id, watcher, request)
+        watch = _Watch(watch_id, watcher, request, user, self._auth_changes)
         self._watches[watch_id] = watch
         self._answer(rpc_pb2.WatchResponse(header=self._kv.header(), watch_id=watch_id, created=True))
         wake()  # what is there already is not announced
 
     def _refusal(self, request: rpc_pb2.WatchCreateRequest, key: bytes) -> str:
-        if request.start_revision < 0:
-            return compacted().message
         if request.range_end not in (b"", b"\x00") and request.range_end <= key:
             return "mvcc: watcher range is empty"
         if request.watch_id in self._watches and request.watch_id != 0:
@@ -177,6 +210,38 @@ class _Stream:
         if len(self._store.watches) >= WATCHERS_MAX:
             return f"quarterdeck: too many watches on this replica, the limit is {WATCHERS_MAX}"
         return ""
+
+    async def _permitted(self, request: rpc_pb2.WatchCreateRequest, user: str | None) -> str | None:
+        """On whose behalf this may be watched now; ``user``, once it is known. Raises: StatusError."""
+        user = user or await self._caller.user()
+        if user is not None and self._store.auth.enabled:
+            check_read(self._store.auth, user, request.key, request.range_end)
+        return user
+
+    def _on_auth(self) -> None:
+        """Who may do what has changed: look at every watch again before it gets anything more."""
+        self._auth_changes += 1
+        self._ready.update(self._watches)
+        self._work.set()
+
+    async def _still_permitted(self, watch: _Watch) -> bool:
+        """Whether the watch goes on; else it has been ended."""
+        while watch.auth_changes != self._auth_changes:
+            watch.auth_changes = self._auth_changes
+            try:
+                watch.user = await self._permitted(watch.request, watch.user)
+            except StatusError as error:
+                self._forget(watch.id)
+                await self._context.write(
+                    rpc_pb2.WatchResponse(
+                        header=self._kv.header(),
+                        watch_id=watch.id,
+                        canceled=True,
+                        cancel_reason=_in_words_of_go(error),
+                    )
+                )
+                return False
+        return True
 
     def _free_id(self) -> int:
         while self._next_id in self._watches:
@@ -199,6 +264,7 @@ class _Stream:
 
     def close(self) -> None:
         """Stop watching."""
+        self._unlisten()
         for watch_id in tuple(self._watches):
             self._forget(watch_id)
 
@@ -236,6 +302,8 @@ class _Stream:
 
     async def _serve(self, watch: _Watch) -> None:
         """One batch of one watch."""
+        if watch.auth_changes != self._auth_changes and not await self._still_permitted(watch):
+            return
         try:
             batch = watch.watcher.poll(watch.batch_events)
         except CompactedError as error:
@@ -276,6 +344,12 @@ class _Stream:
                 await self._context.write(piece)
         else:
             await self._context.write(response)
+
+
+def _in_words_of_go(error: StatusError) -> str:
+    """As etcd, where the reason of a cancellation is what Go prints for a gRPC error; clients look for texts in it."""
+    code = error.code.name.title().replace("_", "")
+    return f"rpc error: code = {code} desc = {error.message}"
 
 
 def fragments(response: rpc_pb2.WatchResponse, bytes_max: int) -> Iterator[rpc_pb2.WatchResponse]:

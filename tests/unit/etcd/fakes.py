@@ -8,7 +8,9 @@ from typing import Any
 
 from controlplane.base.clock import ManualClock
 from controlplane.base.rand import SeededRand
+from controlplane.etcd.authorizer import Authorizer
 from controlplane.etcd.local import LocalKV
+from controlplane.etcd.tokens import Tokens
 from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.store.store import Store
 from tests.fakes.raft import FakeRaft
@@ -30,6 +32,8 @@ class Replica:
         self.raft: FakeRaft = FakeRaft(self.store, name=self.name, join=joined)
         self.rand = SeededRand(self.name)
         self.kv = LocalKV(self.raft, self.store, clock=self.clock, rand=self.rand, election_timeout_ms=1_000)
+        self.tokens = Tokens(self.store.auth, self.clock)
+        self.authorizer = Authorizer(self.store.auth, self.kv.barrier, self.tokens)
 
 
 class FakeContext:
@@ -44,6 +48,10 @@ class FakeContext:
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return self._metadata
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        """No certificate."""
+        return {}
 
     def time_remaining(self) -> float | None:
         return self._remaining_s

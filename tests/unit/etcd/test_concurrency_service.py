@@ -27,12 +27,12 @@ async def replica() -> Replica:
 
 @pytest.fixture
 def locks(replica: Replica) -> LockService:
-    return LockService(replica.kv, replica.clock)
+    return LockService(replica.kv, replica.authorizer, replica.clock)
 
 
 @pytest.fixture
 def elections(replica: Replica) -> ElectionService:
-    return ElectionService(replica.kv, replica.clock)
+    return ElectionService(replica.kv, replica.authorizer, replica.clock)
 
 
 def lock(locks: LockService, lease: int) -> asyncio.Future[vl.LockResponse]:

@@ -110,7 +110,9 @@ async def test_keep_alives_of_one_stream_are_answered_in_order_and_share_quorum_
 
     replica.raft.hold()
     context: Any = FakeContext()
-    serving = asyncio.ensure_future(LeaseService(replica.kv, guard(replica)).LeaseKeepAlive(requests(), context))
+    serving = asyncio.ensure_future(
+        LeaseService(replica.kv, guard(replica), replica.authorizer).LeaseKeepAlive(requests(), context)
+    )
     await settle()
     await settle()
     assert replica.raft.barriers == 100, "all renewals must be waiting together"
@@ -129,7 +131,9 @@ async def test_a_keep_alive_that_fails_ends_its_stream(replica: Replica) -> None
         await asyncio.Event().wait()
 
     context: Any = FakeContext()
-    serving = asyncio.ensure_future(LeaseService(replica.kv, guard(replica)).LeaseKeepAlive(requests(), context))
+    serving = asyncio.ensure_future(
+        LeaseService(replica.kv, guard(replica), replica.authorizer).LeaseKeepAlive(requests(), context)
+    )
     for _ in range(20):
         await settle()
         replica.clock.advance(1)
@@ -138,7 +142,7 @@ async def test_a_keep_alive_that_fails_ends_its_stream(replica: Replica) -> None
 
 async def test_a_client_gives_its_own_request_id(replica: Replica) -> None:
     context: Any = FakeContext({"qd-request-id": "00" * 15 + "ff"})
-    service = KVService(replica.kv, guard(replica))
+    service = KVService(replica.kv, guard(replica), replica.authorizer)
     for _ in range(3):
         await service.Put(e.PutRequest(key=b"k"), context)
     assert replica.kv.revision == 2
@@ -161,7 +165,7 @@ def test_the_clients_deadline_is_the_works_deadline(remaining_s: float | None, t
 async def test_a_client_that_requires_a_leader_is_refused_without_one(replica: Replica) -> None:
     await put(replica.kv, b"k")
     replica.raft.set_leader(None)
-    service = KVService(replica.kv, guard(replica))
+    service = KVService(replica.kv, guard(replica), replica.authorizer)
     read = e.RangeRequest(key=b"k", serializable=True)
     assert (await service.Range(read, PLAIN)).count == 1
     demanding: Any = FakeContext({"hasleader": "true"})

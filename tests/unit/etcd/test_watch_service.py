@@ -26,7 +26,7 @@ class Client:
         self.context = FakeContext(metadata)
         self._requests: asyncio.Queue[e.WatchRequest | None] = asyncio.Queue()
         guard = LeaderGuard(replica.raft, replica.clock, election_timeout_ms=1_000)
-        service = WatchService(replica.kv, replica.store, guard, replica.clock, replica.rand)
+        service = WatchService(replica.kv, replica.store, guard, replica.authorizer, replica.clock, replica.rand)
         self.serving = asyncio.ensure_future(service.Watch(self._read(), self.context))  # type: ignore[arg-type]
 
     async def _read(self) -> AsyncIterator[e.WatchRequest]:
