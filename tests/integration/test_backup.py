@@ -48,7 +48,7 @@ def put_op(key: bytes, value: bytes) -> e.RequestOp:
 
 def traffic(seed: int, count: int) -> list[tuple[str, str, Any]]:
     """The same requests for everybody: (service, method, request)."""
-    choose = random.Random(seed)  # noqa: S311 - a test's choices
+    choose = random.Random(seed)
     keys = [b"key/%03d" % number for number in range(60)]
     calls: list[tuple[str, str, Any]] = [
         ("lease", "LeaseGrant", e.LeaseGrantRequest(ID=lease, TTL=3_600)) for lease in (7, 8)
@@ -142,10 +142,8 @@ async def test_an_etcd_starts_from_our_snapshot_with_every_key_revision_and_leas
                 await stubs.kv.Put(e.PutRequest(key=b"later", value=b"x"))
                 written += 1
 
-        chunks: list[e.SnapshotResponse] = []
         writing = asyncio.create_task(write_on())
-        async for chunk in stubs.maintenance.Snapshot(e.SnapshotRequest()):
-            chunks.append(chunk)
+        chunks = [chunk async for chunk in stubs.maintenance.Snapshot(e.SnapshotRequest())]
         writing.cancel()
         assert written > 0, "making a snapshot must not stop writes"
         sizes = [chunk.remaining_bytes for chunk in chunks]
