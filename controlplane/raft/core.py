@@ -27,12 +27,14 @@ from controlplane.base.limits import INBOX_BYTES_MAX, INBOX_MESSAGES_MAX
 from controlplane.base.rand import Rand
 from controlplane.pb.quarterdeck.internal.v1 import raft_pb2
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Batch
+from controlplane.raft.changes import check_change
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.engine import Engine, EngineJournal, Role
+from controlplane.raft.membership import Membership, Memberships
 from controlplane.raft.proposals import Done, Proposals, Route
 from controlplane.raft.reads import ReadDone, Reads
 from controlplane.raft.transfer import Transfer, TransferDone
-from controlplane.raft.types import Applied, Member, Outcome, StateMachine, Unknown
+from controlplane.raft.types import Applied, Member, MemberChange, Outcome, StateMachine, Unknown
 
 __all__ = ["Core", "Turn"]
 
@@ -98,10 +100,12 @@ class Core:
 
     Args:
         config: validated settings.
-        me, members: who takes part; ``members`` includes ``me``.
-        journal: the recovered log.
+        me: this replica.
+        members: who founded the cluster, or who takes part as far as a new member was told.
+        journal: the recovered log; memberships in it win over ``members``.
         state_machine: restored from its newest snapshot, or empty.
         clock, rand: the only time and chance.
+        membership: that of the snapshot; it wins over ``members``.
     """
 
     def __init__(
@@ -114,22 +118,21 @@ class Core:
         state_machine: StateMachine,
         clock: Clock,
         rand: Rand,
+        membership: Membership | None = None,
     ) -> None:
         config.validate()
         self.config = config
         self.me = me
-        self.members = tuple(members)
         self._clock = clock
         self._state_machine = state_machine
-        self._peer_ids = sorted(m.id for m in members if m.id != me.id)
         self._inbox: deque[tuple[int, raft_pb2.RaftMessage, int]] = deque()
         self._inbox_bytes = 0
         #: Messages of peers that came when too many waited.
         self.dropped = 0
         self._proposals = Proposals()
-        self._reads = Reads(config, self._peer_ids, int.from_bytes(rand.token(6), "big"))
+        self._reads = Reads(config, [], int.from_bytes(rand.token(6), "big"))
         self._linked: set[int] = set()
-        self._link_generation = dict.fromkeys(self._peer_ids, 0)
+        self._link_generation: dict[int, int] = {}
         self._leading_term: int | None = None
         self._announced_term: int | None = None
         self._applied = 0
@@ -140,16 +143,24 @@ class Core:
         self._ready = False
         self._transfer: Transfer | None = None
         self._stepping_aside = False
+        #: The log entry by which this replica ceased to be a member, once that is committed.
+        self.removed_at: int | None = None
+        self._members_version = -1
         self.engine = Engine(
             config=config,
             member_id=me.id,
-            peer_ids=self._peer_ids,
+            peer_ids=(),
             journal=journal,
             clock=clock,
             rand=rand,
             apply=self._apply,
             applied_index=state_machine.applied_index,
+            memberships=Memberships(membership or Membership(tuple(members)), state_machine.applied_index),
+            on_config=self._on_config,
         )
+        self._follow_members()
+        if membership is not None:
+            self._on_config(state_machine.applied_index, membership)
         # Ready means: one linearizable read has passed, so this replica has caught up with a living cluster.
         self._reads.add(_NEVER_S, self._became_ready)
 
@@ -165,16 +176,16 @@ class Core:
         self._inbox_bytes += size
         self._inbox.append((peer_id, message, size))
 
-    def link_up(self, peer_id: int) -> None:
+    def link_up(self, peer_id: int, *, knows_pre_vote: bool = True) -> None:
         """Our link to the peer stands: what is sent from now on may arrive."""
         self._linked.add(peer_id)
-        self._link_generation[peer_id] += 1
-        self.engine.connected(peer_id)
+        self._link_generation[peer_id] = self._link_generation.get(peer_id, 0) + 1
+        self.engine.connected(peer_id, knows_pre_vote=knows_pre_vote)
 
     def link_down(self, peer_id: int) -> None:
         """Our link to the peer is gone, with everything in flight."""
         self._linked.discard(peer_id)
-        self._link_generation[peer_id] += 1
+        self._link_generation[peer_id] = self._link_generation.get(peer_id, 0) + 1
         self.engine.disconnected(peer_id)
 
     def peer_died(self, peer_id: int) -> None:
@@ -193,9 +204,11 @@ class Core:
         """Send with the next turn: after everything recorded until now is durable."""
         self._outbox.append((peer_id, message))
 
-    def installed(self, index: int, term: int) -> None:
+    def installed(self, index: int, term: int, membership: Membership | None = None) -> None:
         """State machine and journal stand at a snapshot of the leader: go on from there."""
-        self.engine.installed(index, term)
+        self.engine.installed(index, term, membership)
+        if membership is not None:
+            self._on_config(index, membership)
         self.bytes_since_snapshot = 0
         # Writes held here may be inside the snapshot, their entries never to be seen: ask again.
         self._proposals.send_again()
@@ -218,6 +231,26 @@ class Core:
             raise StatusError(Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
         self._end_transfer(_TIMED_OUT)
         self._transfer = Transfer(self.config, engine.term, target_id, deadline, done)
+
+    def change_members(self, change: MemberChange, *, attempt_id: bytes) -> int | None:
+        """As leader: put one change of the membership in the log, and in force. The index of its entry; that of the
+        present membership if it holds the attempt already; None while another change, or a transfer, is under way.
+
+        Raises:
+            StatusError: it does not fit the members, or would endanger the quorum; etcd's codes and texts.
+        """
+        engine = self.engine
+        memberships = engine.memberships
+        if attempt_id in memberships.active.attempts:
+            return memberships.active_index
+        if not engine.settled or self._transfer is not None or self._stepping_aside:
+            return None
+        index = engine.last_index + 1
+        after = memberships.active.changed(change, attempt_id=attempt_id, index=index)
+        check_change(change, memberships.active, after, me=self.me.id, engine=engine, config=self.config)
+        engine.append_config(after)
+        self._follow_members()
+        return index
 
     def step_aside(self) -> None:
         """This replica is about to stop: hand leadership over, and take no write into the log any more."""
@@ -245,6 +278,7 @@ class Core:
         engine.tick()
         self._follow_leadership(turn)
         turn.messages += engine.take_messages()
+        self._follow_members()
         turn.messages += self._reads.step(engine, self._route(), now)
         self._proposals.expire(now)
         turn.outcomes = self._proposals.take_outcomes()
@@ -261,7 +295,7 @@ class Core:
             bool(self._inbox)
             or bool(self._outbox)
             or engine.applied_index < engine.commit_index
-            or (not self._peer_ids and engine.commit_index < engine.last_index)
+            or (not engine.voters and engine.commit_index < engine.last_index)
             or (engine.is_leader and self._proposals.queued > 0 and self._may_append())
         )
 
@@ -280,6 +314,11 @@ class Core:
         return min(times)
 
     # -- what it knows -----------------------------------------------------------------------------------------
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """In force here: perhaps not committed yet."""
+        return self.engine.memberships.active.members
 
     @property
     def role(self) -> Role:
@@ -410,6 +449,17 @@ class Core:
         self._proposals.applied(proposals, replies, index)
         self.bytes_since_snapshot += len(data or b"")
         self._applied += 1
+
+    def _on_config(self, index: int, membership: Membership) -> None:
+        """A membership is committed."""
+        if membership.get(self.me.id) is None and self.removed_at is None:
+            removal = membership.removal_of(self.me.id)
+            self.removed_at = removal.index if removal is not None else index
+
+    def _follow_members(self) -> None:
+        if self._members_version != self.engine.members_version:
+            self._members_version = self.engine.members_version
+            self._reads.set_voters(self.engine.voters)
 
     def _became_ready(self, result: int | StatusError) -> None:
         self._ready = not isinstance(result, StatusError)

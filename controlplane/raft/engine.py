@@ -17,6 +17,9 @@ What is replaced (each private name used has a contract test in tests/unit/raft/
 * votes are counted once per voter and term; acknowledgements of another term and rewinds that answer a message
   sent before the last rewind are dropped; a rewind never points beyond the leader's log and skips a whole
   conflicting term at once.
+* members: the library's sets of peers follow the membership in force, which CONFIG entries of the log hold. Learners
+  are what it calls read-only nodes: they get the log and are not counted. A leader always votes: it hands over before
+  it is removed. A member that is removed gets the entry that says so only once it is committed.
 * the library's dump and fork logic is out of reach: compaction and snapshot install are driven from outside.
 """
 
@@ -32,21 +35,35 @@ from controlplane.base.rand import Rand
 from controlplane.pb.quarterdeck.internal.v1 import raft_pb2
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.engine_seams import EngineJournal, Links, LogEntry, Peer, bind, make_consensus
+from controlplane.raft.membership import Membership, Memberships
 from controlplane.raft.prevote import LeaderWatch, PreVotes
+from controlplane.raft.types import Member
 
 __all__ = ["Engine", "EngineJournal", "LogEntry", "Role"]
 
 
 _COMMAND: Final = 0
 _NO_OP: Final = 1
-_KINDS: Final = {_COMMAND: raft_pb2.Entry.COMMAND, _NO_OP: raft_pb2.Entry.NO_OP}
-_KIND_BYTES: Final = {raft_pb2.Entry.COMMAND: b"\x00", raft_pb2.Entry.NO_OP: b"\x01"}
+#: The library has such a type byte of its own, and leaves it alone unless it is told to change members by itself.
+_CONFIG: Final = 2
+_KINDS: Final = {_COMMAND: raft_pb2.Entry.COMMAND, _NO_OP: raft_pb2.Entry.NO_OP, _CONFIG: raft_pb2.Entry.CONFIG}
+_KIND_BYTES: Final = {
+    raft_pb2.Entry.COMMAND: b"\x00",
+    raft_pb2.Entry.NO_OP: b"\x01",
+    raft_pb2.Entry.CONFIG: b"\x02",
+}
 
 _FOLLOWER: Final = 0
 _CANDIDATE: Final = 1
 _LEADER: Final = 2
 
 _RETRIES_HASTENED: Final = 6
+#: How long a leader tries to tell a removed member that it is.
+_FAREWELL_S: Final = 30.0
+#: Between two looks at the clock of a member that may not stand.
+_IDLE_S: Final = 30.0
+#: When such a member stands.
+_NEVER_S: Final = 1e18
 #: An election deadline that has passed on any clock.
 _AT_ONCE_S: Final = -1.0
 
@@ -68,11 +85,13 @@ class Engine:
     Args:
         config: timers and sizes.
         member_id: this replica.
-        peer_ids: the other members.
+        peer_ids: the other members, unless ``memberships`` says who they are.
         journal: the recovered log; the engine adds the initial entry to an empty one.
         clock, rand: the only time and chance it sees.
         apply: called in order with (index, term, batch bytes) of each committed entry; ``None`` for a no-op.
         applied_index: what the state machine already holds (its snapshot's index), 0 when it is empty.
+        memberships: who the members are where the log begins; the log's own entries are added to it here.
+        on_config: called before ``apply`` with (index, membership) of each committed CONFIG entry.
     """
 
     def __init__(
@@ -86,18 +105,33 @@ class Engine:
         rand: Rand,
         apply: Callable[[int, int, bytes | None], None],
         applied_index: int,
+        memberships: Memberships | None = None,
+        on_config: Callable[[int, Membership], None] = lambda index, membership: None,
     ) -> None:
         self._config = config
         self._journal = journal
         self._clock = clock
         self._rand = rand
         self._apply_entry = apply
+        self._on_config = on_config
         self._me = Peer(member_id)
-        self._peers = {peer_id: Peer(peer_id) for peer_id in sorted(peer_ids)}
+        if memberships is None:
+            founders = tuple(Member(peer_id, "", "", "") for peer_id in sorted({member_id, *peer_ids}))
+            memberships = Memberships(Membership(founders), 0)
+        self._memberships = memberships
+        #: Voters, learners, and removed members that are being told.
+        self._peers: dict[int, Peer] = {}
+        self._voters: frozenset[int] = frozenset()
+        self._may_stand = False
+        #: Removed members that do not know it yet -> when to give up.
+        self._farewells: dict[int, float] = {}
+        self._connected: set[int] = set()
+        #: Counts changes of who is in force, spoken to, or removed.
+        self.members_version = 0
         self._out: list[tuple[int, raft_pb2.RaftMessage]] = []
         self._answering_seq = 0
-        self._append_seq = dict.fromkeys(self._peers, 0)
-        self._rewound_at = dict.fromkeys(self._peers, 0)
+        self._append_seq: dict[int, int] = {}
+        self._rewound_at: dict[int, int] = {}
         self._votes: tuple[int, set[int]] = (0, set())
         self._hastened_retries = 0
         self._watch = LeaderWatch(clock, alive_s=config.election_min_ms / 1000, grace_s=2 * config.heartbeat_ms / 1000)
@@ -108,9 +142,11 @@ class Engine:
         self._behind: set[int] = set()
         self._links = Links(self._translate_out)
         self._bind()
-        self._sync = make_consensus(
-            config, self._me, list(self._peers.values()), journal, self._links, self._apply, self._on_peer_behind
-        )
+        self._sync = make_consensus(config, self._me, [], journal, self._links, self._apply, self._on_peer_behind)
+        for command, index, term in self.entries(applied_index + 1, self.last_index + 1):
+            if command[:1] == b"\x02":
+                memberships.add(index, term, Membership.decode(command[1:]))
+        self._adopt()
         if self.first_index > max(applied_index, 1):
             raise CorruptStateError(
                 f"the log starts at index {self.first_index} and the newest snapshot holds {applied_index}: what lies "
@@ -182,7 +218,43 @@ class Engine:
     @property
     def voters(self) -> frozenset[int]:
         """The other members that vote."""
-        return frozenset(self._peers)
+        return self._voters
+
+    @property
+    def memberships(self) -> Memberships:
+        """Those of the log. For reading."""
+        return self._memberships
+
+    @property
+    def settled(self) -> bool:
+        """As leader: the membership in force is committed, and so is an entry of its own term: it may be changed.
+
+        Without the latter, two leaders could each change it by one voter and end with majorities that do not meet
+        (raft-dev, July 2015).
+        """
+        return self.term_committed and self._memberships.active_index <= self.commit_index
+
+    @property
+    def correspondents(self) -> tuple[Member, ...]:
+        """The other members that there must be links to: those in force, those that may come back into force, and
+        removed ones that are being told."""
+        found = {m.id: m for membership in self._memberships.all for m in membership.members}
+        found.pop(int(self._me.member_id), None)
+        return tuple(found[member_id] for member_id in sorted(found))
+
+    @property
+    def farewells(self) -> frozenset[int]:
+        """Removed members that this leader still tells so."""
+        return frozenset(self._farewells)
+
+    def match_index(self, peer_id: int) -> int:
+        """As leader: up to where the peer's log is known to equal ours."""
+        return int(self._sync._SyncObj__raftMatchIndex.get(Peer(peer_id), 0))
+
+    def heard_within(self, peer_id: int, seconds: float) -> bool:
+        """As leader: whether the peer answered so lately."""
+        at = self._sync._SyncObj__lastResponseTime.get(Peer(peer_id))
+        return at is not None and self._clock.monotonic() - at < seconds and peer_id in self._connected
 
     @property
     def term_committed(self) -> bool:
@@ -199,8 +271,8 @@ class Engine:
         if self.is_leader:
             return float(self._sync._SyncObj__newAppendEntriesTime)
         deadline = float(self._sync._SyncObj__raftElectionDeadline)
-        if self._sync._SyncObj__connectedNodes or not self._peers:
-            return deadline
+        if self._sync._SyncObj__connectedNodes or not self._voters:
+            return min(deadline, self._clock.monotonic() + _IDLE_S)
         # It cannot stand for election without a link: look again when a heartbeat would be due.
         return max(deadline, self._clock.monotonic() + self._config.heartbeat_ms / 1000)
 
@@ -209,18 +281,21 @@ class Engine:
     def connected(self, peer_id: int, *, knows_pre_vote: bool = True) -> None:
         """A link to the peer stands."""
         self._bind()
+        self._connected.add(peer_id)
         self._watch.on_connected(peer_id)
         if knows_pre_vote:
             self._without_pre_vote.discard(peer_id)
         else:
             self._without_pre_vote.add(peer_id)
-        self._links._onNodeConnected(self._peers[peer_id])
+        if peer_id in self._peers:
+            self._links._onNodeConnected(self._peers[peer_id])
 
     def disconnected(self, peer_id: int) -> None:
         """The link to the peer is gone, with whatever was in flight."""
         self._bind()
+        self._connected.discard(peer_id)
         self._without_pre_vote.discard(peer_id)
-        self._links._onNodeDisconnected(self._peers[peer_id])
+        self._links._onNodeDisconnected(self._peer(peer_id))
 
     def peer_died(self, peer_id: int) -> None:
         """The peer's process is known to be dead: if it led, do not wait out the whole election timeout."""
@@ -261,6 +336,18 @@ class Engine:
         self._bind()
         self._sync._applyCommand(batch, None, _COMMAND)
 
+    def append_config(self, membership: Membership) -> int:
+        """As leader of a settled membership: put ``membership`` in force, as the next log entry; its index."""
+        assert self.is_leader
+        assert self.settled
+        self._bind()
+        index, term = self.last_index + 1, self.term
+        self._journal.add(b"\x02" + membership.encode(), index, term)
+        self._memberships.add(index, term, membership)
+        self._adopt()
+        self._send_soon()
+        return index
+
     def tick(self) -> None:
         """Let time act: elections, commits, applies, heartbeats, appends. Raises whatever applying raised."""
         self._bind()
@@ -272,6 +359,7 @@ class Engine:
         self._standing_for_transfer = False
         if not self.is_leader:
             self._behind.clear()
+        self._end_farewells()
         if was_leader and not self.is_leader and self.term == term:
             # Stepped down for want of a quorum: its own election deadline dates from before it was elected.
             self._pull_in_election(self._config.election_min_ms, self._config.election_max_ms, keep_earlier=False)
@@ -297,8 +385,7 @@ class Engine:
 
     def lag(self, peer_id: int) -> int:
         """As leader: entries of the log that the peer has not acknowledged."""
-        node = self._peers[peer_id]
-        return self.last_index - int(self._sync._SyncObj__raftMatchIndex.get(node, 0))
+        return self.last_index - self.match_index(peer_id)
 
     def transfer_leadership(self, target_id: int) -> bool:
         """As leader: ask a peer to stand at once (dissertation 3.10). False if it has not the whole log."""
@@ -308,14 +395,19 @@ class Engine:
             self._sync.transferLeadership(self._peers[target_id])
         return len(self._out) > before
 
-    def installed(self, index: int, term: int) -> None:
-        """The state machine and the journal now stand at a snapshot: go on from there."""
+    def installed(self, index: int, term: int, membership: Membership | None = None) -> None:
+        """The state machine and the journal now stand at a snapshot: go on from there, with its membership."""
         if self.first_index != index or self.term_at(index) != term:
             raise CorruptStateError(
                 f"snapshot {index} is installed but the log holds {self.first_index}-{self.last_index}"
             )
         self._sync._SyncObj__raftLastApplied = index
         self._set_commit(index)
+        if membership is not None:
+            self._bind()
+            self._memberships.restart(membership, index)
+            self._memberships.revert(self.term_at)
+            self._adopt()
 
     def commit_to(self, index: int) -> None:
         """An entry in the log is known to be committed (a snapshot that contains it was offered)."""
@@ -323,7 +415,7 @@ class Engine:
 
     def peer_installed(self, peer_id: int, index: int) -> None:
         """As leader: the peer stands at a snapshot of ``index``; continue with the log."""
-        if not self.is_leader:
+        if not self.is_leader or peer_id not in self._peers:
             return
         node = self._peers[peer_id]
         sync = self._sync
@@ -335,14 +427,66 @@ class Engine:
 
     def peer_alive(self, peer_id: int) -> None:
         """As leader: the peer answered in this term (counts towards the quorum that keeps the leader)."""
-        if self.is_leader:
+        if self.is_leader and peer_id in self._peers:
             self._sync._SyncObj__lastResponseTime[self._peers[peer_id]] = self._clock.monotonic()
 
     # -- inside ----------------------------------------------------------------------------------------------
 
+    def _peer(self, peer_id: int) -> Peer:
+        """A member, or somebody that may be one by a membership we have not heard of: it may lead or ask for a vote."""
+        return self._peers.get(peer_id) or Peer(peer_id)
+
+    def _adopt(self) -> None:
+        """Let the library count and feed the members in force."""
+        sync, active, my_id = self._sync, self._memberships.active, int(self._me.member_id)
+        self._voters = active.voters - {my_id}
+        self._may_stand = my_id in active.voters
+        self._farewells = {p: until for p, until in self._farewells.items() if active.get(p) is None}
+        fed = (active.learners - {my_id}) | self._farewells.keys()
+        now = self._clock.monotonic()
+        peers = {peer_id: self._peer(peer_id) for peer_id in sorted(self._voters | fed)}
+        for peer_id in self._peers.keys() - peers.keys():
+            gone = self._peers[peer_id]
+            for by_node in (
+                sync._SyncObj__raftNextIndex,
+                sync._SyncObj__raftMatchIndex,
+                sync._SyncObj__lastResponseTime,
+            ):
+                by_node.pop(gone, None)
+            self._behind.discard(peer_id)
+        for peer_id in peers.keys() - self._peers.keys():
+            node = peers[peer_id]
+            sync._SyncObj__raftNextIndex[node] = self.last_index + 1
+            sync._SyncObj__raftMatchIndex[node] = 0
+            sync._SyncObj__lastResponseTime[node] = now
+            self._append_seq.setdefault(peer_id, 0)
+            self._rewound_at[peer_id] = self._append_seq[peer_id]
+        self._peers = peers
+        sync._SyncObj__otherNodes = {peers[peer_id] for peer_id in sorted(self._voters)}
+        sync._SyncObj__readonlyNodes = {peers[peer_id] for peer_id in sorted(fed)}
+        sync._SyncObj__connectedNodes = {peers[peer_id] for peer_id in sorted(self._connected & peers.keys())}
+        self.members_version += 1
+
+    def _end_farewells(self) -> None:
+        """Done with removed members that have heard of it or do not answer, and when it is no longer ours to do."""
+        now = self._clock.monotonic()
+        over = {
+            peer_id
+            for peer_id, until in self._farewells.items()
+            if not self.is_leader or now >= until or self._has_heard_of_removal(peer_id)
+        }
+        if over:
+            self._farewells = {p: until for p, until in self._farewells.items() if p not in over}
+            self._adopt()
+
+    def _has_heard_of_removal(self, peer_id: int) -> bool:
+        # The entry was committed before the farewell began, so whatever brought it also said that it is committed.
+        removal = self._memberships.active.removal_of(peer_id)
+        return removal is None or self.match_index(peer_id) >= removal.index
+
     def _deliver(self, peer_id: int, message: dict[str, Any]) -> None:
         before = self.commit_index
-        self._links._onMessageReceived(self._peers[peer_id], message)
+        self._links._onMessageReceived(self._peer(peer_id), message)
         self._journal.handler_ended()
         if self.commit_index < before:
             # The library lowers it to the end of what this message verified. What is committed stays committed.
@@ -351,6 +495,13 @@ class Engine:
     def _consider_standing(self) -> None:
         """Before the library holds an election: ask, unless the leader asked for it or a majority has agreed."""
         sync = self._sync
+        if not self._may_stand:
+            sync._SyncObj__raftElectionDeadline = _NEVER_S
+            sync._SyncObj__transferInProgress = False
+            self._pre_votes.close()
+            return
+        if sync._SyncObj__raftElectionDeadline == _NEVER_S:
+            self._pull_in_election(self._config.election_min_ms, self._config.election_max_ms)
         if self._pre_votes.won(self.term, self.voters, willing=self._without_pre_vote):
             self._pre_votes.close()
             sync._SyncObj__raftElectionDeadline = _AT_ONCE_S
@@ -459,6 +610,12 @@ class Engine:
                 "prevLogTerm": append.prev_term,
             },
         )
+        reverted = self._memberships.revert(self.term_at)
+        configs = [e for e in append.entries if e.kind == raft_pb2.Entry.CONFIG and self.term_at(e.index) == e.term]
+        for entry in configs:
+            self._memberships.add(entry.index, entry.term, Membership.decode(entry.data))
+        if reverted or configs:
+            self._adopt()
         if self._watch.is_dead(peer_id):
             # It was sent before the news of the death: the library took it for a sign of life.
             self.peer_died(peer_id)
@@ -474,7 +631,7 @@ class Engine:
     def _on_next_index(self, peer_id: int, term: int, answer: raft_pb2.NextIndex) -> None:
         if term > self.term:
             self._enter(term)
-        if term != self.term or not self.is_leader:
+        if term != self.term or not self.is_leader or peer_id not in self._peers:
             return
         next_index = min(answer.next_index, self.last_index + 1)
         if answer.success and answer.next_index > self.last_index + 1:
@@ -495,7 +652,7 @@ class Engine:
         )
 
     def _on_vote(self, peer_id: int, term: int) -> None:
-        if term != self.term:
+        if term != self.term or peer_id not in self._voters:
             return
         if self._votes[0] != term:
             self._votes = (term, set())
@@ -536,8 +693,19 @@ class Engine:
             self._apply_entry(index, term, command[1:])
         elif command[:1] == b"\x01":
             self._apply_entry(index, term, None)
+        elif command[:1] == b"\x02":
+            self._apply_config(index, Membership.decode(command[1:]))
+            self._apply_entry(index, term, None)
         else:
             raise CorruptStateError(f"log entry {index} has unknown kind {command[:1]!r}")
+
+    def _apply_config(self, index: int, membership: Membership) -> None:
+        self._memberships.applied(index)
+        if self.is_leader:
+            until = self._clock.monotonic() + _FAREWELL_S
+            self._farewells |= {r.id: until for r in membership.removed if r.index == index}
+        self._adopt()
+        self._on_config(index, membership)
 
     def _translate_out(self, node: Peer, message: dict[str, Any]) -> None:
         peer_id, kind = node.member_id, message["type"]

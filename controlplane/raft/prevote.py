@@ -1,4 +1,4 @@
-"""The question before an election (Ongaro's dissertation, 9.6): would a majority vote for me, if I entered the next term?
+"""The question before an election (Ongaro's dissertation, 9.6): would a majority vote for me in the next term?
 
 Owns one replica's open question and what it has heard of its leader. Pure: the engine hands in time and messages. Must
 not know the library, nor enter a term: a replica whose question finds no majority disturbs nobody.
@@ -9,7 +9,7 @@ to be dead. As long as it does, this replica supports nobody else, unless the le
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Set as AbstractSet
 
 from controlplane.base.clock import Clock
 
@@ -88,8 +88,8 @@ class PreVotes:
         if self._term is not None and seq == self._seq:
             self._granted.add(peer_id)
 
-    def won(self, term: int, voters: Set[int], *, willing: Set[int]) -> bool:
-        """Whether a majority of ``voters`` (the others) and this replica would elect it. ``willing`` need not answer."""
+    def won(self, term: int, voters: AbstractSet[int], *, willing: AbstractSet[int]) -> bool:
+        """Whether a majority of ``voters`` (the others) and this replica would elect it; ``willing`` are not asked."""
         if self._term != term:
             return False
         supporters = (self._granted | willing) & voters

@@ -63,7 +63,7 @@ class Reads:
 
     def __init__(self, config: RaftConfig, peer_ids: list[int], first_seq: int) -> None:
         """``first_seq`` must differ between two lives of a replica: an answer to the earlier one proves too little."""
-        self._peer_ids = peer_ids
+        self._voters = frozenset(peer_ids)
         self._resend_s = 2 * config.heartbeat_ms / 1000
         self._seq = itertools.count(first_seq)
         self._order = itertools.count()
@@ -74,6 +74,10 @@ class Reads:
         self._requests: list[tuple[int, int]] = []
         self._round: _Round | None = None
         self._results: list[tuple[ReadDone, int | StatusError]] = []
+
+    def set_voters(self, voters: frozenset[int]) -> None:
+        """The other members whose word counts, from now on; also in the round under way."""
+        self._voters = voters
 
     def add(self, deadline: float, done: ReadDone) -> None:
         """``done`` hears once this replica has applied everything committed before now, or at ``deadline``."""
@@ -151,11 +155,11 @@ class Reads:
 
     def _probe(self, current: _Round, out: list[tuple[int, raft_pb2.RaftMessage]]) -> None:
         probe = raft_pb2.RaftMessage(term=current.term, probe=raft_pb2.Probe(seq=current.seq))
-        out.extend((peer_id, probe) for peer_id in self._peer_ids if peer_id not in current.acks)
+        out.extend((peer_id, probe) for peer_id in sorted(self._voters - current.acks))
 
     def _finish_round(self, term: int, out: list[tuple[int, raft_pb2.RaftMessage]]) -> None:
         current = self._round
-        if current is None or 2 * (1 + len(current.acks)) <= 1 + len(self._peer_ids):
+        if current is None or 2 * (1 + len(current.acks & self._voters)) <= 1 + len(self._voters):
             return
         self._round = None
         if current.own:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n6controlplane/pb/quarterdeck/internal/v1/snapshot.proto\x12\x17quarterdeck.internal.v1\"\xed\x01\n\x0eSnapshotHeader\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12\x38\n\x07members\x18\x02 \x03(\x0b\x32\'.quarterdeck.internal.v1.SnapshotMember\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x15\n\rcreated_at_ms\x18\x06 \x01(\x03\x12\x1c\n\x14state_format_version\x18\x07 \x01(\r\x12\x15\n\rmembers_index\x18\x08 \x01(\x04\x12\x12\n\nmembership\x18\t \x01(\x0c\"\x84\x01\n\x0eSnapshotMember\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\x17\n\x0f\x63lient_endpoint\x18\x04 \x01(\t\x12\x18\n\x10metrics_endpoint\x18\x05 \x01(\t\x12\x0f\n\x07learner\x18\x06 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n6controlplane/pb/quarterdeck/internal/v1/snapshot.proto\x12\x17quarterdeck.internal.v1\"\xd6\x01\n\x0eSnapshotHeader\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12\x38\n\x07members\x18\x02 \x03(\x0b\x32\'.quarterdeck.internal.v1.SnapshotMember\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x15\n\rcreated_at_ms\x18\x06 \x01(\x03\x12\x1c\n\x14state_format_version\x18\x07 \x01(\r\x12\x12\n\nmembership\x18\x08 \x01(\x0c\"\x84\x01\n\x0eSnapshotMember\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\x17\n\x0f\x63lient_endpoint\x18\x04 \x01(\t\x12\x18\n\x10metrics_endpoint\x18\x05 \x01(\t\x12\x0f\n\x07learner\x18\x06 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'controlplane.pb.quarterdeck
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SNAPSHOTHEADER']._serialized_start=84
-  _globals['_SNAPSHOTHEADER']._serialized_end=321
-  _globals['_SNAPSHOTMEMBER']._serialized_start=324
-  _globals['_SNAPSHOTMEMBER']._serialized_end=456
+  _globals['_SNAPSHOTHEADER']._serialized_end=298
+  _globals['_SNAPSHOTMEMBER']._serialized_start=301
+  _globals['_SNAPSHOTMEMBER']._serialized_end=433
 # @@protoc_insertion_point(module_scope)

@@ -29,7 +29,6 @@ class SnapshotHeader(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     CREATED_AT_MS_FIELD_NUMBER: _builtins.int
     STATE_FORMAT_VERSION_FIELD_NUMBER: _builtins.int
-    MEMBERS_INDEX_FIELD_NUMBER: _builtins.int
     MEMBERSHIP_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.int
     index: _builtins.int
@@ -41,8 +40,6 @@ class SnapshotHeader(_message.Message):
     """Wall clock of the replica that cut it, milliseconds since 1970."""
     state_format_version: _builtins.int
     """Format of the chunks, owned by the state machine."""
-    members_index: _builtins.int
-    """The CONFIG entry that made these members; 0: they founded the cluster."""
     membership: _builtins.bytes
     """The whole Membership (raft.proto), serialized: also the ids that were removed. Absent in files of version 0.1."""
     @_builtins.property
@@ -59,12 +56,11 @@ class SnapshotHeader(_message.Message):
         revision: _builtins.int = ...,
         created_at_ms: _builtins.int = ...,
         state_format_version: _builtins.int = ...,
-        members_index: _builtins.int = ...,
         membership: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "created_at_ms", b"created_at_ms", "index", b"index", "members", b"members", "members_index", b"members_index", "membership", b"membership", "revision", b"revision", "state_format_version", b"state_format_version", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "created_at_ms", b"created_at_ms", "index", b"index", "members", b"members", "membership", b"membership", "revision", b"revision", "state_format_version", b"state_format_version", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
