@@ -27,6 +27,7 @@ from controlplane.cli.common import Settings, coroutine, err, settings_of
 from controlplane.cli.local import bring_up
 from controlplane.client import GrpcClient
 from controlplane.local.cluster import FOLDER, LocalCluster
+from controlplane.local.spec import STORES
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment
 
 __all__ = ["chaos"]
@@ -64,6 +65,13 @@ def _output(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--nodes", default=3, show_default=True, help="Node agents, if it is started here.")
 @click.option("--port-base", default=7400, show_default=True, help="First port, if it is started here.")
 @click.option(
+    "--store",
+    default="embedded",
+    type=click.Choice(STORES),
+    show_default=True,
+    help="The store, if it is started here.",
+)
+@click.option(
     "--apply",
     "manifest",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -76,7 +84,14 @@ def _output(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.pass_context
 @coroutine
 async def demo(
-    context: click.Context, replicas: int, nodes: int, port_base: int, manifest: Path, rate: float, output: str
+    context: click.Context,
+    replicas: int,
+    nodes: int,
+    port_base: int,
+    store: str,
+    manifest: Path,
+    rate: float,
+    output: str,
 ) -> None:
     """The mission in four acts: a leader killed, a node killed, growth, and the loss of the whole control plane.
 
@@ -85,7 +100,12 @@ async def demo(
     began = time.monotonic()
     settings = settings_of(context)
     cluster = await bring_up(
-        settings.folder or Path(FOLDER), replicas=replicas, nodes=nodes, port_base=port_base, manifest=manifest
+        settings.folder or Path(FOLDER),
+        replicas=replicas,
+        nodes=nodes,
+        port_base=port_base,
+        store=store,
+        manifest=manifest,
     )
     run = await _interruptible(_demo(cluster, rate))
     _show(run.report, output)

@@ -24,7 +24,7 @@ from controlplane.client import GrpcClient, NotFoundError
 from controlplane.local.cluster import FOLDER, LocalCluster
 from controlplane.local.processes import ProcessError
 from controlplane.local.restore import restore_replicas
-from controlplane.local.spec import ClusterSpec, plan
+from controlplane.local.spec import STORES, ClusterSpec, plan
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment
 from controlplane.pb.k8s.core_v1_pb2 import Node, Service
 
@@ -161,18 +161,28 @@ def local() -> None:
 @click.option("--nodes", default=3, show_default=True, help="Node agents.")
 @click.option("--port-base", default=7400, show_default=True, help="First port of the cluster.")
 @click.option(
+    "--store", default="embedded", type=click.Choice(STORES), show_default=True, help="Where the state is kept."
+)
+@click.option(
     "--apply", "manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Then apply this file."
 )
 @click.option("--timeout", "timeout_s", default=60.0, show_default=True, help="Seconds to wait until all serves.")
 @click.pass_context
 @coroutine
 async def up(
-    context: click.Context, replicas: int, nodes: int, port_base: int, manifest: Path | None, timeout_s: float
+    context: click.Context,
+    replicas: int,
+    nodes: int,
+    port_base: int,
+    store: str,
+    manifest: Path | None,
+    timeout_s: float,
 ) -> None:
     """Start the cluster of this folder, or what is missing of it, and wait until it serves.
 
     Ports: replica i has gRPC at base+10i, metrics at base+10i+1, peers at base+10i+2; node j has its agent at
-    base+100+2j and metrics one above.
+    base+100+2j and metrics one above. With --store etcd three members of an etcd cluster hold the state, at base+10i+5
+    and base+10i+6.
     """
     settings = settings_of(context)
     began = time.monotonic()
@@ -181,6 +191,7 @@ async def up(
         replicas=replicas,
         nodes=nodes,
         port_base=port_base,
+        store=store,
         manifest=manifest,
         timeout_s=timeout_s,
     )
@@ -189,7 +200,14 @@ async def up(
 
 
 async def bring_up(
-    root: Path, *, replicas: int, nodes: int, port_base: int, manifest: Path | None = None, timeout_s: float = 60.0
+    root: Path,
+    *,
+    replicas: int,
+    nodes: int,
+    port_base: int,
+    store: str = "embedded",
+    manifest: Path | None = None,
+    timeout_s: float = 60.0,
 ) -> LocalCluster:
     """Start the cluster of a folder, or what is missing of it, and return when it serves and the manifest's workload is
     ready. Whatever ends this early, Ctrl-C included, stops what it started and leaves running what ran before.
@@ -200,7 +218,7 @@ async def bring_up(
         KeyboardInterrupt: SIGINT or SIGTERM.
     """
     manifests = read_manifests([str(manifest)]) if manifest is not None else []  # before anything is started
-    cluster = _open_or_create(root, replicas=replicas, nodes=nodes, port_base=port_base)
+    cluster = _open_or_create(root, replicas=replicas, nodes=nodes, port_base=port_base, store=store)
     before = cluster.running()
     if len(before) == len(cluster.names):
         err.print(f"already running: {len(cluster.spec.replicas)} replicas, {len(cluster.spec.nodes)} nodes")
@@ -234,28 +252,31 @@ async def bring_up(
     return cluster
 
 
-def _open_or_create(root: Path, *, replicas: int, nodes: int, port_base: int) -> LocalCluster:
-    wanted = plan(replicas=replicas, nodes=nodes, port_base=port_base)
+def _open_or_create(root: Path, *, replicas: int, nodes: int, port_base: int, store: str) -> LocalCluster:
+    wanted = plan(replicas=replicas, nodes=nodes, port_base=port_base, store=store)
     if not LocalCluster.exists(root):
         return LocalCluster.create(root, wanted)
     cluster = LocalCluster.open(root)
     if cluster.running() and _shape(cluster.spec) != _shape(wanted):
-        have = cluster.spec
         err.print(
-            f"the cluster here has REPLICAS={len(have.replicas)} NODES={len(have.nodes)} PORT_BASE={have.port_base}; "
-            "it is kept as it is. For another: make clean, or another folder"
+            f"the cluster here has {_words(cluster.spec)}; it is kept as it is. "
+            "For another: make clean, or another folder"
         )
     elif _shape(cluster.spec) != _shape(wanted):
         raise ConfigError(
-            f"{root} holds the data of a stopped cluster with REPLICAS={len(cluster.spec.replicas)} "
-            f"NODES={len(cluster.spec.nodes)} PORT_BASE={cluster.spec.port_base}. Start it with these numbers, or "
+            f"{root} holds the data of a stopped cluster with {_words(cluster.spec)}. Start it with these, or "
             "remove it first: qd local down --destroy"
         )
     return cluster
 
 
-def _shape(spec: ClusterSpec) -> tuple[int, int, int]:
-    return len(spec.replicas), len(spec.nodes), spec.port_base
+def _shape(spec: ClusterSpec) -> tuple[int, int, int, str]:
+    return len(spec.replicas), len(spec.nodes), spec.port_base, spec.store_kind
+
+
+def _words(spec: ClusterSpec) -> str:
+    replicas, nodes, port_base, store = _shape(spec)
+    return f"REPLICAS={replicas} NODES={nodes} PORT_BASE={port_base} STORE={store}"
 
 
 def _undo(cluster: LocalCluster, before: list[str]) -> None:
@@ -277,7 +298,11 @@ async def _show(settings: Settings, cluster: LocalCluster) -> None:
     status_module.render(found, console)
     spec = cluster.spec
     console.print()
-    console.print(f"gRPC     {', '.join(spec.endpoints)}  (etcd v3 and quarterdeck.v1 on each)")
+    if spec.store:
+        console.print(f"gRPC     {', '.join(spec.endpoints)}  (quarterdeck.v1 on each)")
+        console.print(f"etcd     {', '.join(spec.kv_endpoints)}  (etcd itself: it holds the state)")
+    else:
+        console.print(f"gRPC     {', '.join(spec.endpoints)}  (etcd v3 and quarterdeck.v1 on each)")
     console.print(f"metrics  {', '.join(f'http://{r.metrics}/metrics' for r in spec.replicas)}")
     console.print(f"logs     {cluster.root}/logs/*.log")
     console.print("try      .venv/bin/qd get pods -o wide")

@@ -55,13 +55,27 @@ class NodeRow:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreRow:
+    """One member of the external etcd that holds the state, as a replica last saw it."""
+
+    endpoint: str
+    reachable: bool
+    leader: bool
+    version: str
+    term: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """The whole cluster at a glance. ``leader`` is None when no majority says who leads."""
+    """The whole cluster at a glance. ``leader`` is None when no majority says who leads. ``store`` is empty
+    where the replicas hold the state themselves."""
 
     leader: str | None
     term: int
     replicas: list[ReplicaRow]
     nodes: list[NodeRow]
+    store: list[StoreRow]
     pods: dict[str, int]
     pods_ready: int
 
@@ -85,7 +99,14 @@ async def gather(settings: Settings) -> ClusterStatus:
     leader, term = leader_of(heard, len(replicas))
     reachable = [endpoint for endpoint, answer in answers.items() if answer]
     nodes, pods, ready = await _workload(reachable, local) if reachable else ([], {}, 0)
-    return ClusterStatus(leader, term, replicas, nodes, pods, ready)
+    store = next((_store(answer) for answer in heard if answer.store_members), [])
+    return ClusterStatus(leader, term, replicas, nodes, store, pods, ready)
+
+
+def _store(answer: operator_pb2.StatusResponse) -> list[StoreRow]:
+    return [
+        StoreRow(m.endpoint, m.reachable, m.leader, m.version, m.raft_term, m.size_bytes) for m in answer.store_members
+    ]
 
 
 async def _ask_all(endpoints: Sequence[str]) -> dict[str, operator_pb2.StatusResponse | None]:
@@ -186,6 +207,19 @@ def render(found: ClusterStatus, console: Console) -> None:
             ],
         ),
     )
+    if found.store:
+        console.print()
+        members = [
+            [
+                ("* " if m.leader else "  ") + m.endpoint,
+                "yes" if m.reachable else "no",
+                m.version or "-",
+                str(m.term or "-"),
+                str(m.size_bytes),
+            ]
+            for m in found.store
+        ]
+        _print(console, table(["ETCD MEMBER", "ANSWERS", "VERSION", "TERM", "BYTES"], members))
     console.print()
     rows = [[n.name, n.status, str(n.pods), str(n.pid or "-")] for n in found.nodes]
     _print(console, table(["NODE", "STATUS", "PODS", "PID"], rows))

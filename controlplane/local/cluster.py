@@ -7,6 +7,7 @@ Layout of the folder::
       run/NAME.json             pid records (processes.py)
       logs/NAME.log             output of each process
       replicas/NAME/            a replica's data: log and snapshots
+      etcd/NAME/                a member's data, where an etcd cluster is the store
       nodes/NAME/               an agent's state, and its pods' directories and logs
       snapshots/                where `qd snapshot save` puts files by default
 
@@ -27,16 +28,16 @@ from typing import TypeVar
 
 from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
-from controlplane.local import pods
+from controlplane.local import etcd, pods
 from controlplane.local.processes import ProcessError, Processes
-from controlplane.local.spec import ClusterSpec, NodeSpec, ReplicaSpec
+from controlplane.local.spec import ClusterSpec, NodeSpec, ReplicaSpec, StoreMemberSpec
 
 __all__ = ["FOLDER", "LocalCluster"]
 
 #: The folder's name under the current directory.
 FOLDER = ".quarterdeck"
 _AGENT_STOP_TIMEOUT_S = 15.0
-_Spec = TypeVar("_Spec", ReplicaSpec, NodeSpec)
+_Spec = TypeVar("_Spec", ReplicaSpec, NodeSpec, StoreMemberSpec)
 
 
 class LocalCluster:
@@ -57,7 +58,7 @@ class LocalCluster:
             ConfigError: the folder cannot be written.
         """
         try:
-            for part in ("run", "logs", "replicas", "nodes", "snapshots"):
+            for part in ("run", "logs", "replicas", "nodes", "snapshots", *(("etcd",) if spec.store else ())):
                 (root / part).mkdir(parents=True, exist_ok=True)
             spec.save(root / "cluster.json")
         except OSError as error:
@@ -78,8 +79,10 @@ class LocalCluster:
 
     @property
     def names(self) -> list[str]:
-        """Every process name: replicas, then nodes."""
-        return [r.name for r in self.spec.replicas] + [n.name for n in self.spec.nodes]
+        """Every process name: the store's members, if it has its own, then replicas, then nodes."""
+        return (
+            [m.name for m in self.spec.store] + [r.name for r in self.spec.replicas] + [n.name for n in self.spec.nodes]
+        )
 
     def running(self) -> list[str]:
         """Names of the processes that run."""
@@ -103,6 +106,10 @@ class LocalCluster:
         """A replica's data directory."""
         return self.root / "replicas" / name
 
+    def store_dir(self, name: str) -> Path:
+        """The data directory of a member of the store."""
+        return self.root / "etcd" / name
+
     def node_dir(self, name: str) -> Path:
         """An agent's state directory."""
         return self.root / "nodes" / name
@@ -121,6 +128,7 @@ class LocalCluster:
             if self.processes.pid(r.name) is None
             for address in (r.client, r.metrics, r.peer)
         ]
+        wanted += [a for m in self.spec.store if self.processes.pid(m.name) is None for a in (m.client, m.peer)]
         wanted += [
             address for n in self.spec.nodes if self.processes.pid(n.name) is None for address in (n.listen, n.metrics)
         ]
@@ -132,7 +140,14 @@ class LocalCluster:
             )
 
     def start(self, name: str) -> int:
-        """Start a replica or an agent; return its pid. A running one is left as it is."""
+        """Start a member of the store, a replica or an agent; return its pid. A running one is left as it is.
+
+        Raises:
+            ConfigError: there is no such process, or no etcd on this machine.
+        """
+        if any(member.name == name for member in self.spec.store):
+            argv = etcd.member_argv(self._named(name, self.spec.store), self.spec, self.store_dir(name).resolve())
+            return self.processes.start(name, argv, env=_environment(), cwd=self.root)
         if any(node.name == name for node in self.spec.nodes):
             argv = self._node_argv(self.node(name))
         else:
@@ -143,13 +158,18 @@ class LocalCluster:
         return [
             self.python, "-m", "controlplane",
             "--name", me.name,
-            "--data-dir", str(self.replica_dir(me.name).resolve()),
+            *self._store_args(me.name),
             "--initial-cluster", self.spec.initial_cluster,
             "--cluster-token", self.spec.token,
             "--service-cidr", self.spec.service_cidr,
             "--cluster-cidr", self.spec.cluster_cidr,
             *self.spec.extra_replica_args,
         ]  # fmt: skip
+
+    def _store_args(self, name: str) -> list[str]:
+        if self.spec.store:
+            return ["--store", f"etcd://{','.join(self.spec.kv_endpoints)}"]
+        return ["--data-dir", str(self.replica_dir(name).resolve())]
 
     def _node_argv(self, me: NodeSpec) -> list[str]:
         return [
@@ -197,13 +217,15 @@ class LocalCluster:
         return len(found.keys() | late.keys())
 
     def down(self) -> list[str]:
-        """Stop everything: agents (with their pods) first, then replicas. Returns what had to be killed."""
+        """Stop everything: agents (with their pods), then replicas, then the store if it is apart. Returns what had to be
+        killed."""
         nodes = [node.name for node in self.spec.nodes]
         replicas = [replica.name for replica in self.spec.replicas]
         killed = self.processes.stop(nodes, timeout_s=_AGENT_STOP_TIMEOUT_S)
         for node in nodes:
             pods.kill_all(self.node_dir(node))
-        return killed + self.processes.stop(replicas)
+        killed += self.processes.stop(replicas)
+        return killed + self.processes.stop([member.name for member in self.spec.store])
 
     def destroy(self) -> None:
         """Remove the folder. Only after :meth:`down`."""

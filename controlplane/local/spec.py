@@ -1,9 +1,10 @@
 """What a local cluster is made of, as a file: names, addresses, ranges. Format version 1, JSON.
 
-Ports, from one base: replica i (from 1) has client ``base+10i``, metrics ``base+10i+1``, peer ``base+10i+2``; node j
-(from 1) has its agent port at ``base+100+2j`` and metrics one above. Pod and Service ranges are 127.x networks chosen
-by the base, so that two clusters whose bases are at least 250 apart share nothing: a pod of one that has the address
-of a pod of the other cannot bind its ports, and answers the other's probes.
+Ports, from one base: replica i (from 1) has client ``base+10i``, metrics ``base+10i+1``, peer ``base+10i+2``; with an
+etcd cluster as the store, its member i has client ``base+10i+5`` and peer ``base+10i+6``; node j (from 1) has its agent
+port at ``base+100+2j`` and metrics one above. Pod and Service ranges are 127.x networks chosen by the base, so that two
+clusters whose bases are at least 250 apart share nothing: a pod of one that has the address of a pod of the other
+cannot bind its ports, and answers the other's probes.
 """
 
 from __future__ import annotations
@@ -16,11 +17,26 @@ from pathlib import Path
 
 from controlplane.base.errors import ConfigError
 
-__all__ = ["FORMAT_VERSION", "NODES_MAX", "REPLICAS_MAX", "ClusterSpec", "NodeSpec", "ReplicaSpec", "plan"]
+__all__ = [
+    "FORMAT_VERSION",
+    "NODES_MAX",
+    "REPLICAS_MAX",
+    "STORES",
+    "STORE_MEMBERS",
+    "ClusterSpec",
+    "NodeSpec",
+    "ReplicaSpec",
+    "StoreMemberSpec",
+    "plan",
+]
 
 FORMAT_VERSION = 1
 REPLICAS_MAX = 9
 NODES_MAX = 200
+#: Where the state is kept: in the replicas, or in an etcd cluster of its own.
+STORES = ("embedded", "etcd")
+#: Members of an etcd cluster that is the store.
+STORE_MEMBERS = 3
 _HOST = "127.0.0.1"
 _PORT_BASE_MIN = 1024
 
@@ -45,8 +61,18 @@ class NodeSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreMemberSpec:
+    """One member of the etcd cluster that is the store. Addresses are ``host:port``."""
+
+    name: str
+    client: str
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterSpec:
-    """The cluster of one folder."""
+    """The cluster of one folder. ``store``: the members of the etcd cluster that holds the state; empty: the replicas
+    hold it."""
 
     port_base: int
     token: str
@@ -56,6 +82,7 @@ class ClusterSpec:
     nodes: tuple[NodeSpec, ...]
     version: int = FORMAT_VERSION
     extra_replica_args: tuple[str, ...] = field(default=())
+    store: tuple[StoreMemberSpec, ...] = field(default=())
 
     @property
     def initial_cluster(self) -> str:
@@ -66,6 +93,16 @@ class ClusterSpec:
     def endpoints(self) -> list[str]:
         """Every replica's client endpoint."""
         return [replica.client for replica in self.replicas]
+
+    @property
+    def store_kind(self) -> str:
+        """One of STORES."""
+        return "etcd" if self.store else "embedded"
+
+    @property
+    def kv_endpoints(self) -> list[str]:
+        """Who serves the etcd API: the store's members, or the replicas."""
+        return [member.client for member in self.store] or self.endpoints
 
     def with_node(self) -> tuple[ClusterSpec, NodeSpec]:
         """The cluster with one more node, and that node: the lowest number not in use."""
@@ -103,6 +140,7 @@ class ClusterSpec:
                 raise ConfigError(f"{path}: format version {raw['version']}, this program reads {FORMAT_VERSION}")
             raw["replicas"] = tuple(ReplicaSpec(**replica) for replica in raw["replicas"])
             raw["nodes"] = tuple(NodeSpec(**node) for node in raw["nodes"])
+            raw["store"] = tuple(StoreMemberSpec(**member) for member in raw.get("store", ()))
             raw["extra_replica_args"] = tuple(raw.get("extra_replica_args", ()))
             return cls(**raw)
         except FileNotFoundError as error:
@@ -111,8 +149,8 @@ class ClusterSpec:
             raise ConfigError(f"{path} is damaged ({error}); remove the folder {path.parent} to start anew") from error
 
 
-def plan(*, replicas: int, nodes: int, port_base: int) -> ClusterSpec:
-    """A new cluster of that size.
+def plan(*, replicas: int, nodes: int, port_base: int, store: str = "embedded") -> ClusterSpec:
+    """A new cluster of that size. ``store``: ``embedded`` (in the replicas) or ``etcd`` (a cluster of its own).
 
     Raises:
         ConfigError: a number is out of range; the message says which range.
@@ -128,6 +166,8 @@ def plan(*, replicas: int, nodes: int, port_base: int) -> ClusterSpec:
         raise ConfigError(f"PORT_BASE={port_base}: want {_PORT_BASE_MIN} to {32767 - 101 - 2 * NODES_MAX}")
     # 1024..32266 in steps of 250 gives 0..124. Services: half of one of 127.64 to 127.126; pods: one of 127.128 to 252.
     number = (port_base - _PORT_BASE_MIN) // 250
+    if store not in STORES:
+        raise ConfigError(f"STORE={store}: want {' or '.join(STORES)}")
     return ClusterSpec(
         port_base=port_base,
         token=secrets.token_hex(8),
@@ -135,12 +175,18 @@ def plan(*, replicas: int, nodes: int, port_base: int) -> ClusterSpec:
         cluster_cidr=f"127.{128 + number}.0.0/16",
         replicas=tuple(_replica(port_base, i) for i in range(1, replicas + 1)),
         nodes=tuple(_node(port_base, j) for j in range(1, nodes + 1)),
+        store=tuple(_store_member(port_base, i) for i in range(1, STORE_MEMBERS + 1)) if store == "etcd" else (),
     )
 
 
 def _replica(port_base: int, number: int) -> ReplicaSpec:
     first = port_base + 10 * number
     return ReplicaSpec(f"r{number}", f"{_HOST}:{first}", f"{_HOST}:{first + 1}", f"{_HOST}:{first + 2}")
+
+
+def _store_member(port_base: int, number: int) -> StoreMemberSpec:
+    first = port_base + 10 * number + 5
+    return StoreMemberSpec(f"etcd-{number}", f"{_HOST}:{first}", f"{_HOST}:{first + 1}")
 
 
 def _node(port_base: int, number: int) -> NodeSpec:
