@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.store.store import Store
 from tests.fakes.raft import FakeRaft
 
-__all__ = ["FakeContext", "Replica", "put", "settle"]
+__all__ = ["FakeContext", "InlineExecutor", "Replica", "put", "settle"]
 
 
 @dataclass
@@ -36,22 +37,37 @@ class Replica:
         self.authorizer = Authorizer(self.store.auth, self.kv.barrier, self.tokens)
 
 
+class InlineExecutor(Executor):
+    """Does the work at once, where it is asked for."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
 class FakeContext:
     """The parts of a gRPC servicer context that services use. ``written`` is what the client was sent."""
 
-    def __init__(self, metadata: dict[str, str] | None = None, remaining_s: float | None = None) -> None:
+    def __init__(
+        self,
+        metadata: dict[str, str] | None = None,
+        remaining_s: float | None = None,
+        certificate: bytes | None = None,
+    ) -> None:
         self.written: asyncio.Queue[Any] = asyncio.Queue()
         self.gate = asyncio.Event()
         self.gate.set()
         self._metadata = tuple((metadata or {}).items())
         self._remaining_s = remaining_s
+        self._certificate = certificate
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return self._metadata
 
     def auth_context(self) -> dict[str, list[bytes]]:
-        """No certificate."""
-        return {}
+        """As grpc shows a client certificate; empty without one."""
+        return {} if self._certificate is None else {"x509_pem_cert": [self._certificate]}
 
     def time_remaining(self) -> float | None:
         return self._remaining_s
