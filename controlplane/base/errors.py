@@ -7,6 +7,7 @@
     ├── ConfigError            a setting is wrong: says which, what it is, what is allowed
     ├── CorruptStateError      bytes on disk or state in memory are not what they must be: fail-stop
     ├── StorageError           the disk refused (ENOSPC, EIO): the replica stops acknowledging
+    ├── RemovedError           this replica is no longer a member, or must not come back as the one it was
     └── StoppedError           the component is shutting down
 
 Owns the names; knows nothing of who raises them.
@@ -21,6 +22,7 @@ __all__ = [
     "ConfigError",
     "CorruptStateError",
     "QuarterdeckError",
+    "RemovedError",
     "StatusError",
     "StoppedError",
     "StorageError",
@@ -87,6 +89,10 @@ class StorageError(QuarterdeckError):
     def __init__(self, message: str, *, errno: int = 0) -> None:
         super().__init__(message)
         self.errno = errno
+
+
+class RemovedError(QuarterdeckError):
+    """This replica does not belong to the cluster (any more): it stops for good. The message says what to do."""
 
 
 class StoppedError(QuarterdeckError):

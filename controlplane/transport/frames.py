@@ -13,10 +13,21 @@ from controlplane.base.errors import QuarterdeckError
 from controlplane.base.limits import FRAME_BYTES_MAX
 from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import AppendEntries, Entry, Frame, RaftMessage
 
-__all__ = ["HEADER_BYTES", "PROTOCOL_VERSION", "FrameError", "check_raft", "decode", "encode", "frame_length"]
+__all__ = [
+    "HEADER_BYTES",
+    "PROTOCOL_REVISION",
+    "PROTOCOL_VERSION",
+    "FrameError",
+    "check_raft",
+    "decode",
+    "encode",
+    "frame_length",
+]
 
 #: Spoken by this version. A peer with another one is refused, by name, in its handshake.
 PROTOCOL_VERSION = 1
+#: What it understands beyond that; see Hello.revision. Peers of a lower one are not sent what they do not know.
+PROTOCOL_REVISION = 1
 
 _HEADER = struct.Struct(">I")
 HEADER_BYTES = _HEADER.size
