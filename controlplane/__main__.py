@@ -33,6 +33,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--cluster-cidr", default="127.128.0.0/16", help="Pod addresses; each node gets a /24.")
 @click.option("--node-heartbeat-ms", default=500, help="How often agents say they live.")
 @click.option("--snapshot-entries", default=10_000, help="Log entries between two snapshots.")
+@click.option("--quota-backend-bytes", default=2 << 30, help="How big the state may become; 0 is no limit.")
+@click.option("--auto-compaction-mode", default="periodic", type=click.Choice(["periodic", "revision"]))
+@click.option("--auto-compaction-retention", default="5m", help="History kept: 5m, 1h, or revisions; 0 is all of it.")
 @click.option("--log-level", default="info", type=click.Choice(LEVELS))
 @click.option("--store", help="Keep the state in this etcd cluster instead: etcd://HOST:PORT,HOST:PORT.")
 @click.option("--store-ca", type=_FILE, help="Its CA certificate (PEM); turns TLS on.")
@@ -53,6 +56,9 @@ def main(
     cluster_cidr: str,
     node_heartbeat_ms: int,
     snapshot_entries: int,
+    quota_backend_bytes: int,
+    auto_compaction_mode: str,
+    auto_compaction_retention: str,
     log_level: str,
     store: str | None,
     store_ca: Path | None,
@@ -85,6 +91,9 @@ def main(
             cluster_cidr=cluster_cidr,
             node_heartbeat_ms=node_heartbeat_ms,
             snapshot_entries=snapshot_entries,
+            quota_backend_bytes=quota_backend_bytes,
+            auto_compaction_mode=auto_compaction_mode,
+            auto_compaction_retention=auto_compaction_retention,
             log_level=log_level,
             store=external,
         )

@@ -40,7 +40,6 @@ from controlplane.controllers.manager import ControllerManager
 from controlplane.controllers.nodelifecycle import NodeLifecycle
 from controlplane.controllers.nodelifecycle_decide import LifecycleConfig
 from controlplane.controllers.state_metrics import ObjectMetrics
-from controlplane.etcd.compactor import Compactor
 from controlplane.etcd.gateway import BODY_BYTES_MAX as GATEWAY_BODY_BYTES_MAX
 from controlplane.pb.k8s.core_v1_pb2 import Pod
 from controlplane.pb.quarterdeck.v1 import node_pb2_grpc
@@ -100,7 +99,6 @@ class App:
             self.client, self.informers, factories, events=self.recorder, clock=clock, rand=rand
         )
         self.scheduler = Scheduler(self.client, self.informers, events=self.recorder, clock=clock, rand=rand)
-        self.compactor = Compactor(self.kv, clock)
         self._object_metrics = ObjectMetrics(self.informers, lambda: self._led_term is not None)
         self._server = grpc_server.new_server(clock=clock)
         self._services = (*self.backbone.services, *_SERVICES)
@@ -239,7 +237,7 @@ class App:
             await self.api.bootstrap()
             await self.controllers.lead(fence)
             await self.scheduler.lead(fence)
-            await self.compactor.run()
+            await self.backbone.keep_house()
         finally:
             await self.controllers.stop_leading()
             await self.scheduler.stop_leading()

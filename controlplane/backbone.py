@@ -7,21 +7,26 @@ of what stands on it: API, sessions, controllers and scheduler are the same on b
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import grpc
 from prometheus_client.registry import Collector
 
+from controlplane import quarantine
 from controlplane.api.cell import Cell
 from controlplane.api.operator import OperatorService
 from controlplane.base.clock import Clock
 from controlplane.base.rand import Rand
+from controlplane.base.retention import parse_retention
 from controlplane.client.charge import take_charge
 from controlplane.config import ReplicaConfig
 from controlplane.etcd import service as etcd_service
 from controlplane.etcd.cluster_service import ETCD_VERSION
+from controlplane.etcd.compactor import AutoCompactor
 from controlplane.etcd.gateway import Gateway
+from controlplane.etcd.integrity import CorruptMemberError, Integrity
 from controlplane.etcd.local import LocalKV
 from controlplane.etcd.metrics import StateMetrics
 from controlplane.external.backbone import External
@@ -34,6 +39,8 @@ from controlplane.transport.handlers import Both, HandlerTable
 from controlplane.transport.interceptors import StatusInterceptor
 
 __all__ = ["Backbone", "Embedded", "backbone_of"]
+
+log = logging.getLogger("quarterdeck.backbone")
 
 
 class Backbone(Protocol):
@@ -98,6 +105,10 @@ class Backbone(Protocol):
         """The fence of every write of a reign that was just won."""
         ...
 
+    async def keep_house(self) -> None:
+        """What the store needs done by the leader, for as long as it leads: until cancelled."""
+        ...
+
 
 class Embedded:
     """A Raft replica with the store in it. ``had_data``: an earlier life in this process had data in the directory."""
@@ -127,7 +138,17 @@ class Embedded:
             rand=rand,
         )
         self.cell = self.raft
-        self.kv = LocalKV(self.raft, self.store, clock=clock, rand=rand, election_timeout_ms=config.election_ms_max)
+        self.kv = LocalKV(
+            self.raft, self.store, clock=clock, rand=rand, election_timeout_ms=config.election_ms_max,
+            quota_bytes=config.quota_backend_bytes,
+        )  # fmt: skip
+        self.integrity = Integrity(self.kv, self.raft, self.store, clock)
+        self.compactor = AutoCompactor(
+            self.kv, clock, self._leads,
+            parse_retention(config.auto_compaction_mode, config.auto_compaction_retention),
+        )  # fmt: skip
+        self._work: tuple[asyncio.Task[None], ...] = ()
+        self._failed: asyncio.Future[BaseException] | None = None
         self.services = etcd_service.SERVICE_NAMES
         self._gateway_table = HandlerTable([StatusInterceptor(clock)])
         self.routes = Gateway(self._gateway_table, lambda _request: {}).routes()
@@ -141,7 +162,7 @@ class Embedded:
 
     @property
     def failed(self) -> asyncio.Future[BaseException]:
-        return self.raft.failed
+        return self._failed or self.raft.failed
 
     def add_services(self, server: grpc.aio.Server) -> None:
         etcd_service.add_services(
@@ -153,10 +174,43 @@ class Embedded:
 
     async def start(self) -> None:
         """Recover the state, take part. Raises CorruptStateError, StorageError."""
+        quarantine.check(self._config.data_dir)
         self.kv.start()
         await self.raft.start()
+        loop = asyncio.get_running_loop()
+        self._failed = loop.create_future()
+        self.raft.failed.add_done_callback(self._note_failed)
+        self._work = (
+            loop.create_task(self.integrity.run(), name="integrity"),
+            loop.create_task(self.compactor.run(), name="compactor"),
+        )
+        for task in self._work:
+            task.add_done_callback(self._note_ended)
+
+    def _leads(self) -> bool:
+        status = self.raft.status()
+        return status.leader == status.name
+
+    def _note_failed(self, failed: asyncio.Future[BaseException]) -> None:
+        if not failed.cancelled():
+            self._fail(failed.result())
+
+    def _note_ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, CorruptMemberError):
+            quarantine.impose(self._config.data_dir, str(error))
+        if error is not None:
+            log.critical("event=part-failed part=%s error=%r", task.get_name(), error)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failed is not None and not self._failed.done():
+            self._failed.set_result(error)
 
     async def stop(self) -> None:
+        for task in self._work:
+            task.cancel()
+        await asyncio.gather(*self._work, return_exceptions=True)
         await self.raft.stop()
 
     async def close(self) -> None:
@@ -164,6 +218,10 @@ class Embedded:
 
     async def take_charge(self, term: int) -> api_pb2.Fence:
         return await take_charge(self.kv, name=self._config.name, term=term, clock=self._clock)
+
+    async def keep_house(self) -> None:
+        """Nothing: compaction also has to go on where taking charge does not, for lack of space."""
+        await asyncio.Event().wait()
 
 
 def backbone_of(config: ReplicaConfig, *, had_data: bool, clock: Clock, rand: Rand) -> Backbone:

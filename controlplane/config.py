@@ -13,6 +13,8 @@ from pathlib import Path
 
 from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
+from controlplane.base.limits import MIB
+from controlplane.base.retention import parse_retention
 from controlplane.external.config import StoreConfig
 
 __all__ = ["MemberConfig", "ReplicaConfig", "parse_initial_cluster"]
@@ -47,6 +49,8 @@ class ReplicaConfig:
         node_heartbeat_ms: how often agents say they live.
         snapshot_entries: log entries between two snapshots; more means longer restarts, fewer means more writing.
         log_level: debug, info, warning or error.
+        quota_backend_bytes: how big the state may become before writes that add to it are refused; 0 is no limit.
+        auto_compaction_mode, auto_compaction_retention: how much history is kept, as etcd's flags say it; 0 is all.
         store: the etcd cluster that holds the state; None: the replicas do. With one, ``data_dir``, the peer addresses
             and the settings of elections and snapshots are not used.
     """
@@ -63,6 +67,9 @@ class ReplicaConfig:
     node_heartbeat_ms: int = 500
     snapshot_entries: int = 10_000
     log_level: str = "info"
+    quota_backend_bytes: int = 2 * 1024 * MIB
+    auto_compaction_mode: str = "periodic"
+    auto_compaction_retention: str = "5m"
     store: StoreConfig | None = None
 
     @property
@@ -105,6 +112,9 @@ class ReplicaConfig:
             raise ConfigError(f"cluster range {cluster}: want a /24 or wider, each node gets a /24 of it")
         if not 100 <= self.node_heartbeat_ms <= 60_000:
             raise ConfigError(f"node heartbeat {self.node_heartbeat_ms} ms: want 100 to 60000")
+        if self.quota_backend_bytes < 0:
+            raise ConfigError(f"quota {self.quota_backend_bytes} bytes: want 0 (no limit) or more")
+        parse_retention(self.auto_compaction_mode, self.auto_compaction_retention)
         if self.snapshot_entries < 100:
             raise ConfigError(f"snapshot entries {self.snapshot_entries}: want at least 100")
 

@@ -39,7 +39,8 @@ async def take_charge(kv: KVStore, *, name: str, term: int, clock: Clock) -> api
         try:
             fence = await _try(kv, value)
         except StatusError as error:
-            if error.code not in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED}:
+            # A store without space (RESOURCE_EXHAUSTED) is a leader's to wait out: an operator is making room.
+            if error.code not in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED}:
                 raise
             _log.warning("event=take-charge-failed term=%d reason=%s", term, error.message)
         else:

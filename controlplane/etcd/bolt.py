@@ -187,7 +187,8 @@ def _branch_fits(children: list[tuple[bytes, int]], child: tuple[bytes, int]) ->
 
 
 def _leaf(page: int, entries: Sequence[Entry], flags: int = 0) -> bytes:
-    heads, data = [], []
+    heads: list[bytes] = []
+    data: list[bytes] = []
     offset = _LEAF_ENTRY.size * len(entries)
     for key, value in entries:
         heads.append(_LEAF_ENTRY.pack(flags, offset, len(key), len(value)))
@@ -199,7 +200,8 @@ def _leaf(page: int, entries: Sequence[Entry], flags: int = 0) -> bytes:
 
 
 def _branch(page: int, children: Sequence[tuple[bytes, int]]) -> bytes:
-    heads, data = [], []
+    heads: list[bytes] = []
+    data: list[bytes] = []
     offset = _BRANCH_ENTRY.size * len(children)
     for key, below in children:
         heads.append(_BRANCH_ENTRY.pack(offset, len(key), below))

@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from controlplane.base.errors import Code, StatusError
+from controlplane.etcd.authorizer import Authorizer
 from controlplane.etcd.context import Context, timeout_ms_of
 from controlplane.etcd.local import DEFAULT_TIMEOUT_MS, LocalKV
 from controlplane.pb.etcd import rpc_pb2, rpc_pb2_grpc
@@ -64,8 +65,9 @@ def _bad_urls() -> StatusError:
 class ClusterService(rpc_pb2_grpc.ClusterServicer):
     """etcdserverpb.Cluster. ``tls``: peers and clients are spoken to with TLS, so URLs say https."""
 
-    def __init__(self, kv: LocalKV, raft: RaftHandle, *, tls: bool = False) -> None:
+    def __init__(self, kv: LocalKV, raft: RaftHandle, authorizer: Authorizer, *, tls: bool = False) -> None:
         self._kv = kv
+        self._authorizer = authorizer
         self._raft = raft
         self._tls = tls
 
@@ -113,6 +115,7 @@ class ClusterService(rpc_pb2_grpc.ClusterServicer):
         return rpc_pb2.MemberPromoteResponse(header=self._kv.header(), members=self._wire(members))
 
     async def _change(self, change: MemberChange, context: Context) -> tuple[Member, ...]:
+        await self._authorizer.require_root(context)
         return await self._raft.change_members(change, timeout_ms=timeout_ms_of(context) or DEFAULT_TIMEOUT_MS)
 
     def _wire(self, members: Iterable[Member]) -> list[rpc_pb2.Member]:

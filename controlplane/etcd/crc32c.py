@@ -55,7 +55,8 @@ def _after(count: int) -> tuple[_Column, _Column]:
 
 def _move(crc: _Column, count: int) -> _Column:
     low, high = _after(count)
-    return low[crc & 0xFFFF] ^ high[crc >> np.uint32(16)]
+    moved: _Column = low[crc & 0xFFFF] ^ high[crc >> np.uint32(16)]
+    return moved
 
 
 def _block(data: bytes | bytearray) -> int:

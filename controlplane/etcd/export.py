@@ -7,8 +7,8 @@ Everything is cut when the export is made and read while writes go on. What take
 :data:`_SLICE` entries. Held meanwhile: the history (a pin), a reference for each key older than the last compaction,
 the small tables.
 
-Source: etcd server/storage/schema, server/storage/mvcc/{revision,hash,kvstore}.go, server/lease/leasepb; HashKV is that of
-3.4.23.
+Source: etcd server/storage/schema, server/storage/mvcc/{revision,hash,kvstore}.go, server/lease/leasepb;
+HashKV is that of 3.4.23.
 """
 
 from __future__ import annotations

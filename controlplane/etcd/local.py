@@ -268,11 +268,11 @@ class LocalKV:
     async def compact(
         self, request: rpc_pb2.CompactionRequest, *, timeout_ms: int | None = None, caller: Caller | None = None
     ) -> rpc_pb2.CompactionResponse:
-        """A ``physical`` compaction also waits until this replica has given the memory back."""
+        """A ``physical`` compaction also waits until this replica has given the memory back, but for what a backup that
+        is being made still reads."""
         reply = await self._write(Command(compact=request), b"", timeout_ms, caller)
-        swept = not request.physical
-        while not swept:
-            swept = self._store.sweep()
+        while request.physical and self._store.sweepable:
+            self._store.sweep()
             await asyncio.sleep(0)
         return self._stamped(reply.compact)
 

@@ -5,10 +5,14 @@ Everything but Alarm and MoveLeader is about the replica that is asked, as in et
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from controlplane.base.clock import Clock
+from controlplane.etcd import metrics
+from controlplane.etcd.authorizer import Authorizer
 from controlplane.etcd.cluster_service import ETCD_VERSION
 from controlplane.etcd.context import Context, timeout_ms_of
 from controlplane.etcd.export import Export, hash_kv
@@ -26,10 +30,14 @@ _CHUNK_BYTES: Final = 32 * 1024
 class MaintenanceService(rpc_pb2_grpc.MaintenanceServicer):
     """etcdserverpb.Maintenance."""
 
-    def __init__(self, kv: LocalKV, raft: RaftHandle, store: Store, *, tls: bool = False) -> None:
+    def __init__(
+        self, kv: LocalKV, raft: RaftHandle, store: Store, authorizer: Authorizer, clock: Clock, *, tls: bool = False
+    ) -> None:
         self._kv = kv
         self._raft = raft
         self._store = store
+        self._authorizer = authorizer
+        self._clock = clock
         self._tls = tls
 
     async def Status(self, request: rpc_pb2.StatusRequest, context: Context) -> rpc_pb2.StatusResponse:  # noqa: N802
@@ -58,6 +66,7 @@ class MaintenanceService(rpc_pb2_grpc.MaintenanceServicer):
     async def Alarm(self, request: rpc_pb2.AlarmRequest, context: Context) -> rpc_pb2.AlarmResponse:  # noqa: N802
         """GET lists those of a member (0: of all) and of a type (NONE: of all), as known here. ACTIVATE and DEACTIVATE
         go through the log."""
+        await self._authorizer.require_root(context)
         if request.action != rpc_pb2.AlarmRequest.GET:
             return await self._kv.alarm(
                 request.action, request.memberID, request.alarm, timeout_ms=timeout_ms_of(context)
@@ -72,15 +81,27 @@ class MaintenanceService(rpc_pb2_grpc.MaintenanceServicer):
     async def Defragment(  # noqa: N802
         self, request: rpc_pb2.DefragmentRequest, context: Context
     ) -> rpc_pb2.DefragmentResponse:
+        """Give memory back now: the rest of what compaction freed, and then tables that have outgrown what is in them,
+        one at a time with turns of the loop in between. Files need none: log and snapshots hold what is used."""
+        await self._authorizer.require_root(context)
+        began_s = self._clock.monotonic()
+        while self._store.sweepable:
+            self._store.sweep()
+            await asyncio.sleep(0)
+        for _ in self._store.rebuild():
+            await asyncio.sleep(0)
+        metrics.DEFRAG_SECONDS.observe(self._clock.monotonic() - began_s)
         return rpc_pb2.DefragmentResponse(header=self._kv.header())
 
     async def Hash(self, request: rpc_pb2.HashRequest, context: Context) -> rpc_pb2.HashResponse:  # noqa: N802
         """Of the whole state as etcd would keep it; equal on replicas that are equally far."""
+        await self._authorizer.require_root(context)
         with self._export() as export:
             return rpc_pb2.HashResponse(header=self._kv.header(export.revision), hash=await export.hash())
 
     async def HashKV(self, request: rpc_pb2.HashKVRequest, context: Context) -> rpc_pb2.HashKVResponse:  # noqa: N802
         """etcd's own hash of the keys' history: the same requests to an etcd give the same hash."""
+        await self._authorizer.require_root(context)
         found = await hash_kv(self._store, request.revision)
         return rpc_pb2.HashKVResponse(
             header=self._kv.header(),
@@ -94,11 +115,14 @@ class MaintenanceService(rpc_pb2_grpc.MaintenanceServicer):
     ) -> AsyncIterator[rpc_pb2.SnapshotResponse]:
         """A database file of etcd's, cut at one revision while writes go on: ``etcdctl snapshot restore`` makes an etcd
         of it. Users come without passwords and with authentication off (see ``export``)."""
+        await self._authorizer.require_root(context)
         with self._export() as export:
+            began_s = self._clock.monotonic()
             remaining_bytes, chunks = await export.file(_CHUNK_BYTES)
             async for chunk in chunks:
                 remaining_bytes = max(0, remaining_bytes - len(chunk))
                 yield rpc_pb2.SnapshotResponse(remaining_bytes=remaining_bytes, blob=chunk, version=ETCD_VERSION)
+            metrics.SNAPSHOT_SECONDS.observe(self._clock.monotonic() - began_s)
 
     @contextmanager
     def _export(self) -> Iterator[Export]:
@@ -112,6 +136,7 @@ class MaintenanceService(rpc_pb2_grpc.MaintenanceServicer):
         self, request: rpc_pb2.MoveLeaderRequest, context: Context
     ) -> rpc_pb2.MoveLeaderResponse:
         """Only the leader can hand over, as in etcd; 0 lets it choose to whom."""
+        await self._authorizer.require_root(context)
         timeout_ms = timeout_ms_of(context) or DEFAULT_TIMEOUT_MS
         await self._raft.transfer_leadership(request.targetID or None, timeout_ms=timeout_ms)
         return rpc_pb2.MoveLeaderResponse(header=self._kv.header())

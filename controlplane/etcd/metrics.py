@@ -9,19 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, UnknownMetricFamily
 
 from controlplane.raft.types import RaftHandle
 from controlplane.store.store import Store
 
 __all__ = [
+    "DEFRAG_SECONDS",
     "DELETE",
+    "INTEGRITY_COMPARED",
+    "INTEGRITY_DIFFERENCES",
     "LEASE_GRANTED",
     "LEASE_RENEWED",
     "LEASE_REVOKED",
     "PUT",
     "RANGE",
+    "SNAPSHOT_SECONDS",
     "TXN",
     "WATCH_EVENTS",
     "WATCH_STREAMS",
@@ -35,6 +39,22 @@ TXN: Final = Counter("etcd_mvcc_txn_total", "Transactions served by this member.
 LEASE_GRANTED: Final = Counter("etcd_debugging_lease_granted_total", "Leases granted through this member.")
 LEASE_REVOKED: Final = Counter("etcd_debugging_lease_revoked_total", "Leases revoked through this member.")
 LEASE_RENEWED: Final = Counter("etcd_debugging_lease_renewed_total", "Lease renewals accepted while leading.")
+
+INTEGRITY_COMPARED: Final = Counter(
+    "quarterdeck_integrity_comparisons_total", "State hashes of other members compared with this leader's."
+)
+INTEGRITY_DIFFERENCES: Final = Counter(
+    "quarterdeck_integrity_differences_total", "Comparisons in which members' states at one log entry differed."
+)
+
+DEFRAG_SECONDS: Final = Histogram(
+    "etcd_disk_backend_defrag_duration_seconds", "Time it took to give memory back on request.",
+    buckets=(0.001, 0.01, 0.1, 1, 10, 100),
+)  # fmt: skip
+SNAPSHOT_SECONDS: Final = Histogram(
+    "etcd_disk_backend_snapshot_duration_seconds", "Time it took to make a database file of a snapshot.",
+    buckets=(0.01, 0.1, 1, 10, 100, 1_000),
+)  # fmt: skip
 
 WATCH_EVENTS: Final = Counter("etcd_debugging_mvcc_events_total", "Events sent to watchers by this member.")
 

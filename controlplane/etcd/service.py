@@ -47,9 +47,10 @@ def add_services(
     rand: Rand | None = None,
     election_timeout_ms: int = 1_000,
     passwords: Passwords | None = None,
+    tls: bool = False,
 ) -> None:
     """Serve the etcd v3 API on ``server`` (anything that takes gRPC services, such as a handler table).
-    ``kv`` is started and stopped by the caller."""
+    ``kv`` is started and stopped by the caller. ``tls``: members' URLs say https."""
     clock = clock or SystemClock()
     rand = rand or SystemRand()
     tokens = Tokens(store.auth, clock)
@@ -59,8 +60,10 @@ def add_services(
     rpc_pb2_grpc.add_AuthServicer_to_server(auth, server)
     rpc_pb2_grpc.add_KVServicer_to_server(KVService(kv, guard, authorizer), server)
     rpc_pb2_grpc.add_LeaseServicer_to_server(LeaseService(kv, guard, authorizer), server)
-    rpc_pb2_grpc.add_ClusterServicer_to_server(ClusterService(kv, raft), server)
-    rpc_pb2_grpc.add_MaintenanceServicer_to_server(MaintenanceService(kv, raft, store), server)
+    rpc_pb2_grpc.add_ClusterServicer_to_server(ClusterService(kv, raft, authorizer, tls=tls), server)
+    rpc_pb2_grpc.add_MaintenanceServicer_to_server(
+        MaintenanceService(kv, raft, store, authorizer, clock, tls=tls), server
+    )
     v3lock_pb2_grpc.add_LockServicer_to_server(LockService(kv, authorizer, clock), server)
     v3election_pb2_grpc.add_ElectionServicer_to_server(ElectionService(kv, authorizer, clock), server)
     rpc_pb2_grpc.add_WatchServicer_to_server(WatchService(kv, store, guard, authorizer, clock, rand), server)

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from controlplane.base.clock import Clock
 from controlplane.base.rand import Rand
+from controlplane.etcd.compactor import Compactor
 from controlplane.external.cell import ExternalCell
 from controlplane.external.config import StoreConfig
 from controlplane.external.connection import Connection
@@ -78,6 +79,10 @@ class External:
     async def take_charge(self, term: int) -> api_pb2.Fence:
         """Winning wrote the leader key already: nothing is left to do."""
         return self.cell.fence(term)
+
+    async def keep_house(self) -> None:
+        """Compact the store, as a kube-apiserver does."""
+        await Compactor(self.kv, self._clock).run()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and not self.failed.done():

@@ -129,6 +129,16 @@ class Store:
         compaction calls it until done, yielding in between. Changes nothing that can be read."""
         return self._keyspace.sweep(revisions_max)
 
+    @property
+    def sweepable(self) -> bool:
+        """Whether :meth:`sweep` has something to free now. What a backup still reads is freed after it."""
+        return self._keyspace.sweepable
+
+    def rebuild(self) -> Iterator[None]:
+        """Give back memory of tables that have outgrown what is in them; one table, or a slice of one, per step. What
+        is readable does not change."""
+        return self._keyspace.rebuild()
+
     def _apply_once(self, index: int, proposal: Proposal) -> bytes:
         request_id = proposal.request_id
         if request_id:

@@ -16,6 +16,10 @@ PLAIN: Any = FakeContext()
 NO_SPACE = (Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded")
 
 
+def maintenance_of(replica: Replica) -> MaintenanceService:
+    return MaintenanceService(replica.kv, replica.raft, replica.store, replica.authorizer, replica.clock)
+
+
 async def refused(call: Any) -> tuple[Code, str]:
     with pytest.raises(StatusError) as caught:
         await call
@@ -35,7 +39,7 @@ async def test_a_full_store_refuses_what_adds_and_takes_what_frees_on_every_repl
     replica = Replica()
     follower = Replica("r2", join=replica)
     kv = limited(replica, 20_000)
-    maintenance = MaintenanceService(follower.kv, follower.raft, follower.store)
+    maintenance = maintenance_of(follower)
     while replica.store.size_bytes < 18_500:
         await put(kv, b"k", bytes(500))
     assert 10 < replica.store.revision < 40, "history counts, and so does what a version costs beside its value"
@@ -77,7 +81,7 @@ async def test_without_a_quota_nothing_is_refused() -> None:
 
 async def test_alarms_are_listed_by_member_and_type() -> None:
     replica = Replica()
-    maintenance = MaintenanceService(replica.kv, replica.raft, replica.store)
+    maintenance = maintenance_of(replica)
     for member_id, kind in ((9, e.NOSPACE), (7, e.CORRUPT), (7, e.NOSPACE), (7, e.NOSPACE)):
         raised = await alarm(maintenance, e.AlarmRequest.ACTIVATE, memberID=member_id, alarm=kind)
         assert raised == [(member_id, kind)]

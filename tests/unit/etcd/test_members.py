@@ -42,7 +42,7 @@ def test_a_peer_url_is_one_url_of_the_clusters_scheme() -> None:
 
 async def test_a_member_comes_as_a_learner_is_promoted_moves_and_goes() -> None:
     replica = Replica()
-    cluster = ClusterService(replica.kv, replica.raft)
+    cluster = ClusterService(replica.kv, replica.raft, replica.authorizer)
     request = e.MemberAddRequest(peerURLs=["http://10.0.0.4:2380"], isLearner=True)
     added = await cluster.MemberAdd(request, PLAIN)
     assert added.member.isLearner
@@ -64,7 +64,7 @@ async def test_a_member_comes_as_a_learner_is_promoted_moves_and_goes() -> None:
 
 async def test_a_linearizable_list_asks_a_quorum_and_a_plain_one_does_not() -> None:
     replica = Replica()
-    cluster = ClusterService(replica.kv, replica.raft, tls=True)
+    cluster = ClusterService(replica.kv, replica.raft, replica.authorizer, tls=True)
     members = (await cluster.MemberList(e.MemberListRequest(), PLAIN)).members
     assert members[0].peerURLs[0].startswith("https://")
     assert members[0].clientURLs[0].startswith("https://")

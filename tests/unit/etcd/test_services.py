@@ -35,6 +35,14 @@ def guard(replica: Replica) -> LeaderGuard:
     return LeaderGuard(replica.raft, replica.clock, election_timeout_ms=1_000)
 
 
+def maintenance(replica: Replica) -> MaintenanceService:
+    return MaintenanceService(replica.kv, replica.raft, replica.store, replica.authorizer, replica.clock)
+
+
+def cluster(replica: Replica) -> ClusterService:
+    return ClusterService(replica.kv, replica.raft, replica.authorizer)
+
+
 async def refused(call: Any) -> tuple[Code, str]:
     with pytest.raises(StatusError) as caught:
         await call
@@ -45,7 +53,7 @@ async def test_status_names_the_leader_and_where_the_log_is(replica: Replica) ->
     follower = Replica("r2", join=replica)
     await put(replica.kv, b"k")
     for asked in (replica, follower):
-        status = await MaintenanceService(asked.kv, asked.raft, asked.store).Status(e.StatusRequest(), PLAIN)
+        status = await maintenance(asked).Status(e.StatusRequest(), PLAIN)
         assert (status.leader, status.raftTerm, status.raftIndex, status.raftAppliedIndex) == (1, 1, 1, 1)
         assert status.version == ETCD_VERSION
         assert status.dbSize > 0
@@ -54,7 +62,7 @@ async def test_status_names_the_leader_and_where_the_log_is(replica: Replica) ->
 
 async def test_status_without_a_leader_says_so_and_still_answers(replica: Replica) -> None:
     replica.raft.set_leader(None)
-    status = await MaintenanceService(replica.kv, replica.raft, replica.store).Status(e.StatusRequest(), PLAIN)
+    status = await maintenance(replica).Status(e.StatusRequest(), PLAIN)
     assert (status.leader, list(status.errors)) == (0, ["etcdserver: no leader"])
 
 
@@ -64,7 +72,7 @@ def test_the_version_turns_on_what_kube_apiserver_looks_for() -> None:
 
 async def test_members_have_ids_names_and_urls(replica: Replica) -> None:
     Replica("r2", join=replica)
-    members = (await ClusterService(replica.kv, replica.raft).MemberList(e.MemberListRequest(), PLAIN)).members
+    members = (await cluster(replica).MemberList(e.MemberListRequest(), PLAIN)).members
     assert [(m.ID, m.name) for m in members] == [(1, "r1"), (2, "r2")]
     assert all(m.peerURLs[0].startswith("http://") and m.clientURLs[0].startswith("http://") for m in members)
 
@@ -72,9 +80,9 @@ async def test_members_have_ids_names_and_urls(replica: Replica) -> None:
 async def test_moving_the_leader_is_refused_as_etcd_refuses_it(replica: Replica) -> None:
     follower = Replica("r2", join=replica)
     move = e.MoveLeaderRequest(targetID=9)
-    not_leader = await refused(MaintenanceService(follower.kv, follower.raft, follower.store).MoveLeader(move, PLAIN))
+    not_leader = await refused(maintenance(follower).MoveLeader(move, PLAIN))
     assert not_leader == (Code.FAILED_PRECONDITION, "etcdserver: not leader")
-    bad_target = await refused(MaintenanceService(replica.kv, replica.raft, replica.store).MoveLeader(move, PLAIN))
+    bad_target = await refused(maintenance(replica).MoveLeader(move, PLAIN))
     assert bad_target == (Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
 
 
@@ -85,19 +93,13 @@ async def test_replicas_hash_alike_and_a_change_changes_the_hash(replica: Replic
 
     async def hash_of(asked: Replica, revision: int = 0) -> e.HashKVResponse:
         request = e.HashKVRequest(revision=revision)
-        return await MaintenanceService(asked.kv, asked.raft, asked.store).HashKV(request, PLAIN)
+        return await maintenance(asked).HashKV(request, PLAIN)
 
     before = await hash_of(replica)
     assert (await hash_of(follower)).hash == before.hash
     await put(replica.kv, b"k7", b"other")
     assert (await hash_of(replica)).hash != before.hash
     assert (await hash_of(replica, before.hash_revision)).hash == before.hash
-
-
-async def test_alarms_and_defragment_answer_that_there_is_nothing_to_do(replica: Replica) -> None:
-    maintenance = MaintenanceService(replica.kv, replica.raft, replica.store)
-    assert list((await maintenance.Alarm(e.AlarmRequest(), PLAIN)).alarms) == []
-    assert (await maintenance.Defragment(e.DefragmentRequest(), PLAIN)).header.revision == 1
 
 
 async def test_keep_alives_of_one_stream_are_answered_in_order_and_share_quorum_rounds(replica: Replica) -> None:
