@@ -26,7 +26,7 @@ from controlplane.client import ApiClient, EtcdClient
 from controlplane.local.restore import verify
 from controlplane.pb.k8s.core_v1_pb2 import Node
 
-__all__ = ["ACTS", "ActError", "Stage", "node_ready"]
+__all__ = ["ACTS", "ActError", "Stage", "demo_acts", "node_ready"]
 
 #: Steady stretch before a fault and after recovery.
 STEADY_S: Final = 2.0
@@ -102,6 +102,36 @@ async def leader_kill(stage: Stage, n: int) -> None:
         act, n, "observed",
         leader_before=leader, leader_after=found[0], term_before=term, term_after=found[1], leader_s=leader_s,
         elections_after=term_at_end - found[1],
+        recovered_s=(recovered.at_ns - fault.at_ns) / 1e9, **pods.changes(),
+    )  # fmt: skip
+
+
+async def store_leader_kill(stage: Stage, n: int) -> None:
+    """kill -9 of the leading member of the etcd cluster that is the store, and its return."""
+    act = "store-leader-kill"
+    stage.recorder.mark(act, n, "begin")
+    pods = _Census(stage)
+    await stage.steady()
+    leader, term = await _store_leader(stage)
+    if leader is None:
+        raise ActError("no etcd member says that it leads")
+    stage.say(f"kill -9 {leader}, the leader of etcd's term {term}")
+    fault = stage.recorder.mark(act, n, "fault", member=leader)
+    await stage.faults.kill_replica(leader)
+    deadline_s = stage.clock.monotonic() + _LEADER_TIMEOUT_S
+    while (found := await _store_leader(stage))[0] in {None, leader}:
+        if stage.clock.monotonic() > deadline_s:
+            raise ActError(f"no new leader of etcd within {_LEADER_TIMEOUT_S:g} s")
+        await stage.clock.sleep(_POLL_S)
+    leader_s = stage.seconds_since(fault)
+    stage.say(f"{found[0]} leads etcd's term {found[1]} after {leader_s:.2f} s; starting {leader} again")
+    await stage.faults.start(leader)
+    await _whole(stage)
+    recovered = stage.recorder.mark(act, n, "recovered")
+    await stage.steady()
+    stage.recorder.mark(
+        act, n, "observed",
+        leader_before=leader, leader_after=found[0], term_before=term, term_after=found[1], leader_s=leader_s,
         recovered_s=(recovered.at_ns - fault.at_ns) / 1e9, **pods.changes(),
     )  # fmt: skip
 
@@ -216,10 +246,29 @@ async def disaster(stage: Stage, n: int) -> None:
 #: Every act, in the order of the demo.
 ACTS: Final[Mapping[str, Callable[[Stage, int], Awaitable[None]]]] = {
     "leader-kill": leader_kill,
+    "store-leader-kill": store_leader_kill,
     "node-kill": node_kill,
     "scaling": scaling,
     "disaster": disaster,
 }
+
+
+def demo_acts(store: str) -> list[str]:
+    """The acts of the demo where the state is kept in the replicas, or in an etcd cluster."""
+    return [act for act in ACTS if store == "etcd" or act != "store-leader-kill"]
+
+
+async def _store_leader(stage: Stage) -> tuple[str | None, int]:
+    """The etcd member that says it leads, in the newest term any says; and that term."""
+    newest: tuple[str | None, int] = (None, 0)
+    for member in stage.faults.cluster.spec.store:
+        try:
+            found = await stage.kv.status(member.client)
+        except StatusError:
+            continue
+        if found.leader == found.header.member_id and found.raftTerm > newest[1]:
+            newest = member.name, found.raftTerm
+    return newest
 
 
 class _Census:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from chaos.acts import ACTS
+from chaos.acts import ACTS, demo_acts
 from chaos.findings import Verdict
 from chaos.history import load
 from chaos.load import Rates
@@ -117,7 +117,7 @@ async def demo(
 async def _demo(cluster: LocalCluster, rate: float) -> Run:
     async with GrpcClient(cluster.spec.endpoints) as client:
         await client.patch(Deployment, WORKLOAD, {"spec": {"replicas": _DEMO_PODS}}, namespace=NAMESPACE)
-    return await play(cluster, list(ACTS), rates=Rates(writes=rate), say=_say())
+    return await play(cluster, demo_acts(cluster.spec.store_kind), rates=Rates(writes=rate), say=_say())
 
 
 @chaos.command()
@@ -130,6 +130,8 @@ async def _demo(cluster: LocalCluster, rate: float) -> Run:
 async def run(context: click.Context, act: str, repeat: int, rate: float, output: str) -> None:
     """Play one act on the running cluster, once or many times under one load."""
     cluster = _running(settings_of(context))
+    if act not in demo_acts(cluster.spec.store_kind):
+        raise ConfigError(f"{act} needs a cluster whose store is etcd: make cluster STORE=etcd")
     found = await _interruptible(play(cluster, [act], repeat=repeat, rates=Rates(writes=rate), say=_say()))
     _show(found.report, output)
     err.print(f"history  {found.folder / 'history.jsonl'}")

@@ -49,6 +49,8 @@ class Header:
     prefix: str
     started_at: str
     endpoints: list[str]
+    #: Where the state is: in our replicas, which apply a repeated write once, or in an etcd cluster, which does not.
+    store: str = "embedded"
     format_version: int = FORMAT_VERSION
 
 

@@ -35,7 +35,7 @@ class Rates:
 
 
 class Load:
-    """Steady load on the replicas and on one Service address."""
+    """Steady load on whoever serves the key-value API and on one Service address."""
 
     def __init__(
         self,
@@ -47,7 +47,10 @@ class Load:
         rates: Rates,
         clock: Clock,
         rand: Rand,
+        foreign: bool = False,
     ) -> None:
+        """``foreign``: the endpoints are etcd's own members."""
+        self._foreign = foreign
         self._prefix = prefix
         self._recorder = recorder
         self.board = Board()
@@ -72,7 +75,7 @@ class Load:
         self._watcher = Watcher(prefix, self._client(endpoints, endpoints[0]), recorder, clock)
 
     def _client(self, endpoints: Sequence[str], first: str) -> EtcdClient:
-        client = EtcdClient(endpoints, first=first)
+        client = EtcdClient(endpoints, first=first, foreign=self._foreign)
         self._clients.append(client)
         return client
 

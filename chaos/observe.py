@@ -168,7 +168,9 @@ class Replicas:
         target: int | None = None
         while self._clock.monotonic() < deadline_s:
             answers = (await self.statuses()).values()
-            if len(answers) == len(self._clients) and all(answer.ready for answer in answers):
+            serving = len(answers) == len(self._clients) and all(answer.ready for answer in answers)
+            # A store of its own is whole when every replica's last look at it found every member.
+            if serving and all(member.reachable for answer in answers for member in answer.store_members):
                 target = target or max(answer.commit_index for answer in answers)
                 if min(answer.applied_index for answer in answers) >= target:
                     return True

@@ -71,11 +71,14 @@ async def play(
     folder.mkdir(parents=True)
     run = rand.token(4).hex()
     endpoints = cluster.spec.endpoints
-    header = Header(run, f"/chaos/{run}/", started.isoformat(timespec="milliseconds"), endpoints)
+    kv_endpoints, foreign = cluster.spec.kv_endpoints, bool(cluster.spec.store)
+    header = Header(
+        run, f"/chaos/{run}/", started.isoformat(timespec="milliseconds"), kv_endpoints, cluster.spec.store_kind
+    )
     cut_short = ""
     async with (
         GrpcClient(endpoints) as client,
-        EtcdClient(endpoints) as kv,
+        EtcdClient(kv_endpoints, foreign=foreign) as kv,
         Replicas({replica.name: replica.client for replica in cluster.spec.replicas}, clock) as replicas,
         Pods(client, namespace=NAMESPACE, label_selector=f"app={WORKLOAD}", clock=clock, rand=rand) as pods,
     ):
@@ -89,8 +92,9 @@ async def play(
         with Recorder(folder / "history.jsonl", header, clock) as recorder:
             try:
                 async with Load(
-                    endpoints, address, prefix=header.prefix, recorder=recorder, rates=rates, clock=clock, rand=rand
-                ) as load:
+                    kv_endpoints, address, prefix=header.prefix, recorder=recorder, rates=rates, clock=clock, rand=rand,
+                    foreign=foreign,
+                ) as load:  # fmt: skip
                     stage = Stage(faults, load, pods, replicas, client, kv, recorder, clock, wanted, folder, say)
                     cut_short = await _play_acts(stage, whole, acts, repeat)
                     try:

@@ -3,7 +3,7 @@
 Speaks to our replicas and to etcd's members. Every write ends in one of three types: :class:`Acknowledged`,
 :class:`Failed` (it had no effect) or :class:`Unknown`. Each carries a request id in the metadata ``qd-request-id``;
 our replicas apply a retry under the same id once, so retrying is on by default. Against a real etcd, which ignores the
-id, construct it with ``retry_writes=False``: a repeated write could happen twice there.
+id, construct it with ``foreign=True``: a repeated write could happen twice there, so none of unknown fate is repeated.
 
 Knows nothing of the resource API.
 """
@@ -21,7 +21,7 @@ from controlplane.base.clock import Clock, SystemClock
 from controlplane.base.errors import Code
 from controlplane.base.rand import Rand, SystemRand
 from controlplane.client.backoff import Backoff
-from controlplane.client.endpoints import EndpointPool
+from controlplane.client.endpoints import CLIENT_CHANNEL_OPTIONS, ETCD_CHANNEL_OPTIONS, EndpointPool
 from controlplane.client.interface import ApiError, UnavailableError
 from controlplane.client.retry import retry_unavailable
 from controlplane.client.status import to_api_error, was_definite
@@ -86,6 +86,7 @@ class EtcdClient:
         timeout_ms: a call's whole time, retries included.
         attempt_timeout_ms: one attempt's.
         retry_writes: repeat a write whose fate is not known under its request id.
+        foreign: the endpoints are etcd's own members: no such repeating, and pings as seldom as etcd wants them.
         first: the endpoint to begin with; None: any.
     """
 
@@ -96,6 +97,7 @@ class EtcdClient:
         timeout_ms: int = 10_000,
         attempt_timeout_ms: int = 1_000,
         retry_writes: bool = True,
+        foreign: bool = False,
         credentials: grpc.ChannelCredentials | None = None,
         clock: Clock | None = None,
         rand: Rand | None = None,
@@ -105,8 +107,9 @@ class EtcdClient:
         self._clock = clock or SystemClock()
         self._timeout_s = timeout_ms / 1000
         self._attempt_timeout_s = attempt_timeout_ms / 1000
-        self._retry_writes = retry_writes
-        self.pool = EndpointPool(endpoints, rand=self._rand, credentials=credentials, first=first)
+        self._retry_writes = retry_writes and not foreign
+        options = ETCD_CHANNEL_OPTIONS if foreign else CLIENT_CHANNEL_OPTIONS
+        self.pool = EndpointPool(endpoints, rand=self._rand, options=options, credentials=credentials, first=first)
 
     # -- writes ----------------------------------------------------------------------------------------------------
 

@@ -217,8 +217,7 @@ class LocalCluster:
         return len(found.keys() | late.keys())
 
     def down(self) -> list[str]:
-        """Stop everything: agents (with their pods), then replicas, then the store if it is apart. Returns what had to be
-        killed."""
+        """Stop everything: agents with their pods, replicas, a store apart. Returns what had to be killed."""
         nodes = [node.name for node in self.spec.nodes]
         replicas = [replica.name for replica in self.spec.replicas]
         killed = self.processes.stop(nodes, timeout_s=_AGENT_STOP_TIMEOUT_S)
