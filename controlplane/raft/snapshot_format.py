@@ -27,6 +27,7 @@ from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader
 
 __all__ = [
     "CHUNK_BYTES_MAX",
+    "DIGEST_BYTES",
     "FORMAT_VERSION",
     "ReadAt",
     "SnapshotEncoder",
@@ -46,7 +47,8 @@ HEADER_BYTES_MAX = MIB
 _MAGIC = b"QDSNAP\r\n"
 _U32 = struct.Struct("<I")
 _PREFIX = struct.Struct("<8sII")
-_DIGEST_BYTES = 32
+#: The file ends with them.
+DIGEST_BYTES = 32
 _READ_BYTES = MIB
 _LEVEL = 3
 
@@ -143,14 +145,14 @@ def _read_prefix(read: ReadAt, where: str) -> tuple[int, int]:
 
 def _check_digest(read: ReadAt, file_bytes: int, where: str) -> str:
     digest = hashlib.sha256()
-    at, end = 0, file_bytes - _DIGEST_BYTES
+    at, end = 0, file_bytes - DIGEST_BYTES
     while at < end:
         part = read(at, min(_READ_BYTES, end - at))
         if not part:
             raise CorruptStateError(f"snapshot {where} ends at {at} of {file_bytes} bytes")
         digest.update(part)
         at += len(part)
-    if end <= 0 or read(end, _DIGEST_BYTES) != digest.digest():
+    if end <= 0 or read(end, DIGEST_BYTES) != digest.digest():
         raise CorruptStateError(f"snapshot {where} is damaged or incomplete: its checksum does not match")
     return digest.hexdigest()
 
@@ -166,7 +168,7 @@ def _read_header(read: ReadAt, header_bytes: int, where: str) -> SnapshotHeader:
 
 def _chunks(read: ReadAt, at: int, file_bytes: int, where: str) -> Iterator[bytes]:
     decompressor = zstandard.ZstdDecompressor()
-    end = file_bytes - _DIGEST_BYTES
+    end = file_bytes - DIGEST_BYTES
     while True:
         prefix = read(at, _U32.size)
         if len(prefix) < _U32.size:

@@ -20,6 +20,7 @@ from controlplane.base.limits import MIB
 from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader
 from controlplane.raft.disk import Disk, DiskFile
 from controlplane.raft.snapshot_format import (
+    DIGEST_BYTES,
     SnapshotEncoder,
     SnapshotInfo,
     read_snapshot_chunks,
@@ -27,7 +28,15 @@ from controlplane.raft.snapshot_format import (
 )
 from controlplane.raft.wal import HardState, Identity, Wal
 
-__all__ = ["SNAPSHOT_DIR", "SnapshotReceiver", "SnapshotRef", "SnapshotStore", "SnapshotWriter", "seed_data_dir"]
+__all__ = [
+    "SNAPSHOT_DIR",
+    "SnapshotReceiver",
+    "SnapshotRef",
+    "SnapshotSource",
+    "SnapshotStore",
+    "SnapshotWriter",
+    "seed_data_dir",
+]
 
 _log = logging.getLogger("quarterdeck.snapshots")
 
@@ -35,7 +44,8 @@ SNAPSHOT_DIR = "snapshots"
 SNAPSHOTS_KEPT = 2
 _SUFFIX = ".snap"
 _TEMP = f"{SNAPSHOT_DIR}/saving.tmp"
-_PART = f"{SNAPSHOT_DIR}/receiving.tmp"
+_TEMP_SUFFIX = ".tmp"
+_PART_SUFFIX = ".part"
 _CORRUPT_SUFFIX = ".corrupt"
 #: Written-behind bytes are synced in steps, so that the log's own syncs never queue behind a whole snapshot.
 _SYNC_BYTES = 4 * MIB
@@ -88,15 +98,40 @@ class SnapshotWriter:
             raise
 
 
-class SnapshotReceiver:
-    """A snapshot file arriving from the leader in pieces. Not durable, and not a snapshot, before :meth:`commit`."""
+@dataclass(frozen=True, slots=True)
+class SnapshotSource:
+    """Which file is being received. ``file_id``: its checksum; two replicas' files of one entry hold the same state,
+    but their bytes may differ, and pieces of two must not be joined."""
 
-    def __init__(self, disk: Disk, ref: SnapshotRef, total_bytes: int) -> None:
+    ref: SnapshotRef
+    total_bytes: int
+    file_id: bytes
+
+    @property
+    def name(self) -> str:
+        """Where the pieces gather. It says all there is to know for going on with it after a restart."""
+        base = self.ref.name.removesuffix(_SUFFIX)
+        return f"{base}-{self.total_bytes:x}-{self.file_id.hex()}{_PART_SUFFIX}"
+
+
+class SnapshotReceiver:
+    """A snapshot file arriving from the leader in pieces. Not durable, and not a snapshot, before :meth:`commit`.
+
+    What has arrived stays over a restart of this replica, and is taken up where it ends. It is not trusted for that:
+    after a loss of power it may have holes, which :meth:`commit` finds.
+    """
+
+    def __init__(self, disk: Disk, source: SnapshotSource) -> None:
         self._disk = disk
-        self._total_bytes = total_bytes
+        self._total_bytes = source.total_bytes
         self._unsynced_bytes = 0
-        self.ref = ref
-        self._file = _fresh(disk, _PART)
+        self._name = source.name
+        self.source = source
+        self.ref = source.ref
+        self._file = disk.open_append(self._name)
+        if self._file.size > self._total_bytes:
+            self._file.truncate(0)
+        failpoints.hit("snapshot.receive.begin.after")
 
     @property
     def offset(self) -> int:
@@ -114,8 +149,9 @@ class SnapshotReceiver:
         try:
             self._unsynced_bytes = _write_behind(self._file, data, self._unsynced_bytes)
         except StorageError:
-            self.abort()
+            self.abort()  # what a failed sync leaves in the page cache is not to be gone on with
             raise
+        failpoints.hit("snapshot.receive.write.after")
 
     def commit(self) -> SnapshotInfo:
         """Verify the whole file and make it durable under its name. Blocks.
@@ -127,16 +163,18 @@ class SnapshotReceiver:
             StorageError: the disk refused.
         """
         try:
-            info = _verify(self._disk, _PART, self.ref)
+            info = _verify(self._disk, self._name, self.ref)
         except (CorruptStateError, ConfigError):
             self.abort()
             raise
-        _publish(self._disk, self._file, _PART, self.ref, "snapshot.receive")
+        failpoints.hit("snapshot.receive.verify.after")
+        _publish(self._disk, self._file, self._name, self.ref, "snapshot.receive")
         return info
 
     def abort(self) -> None:
+        """Give up what has arrived."""
         self._file.close()
-        self._disk.remove(_PART)
+        self._disk.remove(self._name)
 
 
 class SnapshotStore:
@@ -152,9 +190,9 @@ class SnapshotStore:
         self._disk = disk
         self._keep = keep
         disk.make_dir(SNAPSHOT_DIR)
-        for temporary in (_TEMP, _PART):
-            if disk.exists(temporary):
-                disk.remove(temporary)
+        for name in disk.list(SNAPSHOT_DIR):
+            if name.endswith(_TEMP_SUFFIX):
+                disk.remove(f"{SNAPSHOT_DIR}/{name}")
         # A name seen here may not be durable yet if the process, not the machine, died before the directory's sync.
         disk.fsync_dir(SNAPSHOT_DIR)
 
@@ -193,13 +231,25 @@ class SnapshotStore:
         """Bytes of the file, to send to a follower."""
         return self._disk.read(ref.name, offset, length)
 
+    def file_id(self, ref: SnapshotRef) -> bytes:
+        """The checksum at the end of the file, unverified: which file it is."""
+        return self._disk.read(ref.name, max(0, self.size(ref) - DIGEST_BYTES), DIGEST_BYTES)
+
     def begin(self, header: SnapshotHeader) -> SnapshotWriter:
         """Start saving one; at most one at a time. An unfinished one is discarded."""
         return SnapshotWriter(self._disk, header)
 
-    def receive(self, ref: SnapshotRef, total_bytes: int) -> SnapshotReceiver:
-        """Start receiving one; at most one at a time. An unfinished one is discarded."""
-        return SnapshotReceiver(self._disk, ref, total_bytes)
+    def receive(self, source: SnapshotSource) -> SnapshotReceiver:
+        """Receive one, going on where an earlier attempt at the same file ended. At most one at a time: what has
+        arrived of any other is discarded."""
+        self._drop_parts(keep=source.name)
+        return SnapshotReceiver(self._disk, source)
+
+    def _drop_parts(self, *, keep: str | None = None) -> None:
+        for name in self._disk.list(SNAPSHOT_DIR):
+            path = f"{SNAPSHOT_DIR}/{name}"
+            if name.endswith(_PART_SUFFIX) and path != keep:
+                self._disk.remove(path)
 
     def prune(self, in_use: Collection[SnapshotRef] = ()) -> int:
         """Remove all but the newest ones, and those in use (being sent).

@@ -6,8 +6,11 @@ in a helper thread and the simulator at once; everything else happens on the loo
 - Cutting: the state machine pins its state at an entry; chunks are written while writes go on. Only when the file is
   verified by name and durable is the log compacted, and a tail of it is kept for followers that were briefly away.
 - Sending: the follower drives. Each answer names the offset it wants; silence makes the leader offer again. So a
-  broken link costs one piece, not the transfer.
-- Taking over: pieces go to a file; whole, verified, durable, restored, log restarted, and only then acknowledged,
+  broken link costs one piece, not the transfer, and so does a restart of either side: what has arrived is kept, and
+  goes on if the file offered is the same. One piece at a time is on its way to a follower, read when it is asked
+  for: a slow one costs the others nothing.
+- Taking over: pieces go to a file; whole, verified, durable; its state built in slices beside the present one; then
+  state and log change over in one step, and only then is it acknowledged,
   with the turn that makes the log's restart durable. A damaged one is dropped and asked for from the start.
 """
 
@@ -20,15 +23,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
+from controlplane.base import failpoints
 from controlplane.base.clock import Clock
 from controlplane.base.errors import CorruptStateError, StorageError
 from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import RaftMessage, SnapshotAck, SnapshotChunk
-from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader, SnapshotMember
+from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader
 from controlplane.raft import metrics
 from controlplane.raft.core import Core
 from controlplane.raft.journal import RaftJournal
+from controlplane.raft.membership import Membership, membership_of, to_wire
 from controlplane.raft.snapshot_format import SnapshotEncoder
-from controlplane.raft.snapshots import SnapshotReceiver, SnapshotRef, SnapshotStore
+from controlplane.raft.snapshots import SnapshotReceiver, SnapshotRef, SnapshotSource, SnapshotStore
 from controlplane.raft.types import StateMachine
 
 __all__ = ["Io", "Snapshotting"]
@@ -56,9 +61,12 @@ class Io(Protocol):
 class _Sending:
     ref: SnapshotRef
     total_bytes: int
+    file_id: bytes
     term: int
     heard_at: float
     offered_at: float = 0.0
+    #: The piece that was sent last, begins here.
+    sent_offset: int = -1
 
 
 class Snapshotting:
@@ -86,8 +94,6 @@ class Snapshotting:
         self._io = io
         self._sending: dict[int, _Sending] = {}
         self._receiving: SnapshotReceiver | None = None
-        #: Whose file: (peer, snapshot, bytes).
-        self._receiving_from: tuple[int, SnapshotRef, int] | None = None
         self._cutting = False
         self._retry_at = 0.0
         #: The log on disk may be compacted to this index, between two flushes; None when there is nothing to do.
@@ -153,22 +159,15 @@ class Snapshotting:
         index = engine.applied_index
         term = engine.term_at(index)
         assert term is not None
+        membership = engine.memberships.at(index)
         header = SnapshotHeader(
             cluster_id=self._cluster_id,
             index=index,
             term=term,
             revision=self._state_machine.revision,
             created_at_ms=self._clock.wall_ms(),
-            members=[
-                SnapshotMember(
-                    id=m.id,
-                    name=m.name,
-                    peer_address=m.peer_address,
-                    client_endpoint=m.client_endpoint,
-                    metrics_endpoint=m.metrics_endpoint,
-                )
-                for m in self._core.members
-            ],
+            members=to_wire(membership.members),
+            membership=membership.encode(),
         )
         chunks = iter(self._state_machine.snapshot())
         # The first chunk now: a lazy iterator must pin its state before the loop runs anything else.
@@ -213,7 +212,8 @@ class Snapshotting:
                     raise CorruptStateError(
                         f"the log begins at {engine.first_index} and no snapshot holds what was before"
                     )
-                current = _Sending(self._newest, self._store.size(self._newest), engine.term, now)
+                ref = self._newest
+                current = _Sending(ref, self._store.size(ref), self._store.file_id(ref), engine.term, now)
                 self._sending[peer_id] = current
                 _log.info("sending snapshot peer=%x index=%d bytes=%d", peer_id, current.ref.index, current.total_bytes)
             if now - current.offered_at >= _OFFER_PERIOD_S:
@@ -227,6 +227,7 @@ class Snapshotting:
             total_bytes=sending.total_bytes,
             offset=offset,
             data=data,
+            file_sha256=sending.file_id,
         )
         self._core.send(peer_id, RaftMessage(term=self._core.engine.term, snapshot_chunk=chunk))
 
@@ -254,7 +255,11 @@ class Snapshotting:
             del self._sending[peer_id]
             engine.peer_installed(peer_id, ack.index)
             _log.info("snapshot taken over peer=%x index=%d", peer_id, ack.index)
+        elif ack.offset == sending.sent_offset and sending.heard_at - sending.offered_at < _OFFER_PERIOD_S:
+            pass  # asked for twice, by the answer to a piece and the answer to a reminder: it is on its way
         elif ack.offset < sending.total_bytes:
+            sending.sent_offset = ack.offset
+            sending.offered_at = sending.heard_at
             size = self._core.config.snapshot_chunk_bytes
             data = await self._io(lambda: self._store.read(sending.ref, ack.offset, size))
             if self._sending.get(peer_id) is sending:
@@ -270,14 +275,15 @@ class Snapshotting:
         if self._holds(ref):
             self._answer(peer_id, term, ref, offset=0, installed=True)
             return
-        # Two leaders' files of the same entry hold the same state, but their bytes (and length) may differ.
-        source = peer_id, ref, chunk.total_bytes
+        # A sender of an older version does not say which file it is: then it is one of that sender's.
+        source = SnapshotSource(ref, chunk.total_bytes, chunk.file_sha256 or peer_id.to_bytes(8, "big"))
         receiving = self._receiving
-        if receiving is None or self._receiving_from != source:
+        if receiving is None or receiving.source != source:
             if receiving is not None:
                 await self._io(receiving.abort)
-            receiving = self._receiving = await self._io(lambda: self._store.receive(ref, chunk.total_bytes))
-            self._receiving_from = source
+            receiving = self._receiving = await self._io(lambda: self._store.receive(source))
+            if receiving.offset > 0:
+                _log.info("snapshot goes on arriving index=%d from_byte=%d", ref.index, receiving.offset)
         if chunk.data:
             await self._io(lambda: receiving.append(chunk.offset, chunk.data))
         if not receiving.complete:
@@ -285,12 +291,12 @@ class Snapshotting:
             return
         self._receiving = None
         try:
-            await self._io(receiving.commit)
+            info = await self._io(receiving.commit)
         except CorruptStateError as error:
             _log.error("snapshot arrived damaged index=%d error=%r", ref.index, str(error))
             self._answer(peer_id, term, ref, offset=0, installed=False)
             return
-        self._install(ref)
+        await self._install(ref, membership_of(info.header))
         self._answer(peer_id, term, ref, offset=0, installed=True)
         await self._prune()
 
@@ -305,16 +311,24 @@ class Snapshotting:
             return True
         return False
 
-    def _install(self, ref: SnapshotRef) -> None:
+    async def _install(self, ref: SnapshotRef, membership: Membership) -> None:
+        restoring = self._state_machine.begin_restore()
+        chunks = self._store.chunks(ref)
+        while (chunk := await self._io(partial(next, chunks, None))) is not None:
+            restoring.feed(chunk)
+        failpoints.hit("snapshot.install.before")
+        # From here on nothing else runs: state, log and engine change together.
         if self._holds(ref):
-            return  # the log overtook the snapshot while it was verified
-        self._state_machine.restore(self._store.chunks(ref))
+            return  # the log overtook the snapshot while its state was built
+        restoring.commit()
+        failpoints.hit("snapshot.install.state.after")
         if self._state_machine.applied_index != ref.index:
             raise CorruptStateError(
                 f"snapshot {ref.index} restored a state of index {self._state_machine.applied_index}"
             )
         self._journal.install(ref.index, ref.term)
-        self._core.installed(ref.index, ref.term)
+        self._core.installed(ref.index, ref.term, membership)
+        failpoints.hit("snapshot.install.log.after")
         self._newest = ref
         metrics.SNAPSHOTS_INSTALLED.inc()
         _log.info("snapshot installed index=%d term=%d", ref.index, ref.term)

@@ -24,6 +24,7 @@ __all__ = [
     "RaftHandle",
     "RaftStatus",
     "RemoveMember",
+    "Restore",
     "StateMachine",
     "Unknown",
     "UpdateMember",
@@ -55,6 +56,18 @@ class Unknown:
 Outcome = Applied | NeverSent | Unknown
 
 
+class Restore(Protocol):
+    """A snapshot's state in the making, beside the present one."""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next chunk, in milliseconds: the loop waits. Raises CorruptStateError if it is damaged."""
+        ...
+
+    def commit(self) -> None:
+        """Make it the state. Raises CorruptStateError and changes nothing if it is not whole."""
+        ...
+
+
 class StateMachine(Protocol):
     """The replicated state. Deterministic and total: same calls, same state and replies, on every replica.
 
@@ -71,6 +84,10 @@ class StateMachine(Protocol):
 
     def restore(self, chunks: Iterable[bytes]) -> None:
         """Replace the whole state by a snapshot's. Raises CorruptStateError and changes nothing if it is damaged."""
+        ...
+
+    def begin_restore(self) -> Restore:
+        """The same in steps. The present state is read, and entries are applied to it, until the last one."""
         ...
 
     @property

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from controlplane.pb.etcd.kv_pb2 import Event, KeyValue
 from controlplane.pb.etcd.rpc_pb2 import RangeRequest
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Proposal, Reply
-from controlplane.store.store import Store
+from controlplane.store.store import Restoring, Store
 
 __all__ = ["CheckedStore", "Checks", "Operation", "ViolationError"]
 
@@ -235,6 +235,15 @@ class CheckedStore:
         self.store.restore(chunks)
         self._checks.stands_at(self._name, self.store.applied_index, self.store)
 
+    def begin_restore(self) -> _CheckedRestore:
+        return _CheckedRestore(self)
+
+    def restored_from(self, restoring: Restoring) -> None:
+        if self.store.applied_index > 0:
+            self._checks.installs += 1
+        restoring.commit()
+        self._checks.stands_at(self._name, self.store.applied_index, self.store)
+
     @property
     def applied_index(self) -> int:
         return self.store.applied_index
@@ -242,3 +251,17 @@ class CheckedStore:
     @property
     def revision(self) -> int:
         return self.store.revision
+
+
+class _CheckedRestore:
+    """A restore in steps whose last one is reported."""
+
+    def __init__(self, store: CheckedStore) -> None:
+        self._store = store
+        self._restoring = store.store.begin_restore()
+
+    def feed(self, chunk: bytes) -> None:
+        self._restoring.feed(chunk)
+
+    def commit(self) -> None:
+        self._store.restored_from(self._restoring)

@@ -17,7 +17,7 @@ from controlplane.raft.snapshot_format import (
     inspect_snapshot_file,
     read_snapshot_file,
 )
-from controlplane.raft.snapshots import SNAPSHOT_DIR, SnapshotRef, SnapshotStore, seed_data_dir
+from controlplane.raft.snapshots import SNAPSHOT_DIR, SnapshotRef, SnapshotSource, SnapshotStore, seed_data_dir
 from controlplane.raft.storage import Storage, create_storage, has_run_before, open_storage
 from controlplane.raft.wal import Identity, Wal
 from tests.sim.disk import PowerLoss, SimDisk
@@ -183,7 +183,7 @@ def test_a_snapshot_that_fills_the_disk_gives_the_space_back() -> None:
     writer = store.begin(header(20))
     with pytest.raises(StorageError, match="No space left"):
         writer.add(disk_filler(2000))
-    receiver = store.receive(SnapshotRef(20, 2), 1000)
+    receiver = store.receive(SnapshotSource(SnapshotRef(20, 2), 1000, b"id"))
     with pytest.raises(StorageError, match="No space left"):
         receiver.append(0, disk_filler(1000))
     assert disk.list(SNAPSHOT_DIR) == [old.name.removeprefix(f"{SNAPSHOT_DIR}/")]
@@ -232,10 +232,14 @@ def test_stopping_at_every_step_of_saving_and_pruning_leaves_a_usable_snapshot(s
 # -- receiving --------------------------------------------------------------------------------------------------------
 
 
+def source_of(data: bytes) -> SnapshotSource:
+    return SnapshotSource(SnapshotRef(10, 2), len(data), data[-32:])
+
+
 def test_a_snapshot_received_in_pieces_is_the_leaders() -> None:
     data = file_bytes()
     store = SnapshotStore(SimDisk())
-    receiver = store.receive(SnapshotRef(10, 2), len(data))
+    receiver = store.receive(source_of(data))
     while not receiver.complete:
         offset = receiver.offset
         receiver.append(offset, data[offset : offset + 50])
@@ -251,15 +255,59 @@ def test_a_snapshot_received_damaged_or_short_is_refused_and_gone() -> None:
     disk = SimDisk()
     store = SnapshotStore(disk)
     for wrong in (data[:-1], data[:100] + b"\xff" + data[101:]):
-        receiver = store.receive(SnapshotRef(10, 2), len(data))
+        receiver = store.receive(source_of(data))
         receiver.append(0, wrong)
         with pytest.raises(CorruptStateError):
             receiver.commit()
         assert disk.list(SNAPSHOT_DIR) == []
 
 
+def test_what_has_arrived_outlives_a_restart_and_only_the_rest_is_asked_for() -> None:
+    data = file_bytes()
+    disk = SimDisk()
+    receiver = SnapshotStore(disk).receive(source_of(data))
+    receiver.append(0, data[:100])
+    disk.process_died()
+    store = SnapshotStore(disk)
+    assert store.list() == []
+    receiver = store.receive(source_of(data))
+    assert receiver.offset == 100
+    receiver.append(100, data[100:])
+    receiver.commit()
+    assert list(store.chunks(store.list()[0])) == CHUNKS
+    assert all(name.endswith(".snap") for name in disk.list(SNAPSHOT_DIR))
+
+
+def test_pieces_of_another_file_are_dropped_when_a_transfer_begins() -> None:
+    data = file_bytes()
+    disk = SimDisk()
+    SnapshotStore(disk).receive(source_of(data)).append(0, data[:100])
+    other = SnapshotSource(SnapshotRef(10, 2), len(data), b"another file")
+    assert SnapshotStore(disk).receive(other).offset == 0
+    assert disk.list(SNAPSHOT_DIR) == [other.name.removeprefix(f"{SNAPSHOT_DIR}/")]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_holes_that_a_loss_of_power_leaves_in_what_has_arrived_are_found(seed: int) -> None:
+    data = file_bytes()
+    disk = SimDisk(seed)
+    SnapshotStore(disk).receive(source_of(data)).append(0, data[:-20])
+    disk.power_loss()
+    store = SnapshotStore(disk)
+    receiver = store.receive(source_of(data))
+    try:
+        receiver.append(receiver.offset, data[receiver.offset :])
+        receiver.commit()
+    except CorruptStateError:
+        receiver = store.receive(source_of(data))
+        assert receiver.offset == 0
+        receiver.append(0, data)
+        receiver.commit()
+    assert list(store.chunks(store.list()[0])) == CHUNKS
+
+
 def test_more_bytes_than_announced_are_not_taken() -> None:
-    receiver = SnapshotStore(SimDisk()).receive(SnapshotRef(10, 2), 5)
+    receiver = SnapshotStore(SimDisk()).receive(SnapshotSource(SnapshotRef(10, 2), 5, b"id"))
     receiver.append(0, b"123456")
     assert receiver.offset == 0
 

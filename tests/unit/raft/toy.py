@@ -48,6 +48,9 @@ class ToyMachine:
         self.positions = {bytes.fromhex(k): v for k, v in state["positions"].items()}
         self._digest = hashlib.sha256(b"".join(self.log))
 
+    def begin_restore(self) -> ToyRestore:
+        return ToyRestore(self)
+
     @property
     def applied_index(self) -> int:
         return self._applied_index
@@ -59,3 +62,17 @@ class ToyMachine:
     @property
     def state_hash(self) -> str:
         return self._digest.hexdigest()
+
+
+class ToyRestore:
+    """Gathers the chunks."""
+
+    def __init__(self, machine: ToyMachine) -> None:
+        self._machine = machine
+        self._chunks: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+
+    def commit(self) -> None:
+        self._machine.restore(self._chunks)

@@ -927,11 +927,14 @@ class SnapshotChunk(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    FILE_SHA256_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     snapshot_term: _builtins.int
     total_bytes: _builtins.int
     offset: _builtins.int
     data: _builtins.bytes
+    file_sha256: _builtins.bytes
+    """The file's own checksum, at its end: which file this is a piece of, whoever sends it. Empty from older senders."""
     def __init__(
         self,
         *,
@@ -940,10 +943,11 @@ class SnapshotChunk(_message.Message):
         total_bytes: _builtins.int = ...,
         offset: _builtins.int = ...,
         data: _builtins.bytes = ...,
+        file_sha256: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "index", b"index", "offset", b"offset", "snapshot_term", b"snapshot_term", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "file_sha256", b"file_sha256", "index", b"index", "offset", b"offset", "snapshot_term", b"snapshot_term", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
