@@ -32,13 +32,13 @@ def every_request_is_new(node: SimNode) -> None:
 
 def a_snapshot_forgets_requests(node: SimNode) -> None:
     store: Any = node.machine.store
-    restore = store.restore
+    take = store.take
 
-    def forgetful(chunks: Any) -> None:
-        restore(chunks)
+    def forgetful(loaded: Any) -> None:
+        take(loaded)
         store._dedup._entries.clear()
 
-    store.restore = forgetful
+    store.take = forgetful
 
 
 def matching_entries_are_truncated(node: SimNode) -> None:
