@@ -59,6 +59,10 @@ class Client:
         assert (response.created, response.canceled) == (True, False)
         return response.watch_id
 
+    async def end(self) -> None:
+        self.serving.cancel()
+        await asyncio.gather(self.serving, return_exceptions=True)
+
 
 @pytest.fixture
 async def replica() -> Replica:
@@ -69,8 +73,7 @@ async def replica() -> Replica:
 async def client(replica: Replica) -> AsyncIterator[Client]:
     client = Client(replica)
     yield client
-    client.serving.cancel()
-    await asyncio.gather(client.serving, return_exceptions=True)
+    await client.end()
 
 
 def values(response: e.WatchResponse) -> list[bytes]:
