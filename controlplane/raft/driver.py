@@ -20,24 +20,30 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from controlplane.base import failpoints
 from controlplane.base.clock import Clock, SystemClock
-from controlplane.base.errors import Code, StatusError, StoppedError, StorageError
+from controlplane.base.errors import Code, RemovedError, StatusError, StoppedError, StorageError
 from controlplane.base.rand import Rand, SystemRand
 from controlplane.pb.quarterdeck.internal.v1 import raft_pb2
+from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import HelloAck
 from controlplane.raft import metrics
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.core import Core, Turn
 from controlplane.raft.disk import RealDisk
+from controlplane.raft.founding import Founding, read_founding, write_founding
+from controlplane.raft.members import CHANNEL, MemberChanges
+from controlplane.raft.membership import Membership, membership_of
 from controlplane.raft.snapshotting import Snapshotting
 from controlplane.raft.storage import Storage, create_storage, has_run_before, open_storage
 from controlplane.raft.types import (
     Applied,
     LeadershipListener,
     Member,
+    MemberChange,
     NeverSent,
     Outcome,
     PeerHandler,
@@ -68,8 +74,10 @@ class Replica:
 
     Args:
         config: timers and sizes.
-        cluster_id, members: who takes part, the same on every member (see ``config.make_members``).
-        name: which of the members this is.
+        cluster_id, members: who takes part, as far as the settings know (see ``config.make_members``). A membership in
+            the data directory wins over ``members``, with a warning.
+        name: which of the members this is; what it calls itself, if ``member_id`` says which.
+        member_id: which of the members this is, for one that was added to a running cluster.
         data_dir: its log and snapshots; locked while it runs.
         state_machine: empty; restored and fed from here on.
         create_data_dir: make the directory if it is missing.
@@ -88,16 +96,16 @@ class Replica:
         state_machine: StateMachine,
         create_data_dir: bool = False,
         had_data: bool = False,
+        member_id: int | None = None,
         clock: Clock | None = None,
         rand: Rand | None = None,
     ) -> None:
         config.validate()
         self._config = config
         self._cluster_id = cluster_id
-        self._members = tuple(members)
-        self._me = next(m for m in members if m.name == name)
-        self._by_id = {m.id: m for m in members}
-        self._by_name = {m.name: m for m in members}
+        self._settings = tuple(members)
+        me = next(m for m in members if (m.name == name if member_id is None else m.id == member_id))
+        self._me = replace(me, name=name)
         self._data_dir = data_dir
         self._create_data_dir = create_data_dir and not had_data
         #: The directory holds this member's data, or did: an empty one would be another disk.
@@ -121,6 +129,9 @@ class Replica:
         self._kicked = False
         self._sleeper: asyncio.Future[None] | None = None
         self._seen_leader: int | None = None
+        self._seen_members = -1
+        self._turn_ended: list[asyncio.Future[None]] = []
+        self._changes = MemberChanges(self, self._clock, self._rand)
         #: Members whose link is up.
         self._linked: set[int] = set()
         #: Resolves with the reason when the replica had to stop by itself. Create it inside the loop: see start.
@@ -146,6 +157,10 @@ class Replica:
             if self.has_data and not ran_before:
                 raise StorageError(f"data directory {self._data_dir} holds no log any more: is its disk mounted?")
             self.has_data = ran_before
+            founding = read_founding(self._disk) if ran_before else None
+            if not ran_before:
+                founding = Founding(self._cluster_id, self._me.id, Membership(self._settings))
+                write_founding(self._disk, founding)
             opening = open_storage if ran_before else create_storage
             self._storage = opening(self._disk, identity, clock=self._clock)
             self.has_data = True
@@ -154,12 +169,14 @@ class Replica:
             self._core = Core(
                 config=self._config,
                 me=self._me,
-                members=self._members,
+                members=self._settings if founding is None else founding.membership.members,
                 journal=self._storage.journal,
                 state_machine=self._state_machine,
                 clock=self._clock,
                 rand=self._rand,
+                membership=None if self._storage.snapshot is None else membership_of(self._storage.snapshot.header),
             )
+            self._compare_settings()
             self._snapshotting = Snapshotting(
                 cluster_id=self._cluster_id,
                 core=self._core,
@@ -172,14 +189,20 @@ class Replica:
             )
             self._links = PeerLinks(
                 cluster_id=self._cluster_id,
-                me=_address(self._me),
-                peers=[_address(m) for m in self._members if m.id != self._me.id],
+                me=_address(
+                    replace(self._core.engine.memberships.active.get(self._me.id) or self._me, name=self._me.name)
+                ),
+                peers=[],
                 events=self,
                 clock=self._clock,
                 rand=self._rand,
+                empty_disk=not ran_before,
+                on_outcast=self._on_outcast,
             )
+            self.serve(CHANNEL, self._changes.serve)
             for channel, handler in self._handlers.items():
                 self._links.serve(channel, handler)
+            self._follow_members()
             await self._links.start()
         except BaseException:
             self._close_files()
@@ -202,7 +225,7 @@ class Replica:
             return
         core, task = self._the_core(), self._task
         self._task = None
-        if not task.done() and len(self._members) > 1:
+        if not task.done() and core.engine.voters:
             core.step_aside()
             await self._until(lambda: not core.engine.is_leader or task.done(), _STEP_ASIDE_S)
             await self._until(lambda: core.pending == 0 or task.done(), _DRAIN_S)
@@ -219,6 +242,9 @@ class Replica:
 
     async def _shut(self) -> None:
         self._answer(self._the_core().abandon("the replica stopped"))
+        for waiter in self._turn_ended:
+            if not waiter.done():
+                waiter.set_result(None)
         for helper in self._helpers:
             helper.cancel()
         await asyncio.gather(*self._helpers, return_exceptions=True)
@@ -251,6 +277,9 @@ class Replica:
     def _fail(self, error: BaseException) -> None:
         """Fail-stop: end the loop of turns; say why, once."""
         self._stopping = True
+        if not self.failed.done() and isinstance(error, RemovedError):
+            _log.error("replica stops name=%s: %s", self._me.name, error)
+            self.failed.set_result(error)
         if not self.failed.done():
             _log.critical(
                 "replica stops name=%s error=%s: %s", self._me.name, type(error).__name__, error, exc_info=error
@@ -340,6 +369,14 @@ class Replica:
             for listener in self._listeners:
                 listener(term, leading)
         self._observe(turn)
+        self._follow_members()
+        ended, self._turn_ended = self._turn_ended, []
+        for waiter in ended:
+            if not waiter.done():
+                waiter.set_result(None)
+        removed_at = self._the_core().removed_at
+        if removed_at is not None:
+            self._outcast(removed_at)
 
     def _answer(self, turn: Turn) -> None:
         for done, outcome in turn.outcomes:
@@ -374,6 +411,34 @@ class Replica:
             timer.cancel()
             self._sleeper = None
 
+    async def next_turn(self, *, deadline: float) -> None:
+        """Return when a turn has ended, or at ``deadline`` (monotonic seconds).
+
+        Raises:
+            StatusError: Unavailable, the replica stops.
+        """
+        if self._stopping:
+            raise StatusError(Code.UNAVAILABLE, "etcdserver: server stopped", unknown_outcome=True)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turn_ended.append(ended)
+        try:
+            async with asyncio.timeout(max(0.0, deadline - self._clock.monotonic())):
+                await ended
+        except TimeoutError:
+            return
+        finally:
+            if ended in self._turn_ended:
+                self._turn_ended.remove(ended)
+
+    def kick(self) -> None:
+        """There is something to do: a turn, soon."""
+        self._kick()
+
+    @property
+    def core(self) -> Core:
+        """Raises StoppedError: it does not run."""
+        return self._the_core()
+
     def _kick(self) -> None:
         self._kicked = True
         if self._sleeper is not None and not self._sleeper.done():
@@ -385,12 +450,65 @@ class Replica:
         if engine.leader != self._seen_leader:
             self._seen_leader = engine.leader
             if engine.leader is not None:
-                _log.info(
-                    "leader name=%s leader=%s term=%d", self._me.name, self._by_id[engine.leader].name, engine.term
-                )
+                _log.info("leader name=%s leader=%s term=%d", self._me.name, self._name_of(engine.leader), engine.term)
         metrics.TERM.set(engine.term)
         if turn.batched:
             metrics.TURN_WRITES.observe(turn.batched)
+
+    # -- members -----------------------------------------------------------------------------------------------
+
+    def _name_of(self, member_id: int) -> str:
+        """Its name; its id, while it has none."""
+        members = self._the_core().engine.memberships.all
+        found = next((m for membership in reversed(members) for m in membership.members if m.id == member_id), None)
+        return found.name if found is not None and found.name else f"{member_id:x}"
+
+    def _follow_members(self) -> None:
+        """Keep links to those that the engine speaks to, and tell those that left."""
+        core, links = self._the_core(), self._links
+        if self._seen_members == core.engine.members_version or links is None:
+            return
+        self._seen_members = core.engine.members_version
+        active = core.engine.memberships.active
+        spoken_to = [_address(m) for m in core.engine.correspondents]
+        removed = {r.id: r.index for r in core.engine.memberships.all[0].removed}
+        links.set_peers(spoken_to, removed, keep=core.engine.farewells)
+        _log.info("members name=%s members=%s", self._me.name, ",".join(m.name or f"{m.id:x}" for m in active.members))
+
+    def _compare_settings(self) -> None:
+        """What the settings say otherwise than the replicated membership does not count: say so."""
+        active = self._the_core().engine.memberships.active
+        for member in self._settings:
+            known = active.get(member.id)
+            if known is None:
+                _log.warning("setting ignored: %s is not a member (any more)", member.name or f"{member.id:x}")
+            elif member.peer_address != known.peer_address:
+                text = (
+                    "setting ignored: %s has the peer address %s in the cluster, not %s; change it with member update"
+                )
+                _log.warning(text, known.name, known.peer_address, member.peer_address)
+        for known in active.members:
+            if all(m.id != known.id for m in self._settings):
+                _log.warning("settings lack a member: %s at %s", known.name or f"{known.id:x}", known.peer_address)
+
+    def _on_outcast(self, peer: PeerAddress, ack: HelloAck) -> None:
+        """A peer says that we do not belong any more."""
+        if ack.removed_at_index:
+            self._outcast(ack.removed_at_index)
+        else:
+            text = (
+                f"member {self._me.name} ({self._me.id:x}) has lived before, as {peer.name} remembers, and its data "
+                "directory is new. Without its log it must not come back as the one it was: remove the member and add "
+                "a new one"
+            )
+            self._fail(RemovedError(text))
+
+    def _outcast(self, index: int) -> None:
+        text = (
+            f"member {self._me.name} ({self._me.id:x}) was removed from the cluster at index {index}; its data are no "
+            f"longer of use. To bring this machine back, empty {self._data_dir} and add a new member"
+        )
+        self._fail(RemovedError(text))
 
     # -- PeerEvents --------------------------------------------------------------------------------------------
 
@@ -400,7 +518,8 @@ class Replica:
 
     def link_up(self, peer_id: int) -> None:
         self._linked.add(peer_id)
-        self._the_core().link_up(peer_id)
+        knows_pre_vote = self._links is not None and self._links.revision(peer_id) >= 1
+        self._the_core().link_up(peer_id, knows_pre_vote=knows_pre_vote)
         self._kick()
 
     def link_down(self, peer_id: int) -> None:
@@ -451,6 +570,12 @@ class Replica:
             metrics.SLOW_READ_INDEXES.inc()
         return index
 
+    async def change_members(self, change: MemberChange, *, timeout_ms: int) -> tuple[Member, ...]:
+        """See RaftHandle."""
+        if self._stopping or self._core is None:
+            raise StatusError(Code.UNAVAILABLE, "etcdserver: server stopped")
+        return await self._changes.change(change, timeout_ms=timeout_ms)
+
     async def transfer_leadership(self, target_id: int | None, *, timeout_ms: int) -> None:
         """See RaftHandle."""
         if self._stopping or self._core is None:
@@ -482,13 +607,13 @@ class Replica:
             member_id=self._me.id,
             cluster_id=self._cluster_id,
             role=engine.role.value,
-            leader=None if leader is None else self._by_id[leader].name,
+            leader=None if leader is None else self._name_of(leader),
             term=engine.term,
             commit_index=engine.commit_index,
             applied_index=engine.applied_index,
             last_index=engine.last_index,
             snapshot_index=0 if self._snapshotting is None else self._snapshotting.newest_index,
-            members=self._members,
+            members=engine.memberships.at(engine.applied_index).members,
             ready=core.ready,
             pending=core.pending,
         )
@@ -505,17 +630,21 @@ class Replica:
 
     async def call(self, peer: str, channel: str, payload: bytes, *, timeout_ms: int) -> bytes:
         """See RaftHandle."""
-        member = self._by_name.get(peer)
-        if member is None:
-            raise StatusError(Code.NOT_FOUND, f"no member {peer!r}")
-        if member.id == self._me.id:
+        member = next((m for m in self._the_core().members if m.name == peer), None)
+        if peer == self._me.name:
             handler = self._handlers.get(channel)
             if handler is None:
                 raise StatusError(Code.UNIMPLEMENTED, f"{peer} serves no channel {channel!r}")
             return await handler(peer, payload)
+        if member is None:
+            raise StatusError(Code.NOT_FOUND, f"no member {peer!r}")
+        return await self.call_id(member.id, channel, payload, timeout_ms=timeout_ms)
+
+    async def call_id(self, member_id: int, channel: str, payload: bytes, *, timeout_ms: int) -> bytes:
+        """Ask another member, which may not have a name yet. Raises StatusError, as :meth:`call`."""
         if self._links is None:
             raise StatusError(Code.UNAVAILABLE, "the replica is not running")
-        return await self._links.call(member.id, channel, payload, timeout_ms=timeout_ms)
+        return await self._links.call(member_id, channel, payload, timeout_ms=timeout_ms)
 
     def snapshot_file(self) -> AsyncIterator[bytes]:
         """See RaftHandle."""

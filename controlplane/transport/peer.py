@@ -9,13 +9,16 @@ not consensus: ``raft`` messages go to a callback.
 - A newer connection of a peer replaces its older one, whose remaining frames are dropped: no stale frame arrives.
 - A link whose queue is full drops frames and counts them (Raft sends again); it never blocks and never grows.
 - When a link breaks and the peer's address refuses at once, its process is dead: ``on_dead`` tells.
+- With TLS both ends show a member's certificate, and it must be that of the member they say or are expected to be;
+  any other connection is closed before a byte of it is looked at.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+import ssl
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -34,7 +37,17 @@ from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import (
     RaftMessage,
 )
 from controlplane.transport import peer_metrics as metrics
-from controlplane.transport.frames import HEADER_BYTES, PROTOCOL_VERSION, FrameError, decode, encode, frame_length
+from controlplane.transport.frames import (
+    HEADER_BYTES,
+    PROTOCOL_REVISION,
+    PROTOCOL_VERSION,
+    FrameError,
+    decode,
+    encode,
+    frame_length,
+)
+from controlplane.transport.tls import Identity, IdentityError, IdentityKind, Reloader, identity_of
+from controlplane.transport.tls_listener import TlsListener
 
 __all__ = ["CallHandler", "PeerAddress", "PeerEvents", "PeerLinks"]
 
@@ -58,7 +71,7 @@ _CALL_BYTES_MAX = FRAME_BYTES_MAX // 2
 
 @dataclass(frozen=True, slots=True)
 class PeerAddress:
-    """A member as its peers reach it. ``address`` is ``host:port``."""
+    """A member as its peers reach it. ``address`` is ``host:port``; ``name`` is empty until it has first started."""
 
     id: int
     name: str
@@ -88,10 +101,23 @@ class _Connection(asyncio.Protocol):
         self.heard_at = 0.0
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.received = 0
+        #: The member whose certificate was shown; empty without TLS.
+        self.certified = ""
         self._on_frame = on_frame
         self._on_open = on_open
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
+
+    def holder(self) -> Identity:
+        """Whom the certificate of the other side speaks for. Raises IdentityError: nobody, or it is no member's."""
+        ssl_object: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object") if self._transport else None
+        certificate = ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None
+        if certificate is None:
+            raise IdentityError("no certificate was shown")
+        identity = identity_of(certificate)
+        if identity.kind is not IdentityKind.MEMBER:
+            raise IdentityError(f"the certificate of {identity} is no member's")
+        return identity
 
     @property
     def remote(self) -> str:
@@ -164,6 +190,10 @@ class PeerLinks:
         peers: the others.
         events: who hears.
         clock, rand: back-off and ping times, and this life's epoch.
+        tls: this member's certificate; None speaks plainly, to whoever says the right name.
+        removed: ids that were members once -> the log entry that ended it: they are told.
+        empty_disk: this member's data directory was made in this start.
+        on_outcast: hears when a peer says that we were removed, or must be replaced.
     """
 
     def __init__(
@@ -175,6 +205,10 @@ class PeerLinks:
         events: PeerEvents,
         clock: Clock,
         rand: Rand,
+        tls: Reloader | None = None,
+        removed: Mapping[int, int] | None = None,
+        empty_disk: bool = False,
+        on_outcast: Callable[[PeerAddress, HelloAck], None] = lambda peer, ack: None,
     ) -> None:
         self._cluster_id = cluster_id
         self._me = me
@@ -183,7 +217,9 @@ class PeerLinks:
         self._clock = clock
         self._rand = rand
         self._epoch = rand.token(8)
+        self._tls = tls
         self._server: asyncio.Server | None = None
+        self._tls_listener: TlsListener | None = None
         self._strangers: set[_Connection] = set()
         self._incoming: dict[int, _Connection] = {}
         self._links: dict[int, _Connection] = {}
@@ -191,6 +227,14 @@ class PeerLinks:
         self._calls: dict[int, tuple[int, asyncio.Future[bytes]]] = {}
         self._call_id = int.from_bytes(rand.token(6), "big")
         self._answering = dict.fromkeys(self._peers, 0)
+        self._removed = dict(removed or {})
+        self._empty_disk = empty_disk
+        self._on_outcast = on_outcast
+        #: The life in which each peer was last accepted: one with an empty disk has no second life.
+        self._epochs: dict[int, bytes] = {}
+        self._revisions: dict[int, int] = {}
+        self._keepers: dict[int, asyncio.Task[None]] = {}
+        self._started = False
         self._pings: dict[int, float] = {}
         self._ping_seq = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -204,23 +248,63 @@ class PeerLinks:
             ConfigError: the address cannot be bound; says why.
         """
         host, port = self._me.split()
-        loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(
-                lambda: _Connection(self._on_incoming_frame, self._on_stranger), host, port, backlog=64
-            )
+            await self._listen(host, port)
         except OSError as error:
             raise ConfigError(
                 f"peer address {self._me.address} cannot be bound: {error.strerror or error}; "
                 f"is another replica running on it?"
             ) from error
+        self._started = True
         for peer in self._peers.values():
-            self._spawn(self._keep_link(peer))
+            self._keepers[peer.id] = self._spawn(self._keep_link(peer))
+
+    def set_peers(
+        self, peers: Iterable[PeerAddress], removed: Mapping[int, int], *, keep: Collection[int] = ()
+    ) -> None:
+        """These are the other members from now on: dial those that are new or have moved, part from those that left,
+        but for those to ``keep`` a while. ``removed``: see the class."""
+        kept = {peer_id: peer for peer_id, peer in self._peers.items() if peer_id in keep}
+        before, self._peers = self._peers, kept | {peer.id: peer for peer in peers}
+        self._removed = {peer_id: index for peer_id, index in removed.items() if peer_id not in self._peers}
+        for peer_id, peer in before.items():
+            now = self._peers.get(peer_id)
+            if now is None or now.address != peer.address:
+                if (keeper := self._keepers.pop(peer_id, None)) is not None:
+                    keeper.cancel()
+                if now is None and (connection := self._incoming.pop(peer_id, None)) is not None:
+                    connection.close()
+        for peer_id, peer in self._peers.items():
+            self._answering.setdefault(peer_id, 0)
+            if self._started and peer_id not in self._keepers:
+                self._keepers[peer_id] = self._spawn(self._keep_link(peer))
+
+    def revision(self, peer_id: int) -> int:
+        """What the peer understands beyond the protocol version (see Hello.revision), as of its present link."""
+        return self._revisions.get(peer_id, 0)
+
+    async def _listen(self, host: str, port: int) -> None:
+        def stranger() -> _Connection:
+            return _Connection(self._on_incoming_frame, self._on_stranger)
+
+        if self._tls is None:
+            self._server = await asyncio.get_running_loop().create_server(stranger, host, port, backlog=64)
+            return
+        self._tls_listener = TlsListener(
+            "peer",
+            stranger,
+            self._tls.server(),
+            handshakes_max=_STRANGERS_MAX,
+            handshake_timeout_s=_HANDSHAKE_TIMEOUT_S,
+        )
+        self._tls_listener.start(host, port)
 
     async def stop(self) -> None:
         """Close every link and the listener. Waiting calls fail."""
         if self._server is not None:
             self._server.close()
+        if self._tls_listener is not None:
+            await self._tls_listener.stop()
         connections = [*self._strangers, *self._incoming.values(), *self._links.values()]
         for task in list(self._tasks):
             task.cancel()
@@ -286,6 +370,10 @@ class PeerLinks:
                 connection = await self._dial(peer)
             except TimeoutError:
                 just_lost = False
+            except (ssl.SSLError, IdentityError) as error:  # somebody lives there, but not the peer we look for
+                just_lost = False
+                metrics.REFUSED.labels("certificate").inc()
+                _log.error("peer not trusted name=%s address=%s error=%r", peer.name, peer.address, str(error))
             except (OSError, FrameError) as error:
                 if just_lost:
                     _log.info("peer is dead name=%s error=%r", peer.name, str(error))
@@ -317,7 +405,12 @@ class PeerLinks:
         try:
             async with asyncio.timeout(_DIAL_TIMEOUT_S):
                 loop = asyncio.get_running_loop()
-                _, connection = await loop.create_connection(lambda: _Connection(on_frame, lambda c: None), host, port)
+                secure = {"ssl": self._tls.client, "server_hostname": host} if self._tls is not None else {}
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(on_frame, lambda c: None), host, port, **secure
+                )
+                if self._tls is not None and not self._is_holder(peer.id, holder := connection.holder()):
+                    raise IdentityError(f"{peer.address} has the certificate of {holder}, not of {peer.name}")
                 hello = Hello(
                     protocol_version=PROTOCOL_VERSION,
                     cluster_id=self._cluster_id,
@@ -325,6 +418,8 @@ class PeerLinks:
                     member_name=self._me.name,
                     to_member_id=peer.id,
                     epoch=self._epoch,
+                    revision=PROTOCOL_REVISION,
+                    empty_disk=self._empty_disk,
                 )
                 connection.send(Frame(hello=hello))
                 await _first(welcome, connection.lost)
@@ -333,6 +428,8 @@ class PeerLinks:
             ack = welcome.result()
             if ack.refused:
                 _log.error("peer refuses us name=%s address=%s reason=%r", peer.name, peer.address, ack.refused)
+                if ack.removed_at_index or ack.disk_lost:
+                    self._on_outcast(peer, ack)
                 raise FrameError(ack.refused)
             if ack.member_id != peer.id:
                 raise FrameError(f"{peer.address} is member {ack.member_id:x}, not {peer.name} ({peer.id:x})")
@@ -341,6 +438,7 @@ class PeerLinks:
                 connection.abort()
             raise
         connection.peer_id, connection.epoch = peer.id, ack.epoch
+        self._revisions[peer.id] = ack.revision
         return connection
 
     async def _use(self, peer: PeerAddress, connection: _Connection) -> None:
@@ -355,7 +453,8 @@ class PeerLinks:
         finally:
             pinging.cancel()
             connection.abort()
-            del self._links[peer.id]
+            if self._links.get(peer.id) is connection:
+                del self._links[peer.id]
             _log.info("link down peer=%s address=%s", peer.name, peer.address)
             self._events.link_down(peer.id)
             for peer_id, future in self._calls.values():
@@ -383,6 +482,14 @@ class PeerLinks:
             metrics.REFUSED.labels("too_many").inc()
             connection.abort()
             return
+        if self._tls is not None:
+            try:
+                connection.certified = connection.holder().name
+            except IdentityError as error:
+                metrics.REFUSED.labels("certificate").inc()
+                _log.warning("connection refused remote=%s reason=%r", connection.remote, str(error))
+                connection.abort()
+                return
         self._strangers.add(connection)
         self._spawn(self._see_out_stranger(connection))
 
@@ -425,25 +532,38 @@ class PeerLinks:
 
     def _welcome(self, connection: _Connection, frame: Frame) -> None:
         hello = frame.hello
-        refused = ""
+        refused, disk_lost = "", False
         if not frame.HasField("hello"):
             refused = "say hello first"
         elif hello.protocol_version != PROTOCOL_VERSION:
             refused = f"protocol version {hello.protocol_version}: {self._me.name} speaks {PROTOCOL_VERSION}"
         elif hello.cluster_id != self._cluster_id:
             refused = f"cluster {hello.cluster_id:x}: {self._me.name} is in cluster {self._cluster_id:x}"
+        elif hello.member_id in self._removed:
+            refused = f"member {hello.member_id:x} was removed from the cluster"
         elif hello.member_id not in self._peers:
             refused = f"member {hello.member_id:x} ({hello.member_name[:64]!r}) is not in this cluster"
         elif hello.to_member_id != self._me.id:
             refused = f"you want member {hello.to_member_id:x}, this is {self._me.name} ({self._me.id:x})"
+        elif self._tls is not None and not (
+            connection.certified == hello.member_name and self._peers[hello.member_id].name in ("", hello.member_name)
+        ):
+            refused = f"your certificate is that of {connection.certified}, you say {hello.member_name[:64]!r}"
+        elif disk_lost := hello.empty_disk and self._epochs.get(hello.member_id, hello.epoch) != hello.epoch:
+            refused = f"member {hello.member_name[:64]!r} has lived before and comes with an empty disk"
         self._strangers.discard(connection)
-        connection.send(Frame(hello_ack=HelloAck(member_id=self._me.id, epoch=self._epoch, refused=refused)))
+        ack = HelloAck(member_id=self._me.id, epoch=self._epoch, refused=refused, revision=PROTOCOL_REVISION)
+        if refused:
+            ack.removed_at_index = self._removed.get(hello.member_id, 0) if hello.cluster_id == self._cluster_id else 0
+            ack.disk_lost = disk_lost
+        connection.send(Frame(hello_ack=ack))
         if refused:
             metrics.REFUSED.labels("handshake").inc()
             _log.warning("connection refused remote=%s reason=%r", connection.remote, refused)
             connection.close()
             return
         connection.peer_id, connection.epoch = hello.member_id, hello.epoch
+        self._epochs[hello.member_id] = hello.epoch
         connection.frame_bytes_max = FRAME_BYTES_MAX
         older = self._incoming.get(hello.member_id)
         self._incoming[hello.member_id] = connection
@@ -488,12 +608,18 @@ class PeerLinks:
 
     def _name(self, peer_id: int) -> str:
         peer = self._peers.get(peer_id)
-        return peer.name if peer is not None else f"{peer_id:x}"
+        return peer.name if peer is not None and peer.name else f"{peer_id:x}"
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _is_holder(self, peer_id: int, holder: Identity) -> bool:
+        """Whether it is the peer's certificate; any member's will do for one that has no name yet."""
+        peer = self._peers.get(peer_id)
+        return peer is not None and peer.name in ("", holder.name)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _check_payload(payload: bytes) -> None:
