@@ -36,6 +36,7 @@ class RaftConfig:
         snapshot_entries, snapshot_log_bytes: a snapshot is cut after so many entries or bytes of log.
         catch_up_entries: log kept behind a snapshot, so that a follower that was away for a moment needs none.
         snapshot_chunk_bytes: one piece of a snapshot on a peer link.
+        wal_segment_bytes: a file of the log past this size is closed and the next one begun.
         resend_ms: a forwarded write or read without news is sent again after so long (under its request id).
     """
 
@@ -54,6 +55,7 @@ class RaftConfig:
     snapshot_log_bytes: int = 64 * MIB
     catch_up_entries: int = 2_000
     snapshot_chunk_bytes: int = MIB
+    wal_segment_bytes: int = 16 * MIB
     resend_ms: int = 1_000
 
     @classmethod

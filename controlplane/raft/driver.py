@@ -162,7 +162,9 @@ class Replica:
                 founding = Founding(self._cluster_id, self._me.id, Membership(self._settings))
                 write_founding(self._disk, founding)
             opening = open_storage if ran_before else create_storage
-            self._storage = opening(self._disk, identity, clock=self._clock)
+            self._storage = opening(
+                self._disk, identity, clock=self._clock, segment_bytes=self._config.wal_segment_bytes
+            )
             self.has_data = True
             if (ref := self._storage.snapshot_ref) is not None:
                 self._state_machine.restore(self._storage.snapshots.chunks(ref))
