@@ -451,10 +451,10 @@ class Core:
         self._applied += 1
 
     def _on_config(self, index: int, membership: Membership) -> None:
-        """A membership is committed."""
-        if membership.get(self.me.id) is None and self.removed_at is None:
-            removal = membership.removal_of(self.me.id)
-            self.removed_at = removal.index if removal is not None else index
+        """A membership is committed. One that does not name this replica may be older than this replica."""
+        removal = membership.removal_of(self.me.id)
+        if removal is not None:
+            self.removed_at = removal.index
 
     def _follow_members(self) -> None:
         if self._members_version != self.engine.members_version:
