@@ -102,7 +102,7 @@ class RemoteKV:
         nothing left out or told twice."""
         responses = follow(
             self._connection, request, clock=self._clock, rand=self._rand, progress_every_s=self._progress_every_s,
-            progress_is_sound=self._progress_is_sound,
+            progress_is_sound=self.progress_is_sound,
         )  # fmt: skip
         async with aclosing(responses):
             yield self._seen(responses)
@@ -112,7 +112,7 @@ class RemoteKV:
             self._note(response.header)
             yield response
 
-    async def _progress_is_sound(self, endpoint: str) -> bool:
+    async def progress_is_sound(self, endpoint: str) -> bool:
         """Whether that member's answers to progress requests come in order with the events: before 3.4.25 and 3.5.8
         they could overtake them (etcd issue 15220), and a watch resumed from one would have left events out."""
         try:
