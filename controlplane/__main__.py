@@ -25,6 +25,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--name", required=True, help="This replica's name in the initial cluster.")
 @click.option("--data-dir", type=_DIRECTORY, help="Log and snapshots; needed without --store.")
 @click.option("--initial-cluster", required=True, help="NAME=PEER@CLIENT@METRICS,... of every member, HOST:PORT each.")
+@click.option("--initial-cluster-state", default="new", type=click.Choice(["new", "existing"]), help="existing: joins.")
+@click.option("--join", default="", help="Client HOST:PORT,... of running replicas; by default the initial cluster's.")
 @click.option("--cluster-token", default="quarterdeck", help="Tells clusters apart; the same on all members.")
 @click.option("--heartbeat-ms", default=50, help="How often a leader speaks.")
 @click.option("--election-ms-min", default=500, help="Shortest wait of a follower before it stands.")
@@ -48,6 +50,8 @@ def main(
     name: str,
     data_dir: Path | None,
     initial_cluster: str,
+    initial_cluster_state: str,
+    join: str,
     cluster_token: str,
     heartbeat_ms: int,
     election_ms_min: int,
@@ -96,6 +100,8 @@ def main(
             auto_compaction_retention=auto_compaction_retention,
             log_level=log_level,
             store=external,
+            initial_cluster_state=initial_cluster_state,
+            join=tuple(filter(None, join.split(","))),
         )
         config.validate()
         # gRPC's C core would say the same again, in its own words, before our message.

@@ -41,8 +41,10 @@ from controlplane.controllers.nodelifecycle import NodeLifecycle
 from controlplane.controllers.nodelifecycle_decide import LifecycleConfig
 from controlplane.controllers.state_metrics import ObjectMetrics
 from controlplane.etcd.gateway import BODY_BYTES_MAX as GATEWAY_BODY_BYTES_MAX
+from controlplane.joining import find_place
 from controlplane.pb.k8s.core_v1_pb2 import Pod
 from controlplane.pb.quarterdeck.v1 import node_pb2_grpc
+from controlplane.raft.founding import Founding
 from controlplane.scheduler.scheduler import Scheduler
 from controlplane.supervision import health_port, supervise
 from controlplane.transport import server as grpc_server
@@ -65,13 +67,13 @@ _MOVING_S = 2.0
 class App:
     """One replica, wired. ``await start()``, then :meth:`wait`, then ``await stop()``."""
 
-    def __init__(self, config: ReplicaConfig, *, had_data: bool = False) -> None:
-        """``had_data``: an earlier life in this process had its data in the directory."""
+    def __init__(self, config: ReplicaConfig, *, had_data: bool = False, place: Founding | None = None) -> None:
+        """``had_data``: an earlier life in this process had its data in the directory. ``place``: see find_place."""
         self._config = config
         self._led_term: int | None = None
         clock, rand = SystemClock(), SystemRand()
         self._clock = clock
-        self.backbone = backbone_of(config, had_data=had_data, clock=clock, rand=rand)
+        self.backbone = backbone_of(config, had_data=had_data, place=place, clock=clock, rand=rand)
         self.kv, self.cell = self.backbone.kv, self.backbone.cell
         self.logs = AgentLogs()
         self.api = ApiServer(self.kv, clock=clock, rand=rand, service_cidr=config.service_cidr, logs=self.logs)
@@ -291,8 +293,9 @@ async def _run(config: ReplicaConfig) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
+    place = await find_place(config, clock=SystemClock())
     await supervise(
-        lambda had_data: App(config, had_data=had_data),
+        lambda had_data: App(config, had_data=had_data, place=place),
         stop,
         outage=health_port(config.me.metrics),
         free_bytes=lambda: shutil.disk_usage(config.data_dir).free,

@@ -30,9 +30,11 @@ from controlplane.etcd.integrity import CorruptMemberError, Integrity
 from controlplane.etcd.local import LocalKV
 from controlplane.etcd.metrics import StateMetrics
 from controlplane.external.backbone import External
+from controlplane.joining import keep_published
 from controlplane.pb.quarterdeck.v1 import api_pb2, operator_pb2_grpc
 from controlplane.raft.config import RaftConfig, make_members
 from controlplane.raft.driver import Replica
+from controlplane.raft.founding import Founding
 from controlplane.store.kv import KVStore
 from controlplane.store.store import Store
 from controlplane.transport.handlers import Both, HandlerTable
@@ -113,10 +115,15 @@ class Backbone(Protocol):
 class Embedded:
     """A Raft replica with the store in it. ``had_data``: an earlier life in this process had data in the directory."""
 
-    def __init__(self, config: ReplicaConfig, *, had_data: bool, clock: Clock, rand: Rand) -> None:
+    def __init__(
+        self, config: ReplicaConfig, *, had_data: bool, place: Founding | None, clock: Clock, rand: Rand
+    ) -> None:
         cluster_id, members = make_members(
             config.cluster_token, ((m.name, m.peer, m.client, m.metrics) for m in config.initial_cluster)
         )
+        settings = members
+        if place is not None:
+            cluster_id, members = place.cluster_id, place.membership.members
         self._config = config
         self._clock = clock
         self.store = Store(cluster_id=cluster_id)
@@ -134,6 +141,8 @@ class Embedded:
             state_machine=self.store,
             create_data_dir=True,
             had_data=had_data,
+            member_id=None if place is None else place.member_id,
+            settings=settings,
             clock=clock,
             rand=rand,
         )
@@ -183,6 +192,7 @@ class Embedded:
         self._work = (
             loop.create_task(self.integrity.run(), name="integrity"),
             loop.create_task(self.compactor.run(), name="compactor"),
+            loop.create_task(keep_published(self.raft, self._config.me, self._clock), name="publish"),
         )
         for task in self._work:
             task.add_done_callback(self._note_ended)
@@ -224,9 +234,9 @@ class Embedded:
         await asyncio.Event().wait()
 
 
-def backbone_of(config: ReplicaConfig, *, had_data: bool, clock: Clock, rand: Rand) -> Backbone:
+def backbone_of(config: ReplicaConfig, *, had_data: bool, place: Founding | None, clock: Clock, rand: Rand) -> Backbone:
     """What the configuration asks for. Raises ConfigError."""
     if config.store is None:
-        return Embedded(config, had_data=had_data, clock=clock, rand=rand)
+        return Embedded(config, had_data=had_data, place=place, clock=clock, rand=rand)
     me = config.me
     return External(config.store, name=me.name, client=me.client, metrics=me.metrics, clock=clock, rand=rand)

@@ -53,6 +53,9 @@ class ReplicaConfig:
         auto_compaction_mode, auto_compaction_retention: how much history is kept, as etcd's flags say it; 0 is all.
         store: the etcd cluster that holds the state; None: the replicas do. With one, ``data_dir``, the peer addresses
             and the settings of elections and snapshots are not used.
+        initial_cluster_state: ``new`` founds the cluster, or comes back to it; ``existing`` joins a running one that
+            has this replica's peer address among its members. Only the first start with a data directory asks.
+        join: client endpoints to ask then; by default the other members' of initial_cluster.
     """
 
     name: str
@@ -71,6 +74,8 @@ class ReplicaConfig:
     auto_compaction_mode: str = "periodic"
     auto_compaction_retention: str = "5m"
     store: StoreConfig | None = None
+    initial_cluster_state: str = "new"
+    join: tuple[str, ...] = ()
 
     @property
     def me(self) -> MemberConfig:
@@ -105,6 +110,12 @@ class ReplicaConfig:
             )
         if self.election_ms_max <= self.election_ms_min:
             raise ConfigError(f"election maximum {self.election_ms_max} ms: want more than {self.election_ms_min} ms")
+        if self.initial_cluster_state not in ("new", "existing"):
+            raise ConfigError(f"initial cluster state {self.initial_cluster_state!r}: want new or existing")
+        for endpoint in self.join:
+            split_address(endpoint)
+        if self.join and self.initial_cluster_state == "new":
+            raise ConfigError("--join is for a new member of a running cluster: --initial-cluster-state existing")
         service, cluster = _network("service", self.service_cidr), _network("cluster", self.cluster_cidr)
         if service.overlaps(cluster):
             raise ConfigError(f"service range {service} overlaps the pods' {cluster}: choose two separate ranges")

@@ -74,10 +74,11 @@ class Replica:
 
     Args:
         config: timers and sizes.
-        cluster_id, members: who takes part, as far as the settings know (see ``config.make_members``). A membership in
-            the data directory wins over ``members``, with a warning.
+        cluster_id, members: who takes part, as far as is known at the start (see ``config.make_members``): a membership
+            in the data directory wins over ``members``.
         name: which of the members this is; what it calls itself, if ``member_id`` says which.
         member_id: which of the members this is, for one that was added to a running cluster.
+        settings: members as the settings name them, ``members`` by default: where they differ is said in the log.
         data_dir: its log and snapshots; locked while it runs.
         state_machine: empty; restored and fed from here on.
         create_data_dir: make the directory if it is missing.
@@ -97,13 +98,15 @@ class Replica:
         create_data_dir: bool = False,
         had_data: bool = False,
         member_id: int | None = None,
+        settings: Sequence[Member] | None = None,
         clock: Clock | None = None,
         rand: Rand | None = None,
     ) -> None:
         config.validate()
         self._config = config
         self._cluster_id = cluster_id
-        self._settings = tuple(members)
+        self._first_members = tuple(members)
+        self._settings = self._first_members if settings is None else tuple(settings)
         me = next(m for m in members if (m.name == name if member_id is None else m.id == member_id))
         self._me = replace(me, name=name)
         self._data_dir = data_dir
@@ -159,7 +162,7 @@ class Replica:
             self.has_data = ran_before
             founding = read_founding(self._disk) if ran_before else None
             if not ran_before:
-                founding = Founding(self._cluster_id, self._me.id, Membership(self._settings))
+                founding = Founding(self._cluster_id, self._me.id, Membership(self._first_members))
                 write_founding(self._disk, founding)
             opening = open_storage if ran_before else create_storage
             self._storage = opening(
@@ -171,7 +174,7 @@ class Replica:
             self._core = Core(
                 config=self._config,
                 me=self._me,
-                members=self._settings if founding is None else founding.membership.members,
+                members=self._first_members if founding is None else founding.membership.members,
                 journal=self._storage.journal,
                 state_machine=self._state_machine,
                 clock=self._clock,
@@ -479,19 +482,18 @@ class Replica:
 
     def _compare_settings(self) -> None:
         """What the settings say otherwise than the replicated membership does not count: say so."""
-        active = self._the_core().engine.memberships.active
+        active = {m.name: m for m in self._the_core().engine.memberships.active.members}
         for member in self._settings:
-            known = active.get(member.id)
+            known = active.get(member.name)
             if known is None:
-                _log.warning("setting ignored: %s is not a member (any more)", member.name or f"{member.id:x}")
+                _log.warning("setting ignored: %s is not a member", member.name)
             elif member.peer_address != known.peer_address:
                 text = (
                     "setting ignored: %s has the peer address %s in the cluster, not %s; change it with member update"
                 )
                 _log.warning(text, known.name, known.peer_address, member.peer_address)
-        for known in active.members:
-            if all(m.id != known.id for m in self._settings):
-                _log.warning("settings lack a member: %s at %s", known.name or f"{known.id:x}", known.peer_address)
+        for name in sorted(active.keys() - {m.name for m in self._settings} - {""}):
+            _log.warning("settings lack a member: %s at %s", name, active[name].peer_address)
 
     def _on_outcast(self, peer: PeerAddress, ack: HelloAck) -> None:
         """A peer says that we do not belong any more."""

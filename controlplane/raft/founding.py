@@ -9,12 +9,13 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
-from controlplane.base.errors import CorruptStateError
+from controlplane.base.errors import CorruptStateError, StorageError
 from controlplane.raft.disk import Disk, read_all
 from controlplane.raft.membership import Membership
 
-__all__ = ["Founding", "read_founding", "write_founding"]
+__all__ = ["Founding", "peek_founding", "read_founding", "write_founding"]
 
 _NAME = "founding"
 _TEMP = "founding.tmp"
@@ -54,9 +55,24 @@ def read_founding(disk: Disk) -> Founding | None:
     """
     if not disk.exists(_NAME):
         return None
-    whole = read_all(disk, _NAME)
+    return _decode(read_all(disk, _NAME), disk.locate(_NAME))
+
+
+def peek_founding(data_dir: Path) -> Founding | None:
+    """The same of a directory that is not opened, nor perhaps there. Raises StorageError too."""
+    path = data_dir / _NAME
+    try:
+        whole = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}", errno=error.errno or 0) from error
+    return _decode(whole, str(path))
+
+
+def _decode(whole: bytes, where: str) -> Founding:
     data = whole[_CRC.size :]
     if len(data) <= _IDS.size or _CRC.unpack(whole[: _CRC.size])[0] != zlib.crc32(data):
-        raise CorruptStateError(f"{disk.locate(_NAME)} is damaged. Replace this member")
+        raise CorruptStateError(f"{where} is damaged. Replace this member")
     cluster_id, member_id = _IDS.unpack(data[: _IDS.size])
     return Founding(cluster_id, member_id, Membership.decode(data[_IDS.size :]))
