@@ -405,9 +405,9 @@ class PeerLinks:
         try:
             async with asyncio.timeout(_DIAL_TIMEOUT_S):
                 loop = asyncio.get_running_loop()
-                secure = {"ssl": self._tls.client, "server_hostname": host} if self._tls is not None else {}
+                context = self._tls.client if self._tls is not None else None
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(on_frame, lambda c: None), host, port, **secure
+                    lambda: _Connection(on_frame, lambda c: None), host, port, ssl=context
                 )
                 if self._tls is not None and not self._is_holder(peer.id, holder := connection.holder()):
                     raise IdentityError(f"{peer.address} has the certificate of {holder}, not of {peer.name}")

@@ -25,6 +25,8 @@ from controlplane.transport.server import listen, new_server
 from controlplane.transport.tls import Reloader, TlsFiles, auth_context_of, client_context, server_context
 from tests.fakes.pki import TestPki
 
+AHOY = b"ahoy there"  # longer than a TLS record's header, or a server would wait for the rest
+
 
 @pytest.fixture
 def pki(tmp_path: Path) -> TestPki:
@@ -75,10 +77,10 @@ async def ask(port: int, context: ssl.SSLContext | None, host: str = "127.0.0.1"
         "127.0.0.1", port, ssl=context, server_hostname=host if context else None
     )
     try:
-        writer.write(b"ahoy")
+        writer.write(AHOY)
         # TLS 1.3: a client hears that its certificate was refused when it reads.
         answer = await reader.read(100)
-        if answer != b"ahoy":
+        if answer != AHOY:
             raise ConnectionResetError("closed")
         ssl_object = writer.get_extra_info("ssl_object")
         return read_certificate(ssl_object.getpeercert(binary_form=True)).serial
@@ -108,7 +110,7 @@ async def test_without_a_good_certificate_nothing_is_read(pki: TestPki, tmp_path
         await refused(port, client_context(pki.files(user("bob"), days_ago=31)))
         assert seen.received == []
         await ask(port, client_context(pki.admin()))
-    assert seen.received == [b"ahoy"]
+    assert seen.received == [AHOY]
 
 
 async def test_a_server_of_another_authority_name_or_kind_is_not_spoken_to(pki: TestPki, tmp_path: Path) -> None:
