@@ -172,7 +172,7 @@ class AuthService(rpc_pb2_grpc.AuthServicer):
         role = self._auth.role(request.role)
         if role is None:
             raise role_not_found()
-        permissions = [permission.message() for permission in self._auth.permissions_of(role)]
+        permissions = [permission.message() for permission in role.permissions]
         return rpc_pb2.AuthRoleGetResponse(header=self._kv.header(), perm=permissions)
 
     async def RoleList(  # noqa: N802

@@ -98,12 +98,6 @@ class Auth:
     def role(self, name: str) -> Role | None:
         return self._roles.get(name)
 
-    def permissions_of(self, role: Role) -> tuple[Permission, ...]:
-        """As shown to people: role root has one permission on everything, whatever was granted to it."""
-        if role.name == ROOT:
-            return (Permission(PermissionMessage.READWRITE, _EVERYTHING, _EVERYTHING),)
-        return role.permissions
-
     def is_root(self, name: str) -> bool:
         """Whether this user exists and has the role root."""
         user = self._users.get(name)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import grpc
 
+from controlplane.base.rand import SystemRand
 from controlplane.etcd.local import LocalKV
+from controlplane.etcd.passwords import Passwords
 from controlplane.etcd.service import SERVICE_NAMES, add_services
 from controlplane.pb.etcd import rpc_pb2, rpc_pb2_grpc
 from controlplane.store.store import Store
@@ -22,6 +24,10 @@ from tests.conftest import find_program
 from tests.fakes.raft import FakeRaft
 
 __all__ = ["Ours", "free_port", "ours", "real_etcd"]
+
+#: Passwords of tests are hashed with little effort: many log in.
+_CHEAP_LOG2_COST = 1
+_CHEAP_BCRYPT_COST = 4
 
 
 @dataclass
@@ -42,7 +48,7 @@ async def ours() -> AsyncIterator[Ours]:
     kv = LocalKV(raft, store)
     kv.start()
     server = new_server()
-    add_services(server, kv, raft, store)
+    add_services(server, kv, raft, store, passwords=Passwords(SystemRand(), log2_cost=_CHEAP_LOG2_COST))
     health = Health(server, SERVICE_NAMES)
     add_reflection(server, SERVICE_NAMES)
     port = listen(server, "127.0.0.1:0")
@@ -79,6 +85,7 @@ async def real_etcd(data_dir: Path) -> AsyncIterator[str]:
         f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
         f"--initial-cluster=solo=http://127.0.0.1:{peer}",
         "--log-level=error",
+        f"--bcrypt-cost={_CHEAP_BCRYPT_COST}",
     ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD")}
     process = await asyncio.create_subprocess_exec(

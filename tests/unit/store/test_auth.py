@@ -194,14 +194,6 @@ def test_granting_an_interval_again_replaces_what_it_allows() -> None:
     assert role.permissions == ((P.READ, b"a", b""), (P.READ, b"k", b"m"), (P.WRITE, b"k", b"l"))
 
 
-def test_role_root_is_shown_as_everything() -> None:
-    users = Users()
-    users.role("root", (P.READ, b"k", b""))
-    role = users.auth.role("root")
-    assert role is not None
-    assert users.auth.permissions_of(role) == ((P.READWRITE, b"\0", b"\0"),)
-
-
 def test_the_revision_counts_changes_and_only_them() -> None:
     users = Users()
     assert users.auth.revision == 1
