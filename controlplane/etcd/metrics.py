@@ -111,6 +111,7 @@ class StateMetrics:
             ("etcd_mvcc_db_total_size_in_use_in_bytes", "Bytes of all retained versions.", store.size_bytes),
             ("etcd_debugging_mvcc_current_revision", "Revision applied.", store.revision),
             ("etcd_debugging_mvcc_compact_revision", "Revision of the last compaction.", store.compact_revision),
+            ("etcd_debugging_auth_revision", "Revision of the auth store.", store.auth.revision),
             ("etcd_debugging_lease_active", "Leases that exist now.", len(store.leases)),
         ):
             yield GaugeMetricFamily(name, text, value=float(value))
