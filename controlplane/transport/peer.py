@@ -376,7 +376,7 @@ class PeerLinks:
                 _log.error("peer not trusted name=%s address=%s error=%r", peer.name, peer.address, str(error))
             except (OSError, FrameError) as error:
                 if just_lost:
-                    _log.info("peer is dead name=%s error=%r", peer.name, str(error))
+                    _log.info("peer is dead name=%s error=%r", self._name(peer.id), str(error))
                     self._events.peer_died(peer.id)
                 just_lost = False
             else:
@@ -445,7 +445,7 @@ class PeerLinks:
         """Keep the link until it is lost or silent."""
         connection.heard_at = self._clock.monotonic()
         self._links[peer.id] = connection
-        _log.info("link up peer=%s address=%s", peer.name, peer.address)
+        _log.info("link up peer=%s address=%s", self._name(peer.id), peer.address)
         self._events.link_up(peer.id)
         pinging = asyncio.ensure_future(self._ping(connection))
         try:
@@ -455,7 +455,7 @@ class PeerLinks:
             connection.abort()
             if self._links.get(peer.id) is connection:
                 del self._links[peer.id]
-            _log.info("link down peer=%s address=%s", peer.name, peer.address)
+            _log.info("link down peer=%s address=%s", self._name(peer.id), peer.address)
             self._events.link_down(peer.id)
             for peer_id, future in self._calls.values():
                 if peer_id == peer.id and not future.done():
