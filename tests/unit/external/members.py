@@ -100,7 +100,7 @@ class Member(
     async def Status(self, request: Any, context: Context) -> Any:
         return e.StatusResponse(header=_header(), version=self.version)
 
-    async def Watch(  # type: ignore[override]  # noqa: N802
+    async def Watch(  # type: ignore[override]
         self,
         requests: AsyncIterator[Any],
         context: Context,
