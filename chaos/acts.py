@@ -23,7 +23,10 @@ from controlplane.base.errors import QuarterdeckError, StatusError
 from controlplane.cli.common import Settings
 from controlplane.cli.snapshot import save_snapshot
 from controlplane.client import ApiClient, EtcdClient
+from controlplane.local.cluster import LocalCluster
+from controlplane.local.etcd_restore import save_store, snapshot_revision
 from controlplane.local.restore import verify
+from controlplane.pb.etcd import kv_pb2
 from controlplane.pb.k8s.core_v1_pb2 import Node
 
 __all__ = ["ACTS", "ActError", "Stage", "demo_acts", "node_ready"]
@@ -205,15 +208,20 @@ async def disaster(stage: Stage, n: int) -> None:
     stage.recorder.mark(act, n, "begin")
     pods = _Census(stage)
     await stage.steady()
-    path = stage.snapshots / f"{act}-{n}.qdsnap"
+    path = stage.snapshots / f"{act}-{n}{'.db' if cluster.spec.store else '.qdsnap'}"
     began = stage.recorder.mark(act, n, "snapshot", path=str(path))
-    revision, size = await save_snapshot(Settings(tuple(cluster.spec.endpoints), cluster.root), path)
+    revision, size = await _save(cluster, path)
     snapshot_s = stage.seconds_since(began)
     stage.say(f"snapshot of revision {revision}, {size} bytes, in {snapshot_s:.2f} s")
-    _, saved = await asyncio.to_thread(verify, path)
-    expected = await digest_of_snapshot(path)
+    if cluster.spec.store:
+        # Read from the members before they are lost: the file is etcd's, and so is what reads it.
+        saved_hash = expected = digest(_lasting(await read_everything(stage.kv, revision)))
+    else:
+        _, saved = await asyncio.to_thread(verify, path)
+        saved_hash, expected = saved.state_hash, await digest_of_snapshot(path)
     await stage.clock.sleep(_AFTER_SNAPSHOT_S)  # more is acknowledged, which the snapshot cannot have
-    stage.say("kill -9 of every replica, and their data destroyed")
+    members = " and of every etcd member" if cluster.spec.store else ""
+    stage.say(f"kill -9 of every replica{members}, and their data destroyed")
     fault = stage.recorder.mark(act, n, "fault")
     await stage.faults.lose_control_plane(path)
     newest = stage.load.board.revision
@@ -230,14 +238,16 @@ async def disaster(stage: Stage, n: int) -> None:
     await _whole(stage)
     recovered = stage.recorder.mark(act, n, "recovered")
     recovered_s = (recovered.at_ns - fault.at_ns) / 1e9
-    served = digest(await read_everything(stage.kv, restored.revision))
+    kept = await read_everything(stage.kv, restored.revision)
+    served = digest(_lasting(kept) if cluster.spec.store else kept)
     if not await stage.pods.caught_up(restored.revision, _RECOVERY_TIMEOUT_S):
         raise ActError("pods could not be listed after the restore")
     await stage.steady()
     stage.recorder.mark(
         act, n, "observed",
         snapshot_s=snapshot_s, snapshot_bytes=size, snapshot_revision=restored.snapshot_revision,
-        keys=restored.keys, snapshot_hash=saved.state_hash, restored_hash=restored.state_hash,
+        keys=restored.keys, snapshot_hash=saved_hash,
+        restored_hash=served if cluster.spec.store else restored.state_hash,
         snapshot_digest=expected, served_digest=served, restored_revision=restored.revision,
         revision_before_loss=newest, first_write_s=first_write_s, recovered_s=recovered_s, **pods.changes(),
     )  # fmt: skip
@@ -251,6 +261,19 @@ ACTS: Final[Mapping[str, Callable[[Stage, int], Awaitable[None]]]] = {
     "scaling": scaling,
     "disaster": disaster,
 }
+
+
+async def _save(cluster: LocalCluster, path: Path) -> tuple[int, int]:
+    """A snapshot: its revision and size."""
+    if not cluster.spec.store:
+        return await save_snapshot(Settings(tuple(cluster.spec.endpoints), cluster.root), path)
+    await asyncio.to_thread(save_store, cluster, path)
+    return await asyncio.to_thread(snapshot_revision, path), path.stat().st_size
+
+
+def _lasting(kvs: Sequence[kv_pb2.KeyValue]) -> list[kv_pb2.KeyValue]:
+    """Without the keys that go with a lease: they speak for processes, which are other ones after a restore."""
+    return [kv for kv in kvs if not kv.lease]
 
 
 def demo_acts(store: str) -> list[str]:

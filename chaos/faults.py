@@ -15,6 +15,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from controlplane.client import ApiClient, EtcdClient, NotFoundError
 from controlplane.local.cluster import LocalCluster
+from controlplane.local.etcd_restore import restore_store
 from controlplane.local.restore import Restored, contents, restore_replicas
 from controlplane.pb.etcd import kv_pb2, rpc_pb2
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment
@@ -113,15 +114,19 @@ class Faults:
     # -- disaster --------------------------------------------------------------------------------------------------
 
     async def lose_control_plane(self, snapshot: Path) -> None:
-        """kill -9 of every replica, and its data directory destroyed. ``snapshot`` is what undoes it."""
+        """kill -9 of every replica, and of every member of a store apart, and their data directories destroyed.
+        ``snapshot`` is what undoes it."""
         names = [replica.name for replica in self.cluster.spec.replicas]
+        store = [member.name for member in self.cluster.spec.store]
         self._undo["restore the control plane"] = lambda: self.restore(snapshot)
 
         def lose() -> None:
-            for name in names:
+            for name in (*names, *store):
                 self.cluster.kill(name)
             for name in names:
                 self.cluster.destroy_replica_data(name)
+            for name in store:
+                self.cluster.destroy_store_data(name)
 
         await _aside(lose)
 
@@ -130,8 +135,11 @@ class Faults:
 
         def kill_and_restore() -> Restored:
             # Nothing runs, unless this is undoing a loss that was stopped half-way.
-            for replica in self.cluster.spec.replicas:
-                self.cluster.kill(replica.name)
+            spec = self.cluster.spec
+            for name in (*(replica.name for replica in spec.replicas), *(member.name for member in spec.store)):
+                self.cluster.kill(name)
+            if self.cluster.spec.store:
+                return restore_store(self.cluster, snapshot)
             return restore_replicas(self.cluster, snapshot)
 
         restored = await _aside(kill_and_restore)

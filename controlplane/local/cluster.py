@@ -239,6 +239,12 @@ class LocalCluster:
             raise ProcessError(f"{name} runs; kill it before its disk is destroyed")
         shutil.rmtree(self.replica_dir(name), ignore_errors=True)
 
+    def destroy_store_data(self, name: str) -> None:
+        """Lose the disk of a member of the store. Refused while it runs."""
+        if self.processes.pid(self._named(name, self.spec.store).name) is not None:
+            raise ProcessError(f"{name} runs; kill it before its disk is destroyed")
+        shutil.rmtree(self.store_dir(name), ignore_errors=True)
+
     def renew_token(self) -> None:
         """Become another cluster (after a restore), with the same names and addresses. Refused while replicas run."""
         running = [r.name for r in self.spec.replicas if self.processes.pid(r.name) is not None]
