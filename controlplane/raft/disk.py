@@ -22,7 +22,7 @@ from typing import Protocol
 
 from controlplane.base.errors import ConfigError, StorageError
 
-__all__ = ["Disk", "DiskFile", "RealDisk", "read_all"]
+__all__ = ["Disk", "DiskFile", "OpenDisk", "RealDisk", "read_all"]
 
 LOCK_NAME = "LOCK"
 #: What a disk says of itself, and may stop saying; anything else is a setting that is wrong.
@@ -94,6 +94,12 @@ class Disk(Protocol):
     def free_bytes(self) -> int:
         """Bytes an unprivileged process may still write."""
         ...
+
+
+class OpenDisk(Disk, Protocol):
+    """A data directory that is held until it is closed."""
+
+    def close(self) -> None: ...
 
 
 def read_all(disk: Disk, name: str, *, step_bytes: int = 1 << 20) -> bytes:

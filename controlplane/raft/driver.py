@@ -33,7 +33,7 @@ from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import HelloAck
 from controlplane.raft import metrics
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.core import Core, Turn
-from controlplane.raft.disk import RealDisk
+from controlplane.raft.disk import OpenDisk, RealDisk
 from controlplane.raft.founding import Founding, read_founding, write_founding
 from controlplane.raft.members import CHANNEL, MemberChanges
 from controlplane.raft.membership import Membership, membership_of
@@ -52,6 +52,7 @@ from controlplane.raft.types import (
 )
 from controlplane.raft.wal import Identity
 from controlplane.transport.peer import PeerAddress, PeerLinks
+from controlplane.transport.tls import Reloader
 
 __all__ = ["Replica"]
 
@@ -84,6 +85,8 @@ class Replica:
         create_data_dir: make the directory if it is missing.
         had_data: this process has seen the member's data in there: if they are gone, its disk is not mounted.
         clock, rand: the machine's, unless a test says otherwise.
+        tls: this member's certificate, for the links to its peers; None: they speak plainly.
+        open_disk: takes hold of the data directory; by default of the one in the machine's file system.
     """
 
     def __init__(
@@ -101,6 +104,8 @@ class Replica:
         settings: Sequence[Member] | None = None,
         clock: Clock | None = None,
         rand: Rand | None = None,
+        tls: Reloader | None = None,
+        open_disk: Callable[[], OpenDisk] | None = None,
     ) -> None:
         config.validate()
         self._config = config
@@ -114,11 +119,13 @@ class Replica:
         #: The directory holds this member's data, or did: an empty one would be another disk.
         self.has_data = had_data
         self._state_machine = state_machine
+        self._tls = tls
         self._clock: Clock = clock or SystemClock()
         self._rand: Rand = rand or SystemRand()
         self._listeners: list[LeadershipListener] = []
         self._handlers: dict[str, PeerHandler] = {}
-        self._disk: RealDisk | None = None
+        self._open_disk = open_disk or (lambda: RealDisk(self._data_dir, create=self._create_data_dir))
+        self._disk: OpenDisk | None = None
         self._storage: Storage | None = None
         self._core: Core | None = None
         self._links: PeerLinks | None = None
@@ -153,7 +160,7 @@ class Replica:
         self.failed = asyncio.get_running_loop().create_future()
         if self.has_data and not self._data_dir.is_dir():
             raise StorageError(f"data directory {self._data_dir} is gone: is its disk mounted?")
-        self._disk = RealDisk(self._data_dir, create=self._create_data_dir)
+        self._disk = self._open_disk()
         try:
             identity = Identity(self._cluster_id, self._me.id)
             ran_before = has_run_before(self._disk)
@@ -201,6 +208,7 @@ class Replica:
                 events=self,
                 clock=self._clock,
                 rand=self._rand,
+                tls=self._tls,
                 empty_disk=not ran_before,
                 on_outcast=self._on_outcast,
             )
