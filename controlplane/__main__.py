@@ -16,6 +16,7 @@ from controlplane.base.errors import ConfigError, QuarterdeckError
 from controlplane.base.log import LEVELS, setup_logging
 from controlplane.config import ReplicaConfig, parse_initial_cluster
 from controlplane.external.config import PASSWORD_VARIABLE, StoreConfig, read_password
+from controlplane.transport.tls import TlsFiles
 
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -39,6 +40,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--auto-compaction-mode", default="periodic", type=click.Choice(["periodic", "revision"]))
 @click.option("--auto-compaction-retention", default="5m", help="History kept: 5m, 1h, or revisions; 0 is all of it.")
 @click.option("--log-level", default="info", type=click.Choice(LEVELS))
+@click.option("--tls-ca", type=_FILE, help="Certificate authority (PEM) of peers, clients and agents; turns TLS on.")
+@click.option("--tls-cert", type=_FILE, help="This member's certificate.")
+@click.option("--tls-key", type=_FILE, help="The key of that.")
 @click.option("--store", help="Keep the state in this etcd cluster instead: etcd://HOST:PORT,HOST:PORT.")
 @click.option("--store-ca", type=_FILE, help="Its CA certificate (PEM); turns TLS on.")
 @click.option("--store-cert", type=_FILE, help="Our certificate for it.")
@@ -64,6 +68,9 @@ def main(
     auto_compaction_mode: str,
     auto_compaction_retention: str,
     log_level: str,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     store: str | None,
     store_ca: Path | None,
     store_cert: Path | None,
@@ -102,6 +109,7 @@ def main(
             store=external,
             initial_cluster_state=initial_cluster_state,
             join=tuple(filter(None, join.split(","))),
+            tls=TlsFiles.of(tls_ca, tls_cert, tls_key),
         )
         config.validate()
         # gRPC's C core would say the same again, in its own words, before our message.

@@ -28,8 +28,9 @@ from controlplane.api.sessions import SessionConfig, Sessions
 from controlplane.backbone import backbone_of
 from controlplane.base import failpoints
 from controlplane.base.clock import SystemClock
-from controlplane.base.errors import QuarterdeckError, StatusError
+from controlplane.base.errors import ConfigError, QuarterdeckError, StatusError
 from controlplane.base.http import ObservabilityServer
+from controlplane.base.identity import member
 from controlplane.base.rand import SystemRand
 from controlplane.client.events import EventRecorder
 from controlplane.client.inprocess import InProcessClient
@@ -48,6 +49,8 @@ from controlplane.raft.founding import Founding
 from controlplane.scheduler.scheduler import Scheduler
 from controlplane.supervision import health_port, supervise
 from controlplane.transport import server as grpc_server
+from controlplane.transport.authorization import AuthorizationInterceptor
+from controlplane.transport.tls import Reloader
 
 __all__ = ["App", "run"]
 
@@ -73,9 +76,12 @@ class App:
         self._led_term: int | None = None
         clock, rand = SystemClock(), SystemRand()
         self._clock = clock
-        self.backbone = backbone_of(config, had_data=had_data, place=place, clock=clock, rand=rand)
+        self.tls = Reloader(config.tls, clock=clock) if config.tls is not None else None
+        if self.tls is not None and self.tls.identity != member(config.name):
+            raise ConfigError(f"{self.tls.files.cert} is the certificate of {self.tls.identity}, not of {config.name}")
+        self.backbone = backbone_of(config, had_data=had_data, place=place, clock=clock, rand=rand, tls=self.tls)
         self.kv, self.cell = self.backbone.kv, self.backbone.cell
-        self.logs = AgentLogs()
+        self.logs = AgentLogs(self.tls)
         self.api = ApiServer(self.kv, clock=clock, rand=rand, service_cidr=config.service_cidr, logs=self.logs)
         self.client = InProcessClient(self.api, clock=clock, rand=rand)
         self.informers = SharedInformers(self.client, clock=clock, rand=rand)
@@ -102,7 +108,8 @@ class App:
         )
         self.scheduler = Scheduler(self.client, self.informers, events=self.recorder, clock=clock, rand=rand)
         self._object_metrics = ObjectMetrics(self.informers, lambda: self._led_term is not None)
-        self._server = grpc_server.new_server(clock=clock)
+        guard = [AuthorizationInterceptor()] if self.tls is not None else []
+        self._server = grpc_server.new_server(clock=clock, interceptors=guard)
         self._services = (*self.backbone.services, *_SERVICES)
         self._health = grpc_server.Health(self._server, self._services)
         self._http = ObservabilityServer(
@@ -112,6 +119,7 @@ class App:
             versions=self.backbone.versions,
             ready={"leader": self._check_leader, "linearizable_read": self._check_read, "caches": self._check_caches},
             live={"store": self._check_store},
+            tls=self.tls.server("http/1.1") if self.tls is not None else None,
         )
         self._reign: asyncio.Task[None] | None = None
         self._leadership_changed = asyncio.Event()
@@ -136,7 +144,8 @@ class App:
         node_pb2_grpc.add_NodesServicer_to_server(self.sessions, self._server)
         grpc_server.add_reflection(self._server, self._services)
         self.cell.on_leadership(self._on_leadership)
-        grpc_server.listen(self._server, self._config.me.client)
+        credentials = self.tls.server_credentials() if self.tls is not None else None
+        grpc_server.listen(self._server, self._config.me.client, credentials)
         await self.backbone.start()
         for collector in (*self.backbone.collectors, self._object_metrics):
             REGISTRY.register(collector)
@@ -144,6 +153,8 @@ class App:
         await self._http.start()
         await self._server.start()
         await self._health.set_serving(True)
+        if self.tls is not None:
+            self._spawn(self.tls.run(), "certificates")
         self._spawn(self.informers.run(), "informers")
         self._spawn(self._note_synced(), "informers-synced")
         self._spawn(self.sessions.run(), "sessions")
@@ -293,7 +304,8 @@ async def _run(config: ReplicaConfig) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    place = await find_place(config, clock=SystemClock())
+    credentials = Reloader(config.tls) if config.tls is not None else None
+    place = await find_place(config, clock=SystemClock(), credentials=credentials)
     await supervise(
         lambda had_data: App(config, had_data=had_data, place=place),
         stop,

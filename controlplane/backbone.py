@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import grpc
+from aiohttp import web
 from prometheus_client.registry import Collector
 
 from controlplane import quarantine
@@ -37,8 +38,10 @@ from controlplane.raft.driver import Replica
 from controlplane.raft.founding import Founding
 from controlplane.store.kv import KVStore
 from controlplane.store.store import Store
+from controlplane.transport.authorization import AuthorizationInterceptor
 from controlplane.transport.handlers import Both, HandlerTable
 from controlplane.transport.interceptors import StatusInterceptor
+from controlplane.transport.tls import Reloader, auth_context_of
 
 __all__ = ["Backbone", "Embedded", "backbone_of"]
 
@@ -116,7 +119,14 @@ class Embedded:
     """A Raft replica with the store in it. ``had_data``: an earlier life in this process had data in the directory."""
 
     def __init__(
-        self, config: ReplicaConfig, *, had_data: bool, place: Founding | None, clock: Clock, rand: Rand
+        self,
+        config: ReplicaConfig,
+        *,
+        had_data: bool,
+        place: Founding | None,
+        clock: Clock,
+        rand: Rand,
+        tls: Reloader | None = None,
     ) -> None:
         cluster_id, members = make_members(
             config.cluster_token, ((m.name, m.peer, m.client, m.metrics) for m in config.initial_cluster)
@@ -145,6 +155,7 @@ class Embedded:
             settings=settings,
             clock=clock,
             rand=rand,
+            tls=tls,
         )
         self.cell = self.raft
         self.kv = LocalKV(
@@ -159,8 +170,9 @@ class Embedded:
         self._work: tuple[asyncio.Task[None], ...] = ()
         self._failed: asyncio.Future[BaseException] | None = None
         self.services = etcd_service.SERVICE_NAMES
-        self._gateway_table = HandlerTable([StatusInterceptor(clock)])
-        self.routes = Gateway(self._gateway_table, lambda _request: {}).routes()
+        guard = [AuthorizationInterceptor()] if tls is not None else []
+        self._gateway_table = HandlerTable([StatusInterceptor(clock), *guard])
+        self.routes = Gateway(self._gateway_table, _certificate_behind).routes()
         self.versions = {"etcdserver": ETCD_VERSION, "etcdcluster": ETCD_VERSION}
         self.isolation_ms = 1_500
         self.collectors = (StateMetrics(self.store, self.raft, version=ETCD_VERSION),)
@@ -234,9 +246,22 @@ class Embedded:
         await asyncio.Event().wait()
 
 
-def backbone_of(config: ReplicaConfig, *, had_data: bool, place: Founding | None, clock: Clock, rand: Rand) -> Backbone:
-    """What the configuration asks for. Raises ConfigError."""
+def _certificate_behind(request: web.Request) -> Mapping[str, Sequence[bytes]]:
+    transport = request.transport
+    return auth_context_of(transport.get_extra_info("ssl_object") if transport is not None else None)
+
+
+def backbone_of(
+    config: ReplicaConfig,
+    *,
+    had_data: bool,
+    place: Founding | None,
+    clock: Clock,
+    rand: Rand,
+    tls: Reloader | None = None,
+) -> Backbone:
+    """What the configuration asks for. ``tls``: this member's certificate, if it has one. Raises ConfigError."""
     if config.store is None:
-        return Embedded(config, had_data=had_data, place=place, clock=clock, rand=rand)
+        return Embedded(config, had_data=had_data, place=place, clock=clock, rand=rand, tls=tls)
     me = config.me
-    return External(config.store, name=me.name, client=me.client, metrics=me.metrics, clock=clock, rand=rand)
+    return External(config.store, name=me.name, client=me.client, metrics=me.metrics, clock=clock, rand=rand, tls=tls)

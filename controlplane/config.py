@@ -16,6 +16,7 @@ from controlplane.base.errors import ConfigError
 from controlplane.base.limits import MIB
 from controlplane.base.retention import parse_retention
 from controlplane.external.config import StoreConfig
+from controlplane.transport.tls import TlsFiles
 
 __all__ = ["MemberConfig", "ReplicaConfig", "parse_initial_cluster"]
 
@@ -56,6 +57,8 @@ class ReplicaConfig:
         initial_cluster_state: ``new`` founds the cluster, or comes back to it; ``existing`` joins a running one that
             has this replica's peer address among its members. Only the first start with a data directory asks.
         join: client endpoints to ask then; by default the other members' of initial_cluster.
+        tls: certificate authority, and this member's certificate and key: peers, clients and agents must then show
+            certificates of that authority. None: everything is spoken plainly, and whoever reaches a port is believed.
     """
 
     name: str
@@ -76,6 +79,7 @@ class ReplicaConfig:
     store: StoreConfig | None = None
     initial_cluster_state: str = "new"
     join: tuple[str, ...] = ()
+    tls: TlsFiles | None = None
 
     @property
     def me(self) -> MemberConfig:

@@ -24,7 +24,7 @@ from controlplane.pb.etcd import rpc_pb2, rpc_pb2_grpc
 from controlplane.raft.founding import Founding, peek_founding
 from controlplane.raft.membership import Membership
 from controlplane.raft.types import Member, MemberChange, RaftStatus, UpdateMember
-from controlplane.transport.channel import new_channel
+from controlplane.transport.channel import Credentials, new_channel
 
 __all__ = ["find_place", "keep_published"]
 
@@ -35,9 +35,7 @@ _RETRY_S: Final = 1.0
 _PUBLISH_TIMEOUT_MS: Final = 5_000
 
 
-async def find_place(
-    config: ReplicaConfig, *, clock: Clock, credentials: grpc.ChannelCredentials | None = None
-) -> Founding | None:
+async def find_place(config: ReplicaConfig, *, clock: Clock, credentials: Credentials | None = None) -> Founding | None:
     """Who this replica is; None: a founder, as its settings say.
 
     Asks for as long as nobody answers: the others may start at the same time.
@@ -75,7 +73,7 @@ async def find_place(
         await clock.sleep(_RETRY_S)
 
 
-async def _ask(endpoint: str, credentials: grpc.ChannelCredentials | None) -> rpc_pb2.MemberListResponse:
+async def _ask(endpoint: str, credentials: Credentials | None) -> rpc_pb2.MemberListResponse:
     channel = new_channel(endpoint, credentials=credentials)
     try:
         # Linearizable: a replica that is behind may not have heard of us yet.

@@ -14,6 +14,7 @@ from controlplane.base.clock import SystemClock
 from controlplane.base.errors import ConfigError
 from controlplane.base.log import LEVELS, setup_logging
 from controlplane.base.rand import SystemRand
+from controlplane.client.tls import TlsFiles
 from node.agent import Agent
 from node.config import AgentConfig, parse_capacity, parse_labels, parse_taint
 
@@ -44,6 +45,9 @@ async def _serve(config: AgentConfig) -> None:
 @click.option("--shutdown-grace", "shutdown_grace_s", default=10.0, show_default=True, help="Longest grace, seconds.")
 @click.option("--log-max-bytes", "log_bytes_max", default=10 * 1024 * 1024, show_default=True, help="Rotate beyond.")
 @click.option("--log-max-files", "log_files_max", default=5, show_default=True, help="Files kept per container run.")
+@click.option("--tls-ca", type=click.Path(path_type=Path), help="Certificate authority (PEM); turns TLS on.")
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="This node's certificate.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="The key of that.")
 @click.option("--log-level", default="info", show_default=True, type=click.Choice(LEVELS))
 def main(
     name: str,
@@ -59,6 +63,9 @@ def main(
     shutdown_grace_s: float,
     log_bytes_max: int,
     log_files_max: int,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     log_level: str,
 ) -> None:
     """Run a node agent: it joins the control plane at ENDPOINTS and runs the pods bound to it.
@@ -81,6 +88,7 @@ def main(
             log_bytes_max=log_bytes_max,
             log_files_max=log_files_max,
             log_level=log_level,
+            tls=TlsFiles.of(tls_ca, tls_cert, tls_key),
         )
         config.validate()
     except ConfigError as error:

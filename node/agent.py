@@ -23,9 +23,11 @@ from controlplane.base.aio import run_until_first
 from controlplane.base.clock import Clock
 from controlplane.base.errors import ConfigError
 from controlplane.base.http import ObservabilityServer
+from controlplane.base.identity import node
 from controlplane.base.rand import Rand
 from controlplane.client.events import EventRecorder
 from controlplane.client.grpc_client import GrpcClient
+from controlplane.client.tls import Reloader
 from controlplane.pb.k8s.core_v1_pb2 import Service
 from controlplane.pb.quarterdeck.v1.node_pb2 import Assignments, Goodbye, Hello, Welcome
 from node import metrics
@@ -76,11 +78,18 @@ class Agent:
         self._layout = Layout(config.state_dir)
         self._lock_fd = -1
         self.runtime: Runtime = runtime or ProcessRuntime(self._layout, clock=clock, rand=rand)
-        self._client = GrpcClient(config.endpoints, field_manager=f"node/{config.name}", clock=clock, rand=rand)
+        self._tls = Reloader(config.tls, clock=clock) if config.tls is not None else None
+        if self._tls is not None and self._tls.identity != node(config.name):
+            raise ConfigError(
+                f"{self._tls.files.cert} is the certificate of {self._tls.identity}, not of {config.name}"
+            )
+        self._client = GrpcClient(
+            config.endpoints, field_manager=f"node/{config.name}", credentials=self._tls, clock=clock, rand=rand
+        )
         self._events = EventRecorder(self._client, "kubelet", host=config.name, clock=clock, rand=rand)
         self._prober = RealProber(self.runtime)
         self._ips = PodIPs(self._layout.root / "podips.json")
-        self.session = NodeSession(config.endpoints, self, clock=clock, rand=rand)
+        self.session = NodeSession(config.endpoints, self, clock=clock, rand=rand, credentials=self._tls)
         configs = ContainerConfigs(self._layout, ApiConfigMaps(self._client), node_name=config.name, host_ip=HOST_IP)
         deps = WorkerDeps(
             runtime=self.runtime,
@@ -91,7 +100,7 @@ class Agent:
             host_ip=HOST_IP,
         )
         self.pods = NodePods(self._layout, deps, self._ips, report=self.session.report, drop=self.session.drop)
-        self._server = AgentServer(self.pods, self.runtime, clock)
+        self._server = AgentServer(self.pods, self.runtime, clock, self._tls)
         self._http = ObservabilityServer(config.metrics_listen, {"session": self._session_check})
         self._proxy: Proxy | None = None
         if config.proxy:
@@ -154,12 +163,22 @@ class Agent:
         session = asyncio.get_running_loop().create_task(self.session.run())
         try:
             await run_until_first(
-                _never_ends(session), self.pods.run(), self._housekeep(), self._events.run(), self._stop_asked()
+                _never_ends(session),
+                self.pods.run(),
+                self._housekeep(),
+                self._events.run(),
+                self._keep_certificate(),
+                self._stop_asked(),
             )
             await self._end_pods(session)
         finally:
             session.cancel()
             await asyncio.gather(session, return_exceptions=True)
+
+    async def _keep_certificate(self) -> None:
+        if self._tls is not None:
+            await self._tls.run()
+        await self._stop.wait()
 
     async def _stop_asked(self) -> None:
         await self._stop.wait()

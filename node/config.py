@@ -10,6 +10,7 @@ from pathlib import Path
 from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
 from controlplane.base.log import LEVELS
+from controlplane.client.tls import TlsFiles
 from node.quantity import parse_quantity
 
 __all__ = ["AgentConfig", "TaintConfig", "parse_capacity", "parse_labels", "parse_taint"]
@@ -49,6 +50,8 @@ class AgentConfig:
         log_bytes_max: a container log longer than this is rotated.
         log_files_max: files kept per container run, the current one included.
         log_level: debug, info, warning or error.
+        tls: certificate authority, this node's certificate and its key. With it the agent speaks TLS only, to replicas
+            and on its own port.
     """
 
     name: str
@@ -65,6 +68,7 @@ class AgentConfig:
     log_bytes_max: int = 10 * 1024 * 1024
     log_files_max: int = 5
     log_level: str = "info"
+    tls: TlsFiles | None = None
 
     def validate(self) -> None:
         """Check every field.

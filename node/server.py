@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ import grpc
 
 from controlplane.base.clock import Clock
 from controlplane.base.errors import Code, ConfigError, StatusError
+from controlplane.client.tls import Identity, IdentityKind, Reloader, caller_of
 from controlplane.pb.quarterdeck.v1.api_pb2 import LogChunk, LogsRequest
 from controlplane.pb.quarterdeck.v1.node_pb2_grpc import AgentServicer, add_AgentServicer_to_server
 from node import logs
@@ -17,6 +19,8 @@ from node.runtime.base import ContainerState, Runtime
 
 __all__ = ["AgentServer"]
 
+log = logging.getLogger("quarterdeck.audit")
+
 _CHUNK_BYTES: Final = 64 * 1024
 _GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -24,7 +28,9 @@ _GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 class AgentServer(AgentServicer):
     """Serves ``quarterdeck.v1.Agent`` on one address."""
 
-    def __init__(self, pods: NodePods, runtime: Runtime, clock: Clock) -> None:
+    def __init__(self, pods: NodePods, runtime: Runtime, clock: Clock, tls: Reloader | None = None) -> None:
+        """``tls``: this node's certificate; callers must then show that of a replica or an administrator."""
+        self._tls = tls
         self._pods = pods
         self._runtime = runtime
         self._clock = clock
@@ -37,7 +43,10 @@ class AgentServer(AgentServicer):
         self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         add_AgentServicer_to_server(self, self._server)
         try:
-            self.port = self._server.add_insecure_port(listen)
+            if self._tls is None:
+                self.port = self._server.add_insecure_port(listen)
+            else:
+                self.port = self._server.add_secure_port(listen, self._tls.server_credentials())
         except RuntimeError as error:
             raise ConfigError(
                 f"--listen {listen}: the address cannot be bound; stop what uses the port, or choose another"
@@ -55,6 +64,8 @@ class AgentServer(AgentServicer):
     ) -> AsyncIterator[LogChunk]:
         """A container's log: what is kept, then, with ``follow``, what is printed until the run ends."""
         try:
+            if self._tls is not None:
+                _check_caller(caller_of(context))
             container_id = self._container_id(request)
         except StatusError as error:
             await context.abort(_GRPC_CODES[int(error.code)], error.message)
@@ -110,6 +121,12 @@ class AgentServer(AgentServicer):
             return known.get(container_id, ContainerState.EXITED) is ContainerState.EXITED
 
         return ended
+
+
+def _check_caller(caller: Identity | None) -> None:
+    if caller is None or not (caller.kind is IdentityKind.MEMBER or caller.is_admin):
+        log.warning("event=denied caller=%r method=Logs", str(caller))
+        raise StatusError(Code.PERMISSION_DENIED, f"an agent answers replicas and administrators, not {caller}")
 
 
 def _yes() -> bool:

@@ -26,6 +26,7 @@ from controlplane.base.errors import QuarterdeckError
 from controlplane.base.limits import GRPC_RECV_BYTES_MAX
 from controlplane.base.rand import Rand
 from controlplane.client.backoff import Backoff
+from controlplane.client.tls import Credentials, credentials_now
 from controlplane.pb.quarterdeck.v1.node_pb2 import (
     AgentMessage,
     Assignments,
@@ -97,11 +98,21 @@ class NodeSession:
     Args:
         endpoints: ``host:port`` of replicas known at start; a Welcome's list is added.
         handler: the agent.
+        credentials: this node's certificate; None speaks plainly.
     """
 
-    def __init__(self, endpoints: Sequence[str], handler: SessionHandler, *, clock: Clock, rand: Rand) -> None:
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        handler: SessionHandler,
+        *,
+        clock: Clock,
+        rand: Rand,
+        credentials: Credentials | None = None,
+    ) -> None:
         self._endpoints = list(dict.fromkeys(endpoints))
         self._handler = handler
+        self._credentials = credentials
         self._clock = clock
         self._rand = rand
         self._backoff = Backoff(rand, base_s=0.1, cap_s=RETRY_CAP_S)
@@ -180,7 +191,7 @@ class NodeSession:
 
     async def _hold(self, endpoint: str) -> None:
         """One session from connect to end. Returns after a goodbye; raises SessionEndedError otherwise."""
-        async with _stream(endpoint, self._clock) as call:
+        async with _stream(endpoint, self._clock, self._credentials) as call:
             try:
                 await call.write(AgentMessage(hello=self._handler.hello()))
                 welcome = await _within(self._clock, WELCOME_MAX_S, call.read(), "no welcome")
@@ -300,9 +311,13 @@ def _heartbeat(sequence: int) -> AgentMessage:
 
 
 @asynccontextmanager
-async def _stream(endpoint: str, clock: Clock) -> AsyncIterator[_Call]:
+async def _stream(endpoint: str, clock: Clock, credentials: Credentials | None) -> AsyncIterator[_Call]:
     """A session stream on a connection of its own. Raises SessionEndedError if there is no connection in time."""
-    channel = grpc.aio.insecure_channel(endpoint, options=_CHANNEL_OPTIONS)
+    now = credentials_now(credentials)
+    if now is None:
+        channel = grpc.aio.insecure_channel(endpoint, options=_CHANNEL_OPTIONS)
+    else:
+        channel = grpc.aio.secure_channel(endpoint, now, options=_CHANNEL_OPTIONS)
     try:
         await _within(clock, CONNECT_MAX_S, _connected(channel), "no connection")
         call = NodesStub(channel).Session()

@@ -16,7 +16,7 @@ from controlplane.base.errors import Code
 from controlplane.pb.k8s.core_v1_pb2 import Node, Pod
 from controlplane.pb.quarterdeck.v1 import api_pb2
 from controlplane.pb.quarterdeck.v1.node_pb2_grpc import AgentStub
-from controlplane.transport.channel import ChannelOptions, new_channel
+from controlplane.transport.channel import ChannelOptions, Credentials, new_channel
 
 __all__ = ["AgentLogs", "agent_address"]
 
@@ -36,10 +36,15 @@ def agent_address(node: Node) -> str:
 
 
 class AgentLogs:
-    """Implements ``api.server.LogSource`` over the agents' gRPC ports."""
+    """Implements ``api.server.LogSource`` over the agents' gRPC ports.
 
-    def __init__(self) -> None:
-        self._channels: dict[str, grpc.aio.Channel] = {}
+    ``credentials``: this member's certificate; the agent must then show that of the node that is asked for, whatever
+    address the Node object gives.
+    """
+
+    def __init__(self, credentials: Credentials | None = None) -> None:
+        self._credentials = credentials
+        self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
 
     async def logs(self, request: api_pb2.LogsRequest, pod: Pod, node: Node) -> AsyncIterator[api_pb2.LogChunk]:
         """The log, chunk by chunk.
@@ -51,7 +56,7 @@ class AgentLogs:
         address = agent_address(node)
         if not address:
             raise UnavailableError(Code.UNAVAILABLE, f"node {node.metadata.name} does not say where its agent listens")
-        call = cast(Any, AgentStub(await self._channel(address))).Logs(request)
+        call = cast(Any, AgentStub(await self._channel(address, node.metadata.name))).Logs(request)
         try:
             async for chunk in call:
                 yield chunk
@@ -60,13 +65,15 @@ class AgentLogs:
         finally:
             call.cancel()
 
-    async def _channel(self, address: str) -> grpc.aio.Channel:
-        channel = self._channels.get(address)
+    async def _channel(self, address: str, node: str) -> grpc.aio.Channel:
+        channel = self._channels.get((address, node))
         if channel is None:
             if len(self._channels) >= _CHANNELS_MAX:
                 oldest = next(iter(self._channels))
                 await self._channels.pop(oldest).close()
-            channel = self._channels[address] = new_channel(address, _OPTIONS)
+            channel = self._channels[address, node] = new_channel(
+                address, _OPTIONS, credentials=self._credentials, server_name=node
+            )
         return channel
 
     async def close(self) -> None:

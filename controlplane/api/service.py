@@ -17,11 +17,13 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from controlplane.api import metrics
 from controlplane.api.errors import ApiError, FieldCause
+from controlplane.api.node_access import check_node_request
 from controlplane.api.server import ApiServer
 from controlplane.base.clock import Clock, SystemClock
 from controlplane.base.errors import Code, StatusError
 from controlplane.pb.k8s import meta_v1_pb2
 from controlplane.pb.quarterdeck.v1 import api_pb2
+from controlplane.transport.callers import caller_of
 
 __all__ = ["ERROR_DOMAIN", "SERVICE_NAMES", "add_services"]
 
@@ -83,6 +85,8 @@ class _Service:
         resource: str = "",
         one: bool = True,
     ) -> Any:
+        path = f"{verb} {subresource}".rstrip()
+
         async def handle(request: Any, context: _Context) -> Message | bytes:
             wrapped = request.object.WhichOneof("kind") if hasattr(request, "object") else ""
             named = resource or getattr(request, "resource", "")
@@ -94,6 +98,7 @@ class _Service:
             code = Code.INTERNAL
             with metrics.INFLIGHT.labels(kind).track_inprogress(), _rich_errors():
                 try:
+                    check_node_request(caller_of(context), path, request)
                     answer = await method(request)
                     code = Code.OK
                     return answer
@@ -114,6 +119,7 @@ class _Service:
         labels = metrics.labels_of("WATCH", "", request.resource, "", one=False)
         sent = metrics.WATCH_EVENTS.labels(*labels[1:4])
         with metrics.LONGRUNNING.labels(*labels).track_inprogress(), _rich_errors():
+            check_node_request(caller_of(context), "WATCH", request)
             async with self._api.watch_bytes(request) as events:
                 # The client learns from the headers that the watch is open, though there may be no event for long.
                 await context.send_initial_metadata(())

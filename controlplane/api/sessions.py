@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 from controlplane.api import metrics_sessions as metrics
 from controlplane.api.calls import ResourceCalls
 from controlplane.api.cell import Cell
+from controlplane.api.node_access import check_node_session
 from controlplane.api.node_registration import NodeRegistration
 from controlplane.api.node_session import NodeSession, Send
 from controlplane.api.pod_status import PodStatusWriter
@@ -38,6 +39,8 @@ from controlplane.pb.k8s.core_v1_pb2 import Pod
 from controlplane.pb.quarterdeck.internal.v1 import sessions_pb2
 from controlplane.pb.quarterdeck.v1 import node_pb2, node_pb2_grpc
 from controlplane.store.kv import KVStore
+from controlplane.transport.callers import caller_of
+from controlplane.transport.tls import Identity
 
 __all__ = ["PROTOCOL_VERSION", "SESSIONS_CHANNEL", "PodCache", "SessionConfig", "Sessions"]
 
@@ -131,15 +134,18 @@ class Sessions(node_pb2_grpc.NodesServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> None:
         """The RPC, in the style of writing to the context, so that the writer may wait for flow control."""
-        await self.serve(request_iterator, context.write)
+        await self.serve(request_iterator, context.write, caller_of(context))
 
-    async def serve(self, requests: AsyncIterator[node_pb2.AgentMessage], send: Send) -> None:
-        """Hold one session until it ends.
+    async def serve(
+        self, requests: AsyncIterator[node_pb2.AgentMessage], send: Send, caller: Identity | None = None
+    ) -> None:
+        """Hold one session until it ends. With a ``caller`` it must be that of the node the certificate names.
 
         Raises:
             StatusError: why it was refused or ended; the agent goes to another replica on UNAVAILABLE.
         """
         hello = await self._hello(requests)
+        check_node_session(caller, hello.node_name)
         if self._closing:
             raise StatusError(Code.UNAVAILABLE, "this replica is shutting down: try another")
         session = NodeSession(hello.node_name, hello.boot_id, api=self._api, statuses=self._statuses, clock=self._clock)

@@ -14,7 +14,7 @@ import grpc
 
 from controlplane.base.errors import ConfigError
 from controlplane.base.rand import Rand
-from controlplane.transport.channel import ChannelOptions, new_channel
+from controlplane.transport.channel import ChannelOptions, Credentials, credentials_now, new_channel
 
 __all__ = ["CLIENT_CHANNEL_OPTIONS", "ETCD_CHANNEL_OPTIONS", "EndpointPool", "parse_endpoints"]
 
@@ -54,7 +54,7 @@ class EndpointPool:
         *,
         rand: Rand,
         options: ChannelOptions = CLIENT_CHANNEL_OPTIONS,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Credentials | None = None,
         first: str | None = None,
     ) -> None:
         if not endpoints:
@@ -68,7 +68,10 @@ class EndpointPool:
             raise ConfigError(f"endpoint {first!r} to begin with is not among {', '.join(self._endpoints)}")
         self._options = options
         self._credentials = credentials
+        self._shown = credentials_now(credentials)
         self._channels: dict[str, grpc.aio.Channel] = {}
+        #: Made with a certificate that has been renewed since; calls in flight may still be on them.
+        self._outdated: list[grpc.aio.Channel] = []
 
     @property
     def current(self) -> str:
@@ -89,12 +92,18 @@ class EndpointPool:
         return channel
 
     def failed(self, endpoint: str) -> None:
-        """That endpoint did not answer: go on to the next, unless somebody already did."""
+        """That endpoint did not answer: go on to the next, unless somebody already did. A certificate renewed since
+        is shown from here on: perhaps it was the old one that was refused."""
+        if (shown := credentials_now(self._credentials)) is not self._shown:
+            self._shown = shown
+            self._outdated += self._channels.values()
+            self._channels.clear()
         if endpoint == self.current:
             self._current = (self._current + 1) % len(self._endpoints)
 
     async def close(self) -> None:
         """Close every channel; calls in flight are cancelled."""
-        channels = list(self._channels.values())
+        channels = [*self._channels.values(), *self._outdated]
+        self._outdated.clear()
         self._channels.clear()
         await asyncio.gather(*(channel.close() for channel in channels))

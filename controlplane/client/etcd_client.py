@@ -27,6 +27,7 @@ from controlplane.client.retry import retry_unavailable
 from controlplane.client.status import to_api_error, was_definite
 from controlplane.pb.etcd import kv_pb2, rpc_pb2
 from controlplane.pb.etcd.rpc_pb2_grpc import KVStub, MaintenanceStub, WatchStub
+from controlplane.transport.channel import Credentials
 
 __all__ = ["Acknowledged", "EtcdClient", "Failed", "Outcome", "Unknown", "prefix_end"]
 
@@ -98,7 +99,7 @@ class EtcdClient:
         attempt_timeout_ms: int = 1_000,
         retry_writes: bool = True,
         foreign: bool = False,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Credentials | None = None,
         clock: Clock | None = None,
         rand: Rand | None = None,
         first: str | None = None,

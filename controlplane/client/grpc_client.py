@@ -23,6 +23,7 @@ from controlplane.client.status import to_api_error
 from controlplane.client.typed import TypedClient
 from controlplane.pb.quarterdeck.v1 import api_pb2
 from controlplane.pb.quarterdeck.v1.api_pb2_grpc import ResourcesStub
+from controlplane.transport.channel import Credentials
 
 __all__ = ["ATTEMPT_TIMEOUT_MS", "TIMEOUT_MS", "GrpcClient"]
 
@@ -53,7 +54,7 @@ class GrpcClient(TypedClient):
         timeout_ms: int = TIMEOUT_MS,
         attempt_timeout_ms: int = ATTEMPT_TIMEOUT_MS,
         field_manager: str = "",
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Credentials | None = None,
         clock: Clock | None = None,
         rand: Rand | None = None,
     ) -> None:
@@ -109,7 +110,7 @@ class _RemoteCalls:
         self._attempt_timeout_s = attempt_timeout_s
         self._clock = clock
         self._rand = rand
-        self._stubs: dict[str, Any] = {}
+        self._stubs: dict[str, tuple[grpc.aio.Channel, Any]] = {}
 
     async def get(self, request: api_pb2.GetRequest) -> api_pb2.Object:
         return await self._call("Get", lambda stub: stub.Get, request)
@@ -210,7 +211,8 @@ class _RemoteCalls:
 
     def _stub(self, endpoint: str) -> Any:
         # mypy-protobuf types a stub by its channel; ours is always asyncio's.
-        stub = self._stubs.get(endpoint)
-        if stub is None:
-            stub = self._stubs[endpoint] = ResourcesStub(self._pool.channel(endpoint))
-        return stub
+        channel = self._pool.channel(endpoint)
+        known = self._stubs.get(endpoint)
+        if known is None or known[0] is not channel:
+            known = self._stubs[endpoint] = (channel, ResourcesStub(channel))
+        return known[1]

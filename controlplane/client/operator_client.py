@@ -12,7 +12,7 @@ from controlplane.client.endpoints import CLIENT_CHANNEL_OPTIONS
 from controlplane.client.status import to_api_error
 from controlplane.pb.quarterdeck.v1 import operator_pb2
 from controlplane.pb.quarterdeck.v1.operator_pb2_grpc import OperatorStub
-from controlplane.transport.channel import new_channel
+from controlplane.transport.channel import Credentials, new_channel
 
 __all__ = ["OperatorClient", "leader_of"]
 
@@ -30,9 +30,7 @@ def leader_of(answers: Sequence[operator_pb2.StatusResponse], size: int) -> tupl
 class OperatorClient:
     """``quarterdeck.v1.Operator`` of one replica. Raises ApiError (UnavailableError when it does not answer)."""
 
-    def __init__(
-        self, endpoint: str, *, timeout_ms: int = 2_000, credentials: grpc.ChannelCredentials | None = None
-    ) -> None:
+    def __init__(self, endpoint: str, *, timeout_ms: int = 2_000, credentials: Credentials | None = None) -> None:
         self.endpoint = endpoint
         self._timeout_s = timeout_ms / 1000
         self._credentials = credentials

@@ -20,6 +20,7 @@ from controlplane.external.operator import ExternalOperator
 from controlplane.external.peers import SERVICE_NAME
 from controlplane.pb.quarterdeck.internal.v1 import peers_pb2, peers_pb2_grpc
 from controlplane.pb.quarterdeck.v1 import api_pb2, operator_pb2_grpc
+from controlplane.transport.tls import Reloader
 
 __all__ = ["External"]
 
@@ -30,7 +31,17 @@ _FAILOVER_MS: Final = 1_500
 class External:
     """See the module. ``client`` and ``metrics`` are this process's own addresses, as others reach them."""
 
-    def __init__(self, config: StoreConfig, *, name: str, client: str, metrics: str, clock: Clock, rand: Rand) -> None:
+    def __init__(
+        self,
+        config: StoreConfig,
+        *,
+        name: str,
+        client: str,
+        metrics: str,
+        clock: Clock,
+        rand: Rand,
+        tls: Reloader | None = None,
+    ) -> None:
         self._clock = clock
         self._connection = Connection(config, clock=clock, rand=rand)
         self.kv = RemoteKV(self._connection, clock=clock, rand=rand)
@@ -41,6 +52,7 @@ class External:
             ttl_s=config.lease_ttl_s,
             clock=clock,
             rand=rand,
+            credentials=tls,
         )
         self.services: Sequence[str] = (SERVICE_NAME,)
         self.routes: Iterable[Any] = ()

@@ -27,6 +27,7 @@ from controlplane.pb.etcd import rpc_pb2
 from controlplane.pb.quarterdeck.internal.v1 import peers_pb2
 from controlplane.pb.quarterdeck.v1 import api_pb2, operator_pb2
 from controlplane.raft.types import LeadershipListener, Member, PeerHandler, RaftStatus
+from controlplane.transport.channel import Credentials
 
 __all__ = ["ExternalCell"]
 
@@ -55,6 +56,7 @@ class ExternalCell:
         ttl_s: int,
         clock: Clock,
         rand: Rand,
+        credentials: Credentials | None = None,
     ) -> None:
         self._kv = kv
         self._clock = clock
@@ -66,7 +68,7 @@ class ExternalCell:
         self._store_members: list[operator_pb2.StoreMember] = []
         self.roster = Roster(kv, clock)
         self.election = Election(kv, self.roster, name=me.name, clock=clock)
-        self.peers = Peers(self.roster, name=me.name, token=self._entry.token)
+        self.peers = Peers(self.roster, name=me.name, token=self._entry.token, credentials=credentials)
 
     async def run(self) -> None:
         """Take part until cancelled.

@@ -16,7 +16,7 @@ from controlplane.client.endpoints import CLIENT_CHANNEL_OPTIONS
 from controlplane.external.roster import Roster
 from controlplane.pb.quarterdeck.internal.v1 import peers_pb2, peers_pb2_grpc
 from controlplane.raft.types import PeerHandler
-from controlplane.transport.channel import new_channel
+from controlplane.transport.channel import Credentials, new_channel
 
 __all__ = ["SERVICE_NAME", "Peers"]
 
@@ -26,9 +26,7 @@ SERVICE_NAME = "quarterdeck.internal.v1.Peers"
 class Peers(peers_pb2_grpc.PeersServicer):
     """Both ends: register it on the server, and :meth:`call` others through it. Close it."""
 
-    def __init__(
-        self, roster: Roster, *, name: str, token: bytes, credentials: grpc.ChannelCredentials | None = None
-    ) -> None:
+    def __init__(self, roster: Roster, *, name: str, token: bytes, credentials: Credentials | None = None) -> None:
         self._roster = roster
         self._name = name
         self._token = token

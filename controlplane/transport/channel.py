@@ -11,7 +11,12 @@ from typing import Final
 
 import grpc
 
-__all__ = ["ChannelOptions", "new_channel"]
+from controlplane.transport.tls import Reloader
+
+__all__ = ["ChannelOptions", "Credentials", "credentials_now", "new_channel"]
+
+#: What a channel shows of itself: a certificate as it is now, or files that are looked at whenever one is made.
+Credentials = grpc.ChannelCredentials | Reloader
 
 _UNLIMITED: Final = -1
 
@@ -61,10 +66,27 @@ class ChannelOptions:
 
 
 def new_channel(
-    endpoint: str, options: ChannelOptions | None = None, *, credentials: grpc.ChannelCredentials | None = None
+    endpoint: str,
+    options: ChannelOptions | None = None,
+    *,
+    credentials: Credentials | None = None,
+    server_name: str = "",
 ) -> grpc.aio.Channel:
-    """A channel to ``host:port``; it connects at the first call. Close it."""
-    args = (options or ChannelOptions()).channel_args()
-    if credentials is None:
+    """A channel to ``host:port``; it connects at the first call. Close it.
+
+    Args:
+        credentials: None speaks plainly. The server's certificate must be good for the host dialled.
+        server_name: a name the server's certificate must have instead.
+    """
+    args: list[tuple[str, int | str]] = [*(options or ChannelOptions()).channel_args()]
+    now = credentials_now(credentials)
+    if now is None:
         return grpc.aio.insecure_channel(endpoint, options=args)
-    return grpc.aio.secure_channel(endpoint, credentials, options=args)
+    if server_name:
+        args.append(("grpc.ssl_target_name_override", server_name))
+    return grpc.aio.secure_channel(endpoint, now, options=args)
+
+
+def credentials_now(credentials: Credentials | None) -> grpc.ChannelCredentials | None:
+    """As they are now; the same object as long as they do not change."""
+    return credentials.channel_credentials() if isinstance(credentials, Reloader) else credentials

@@ -65,6 +65,15 @@ class TlsFiles:
     cert: Path
     key: Path
 
+    @classmethod
+    def of(cls, ca: Path | None, cert: Path | None, key: Path | None) -> TlsFiles | None:
+        """From three options: all of them, or none for no TLS. Raises ConfigError: some are missing."""
+        if ca is None and cert is None and key is None:
+            return None
+        if ca is None or cert is None or key is None:
+            raise ConfigError("TLS wants three files: the certificate authority, the certificate and its key")
+        return cls(ca, cert, key)
+
     def absolute(self) -> TlsFiles:
         """The same files for a process with another working directory."""
         return TlsFiles(self.ca.absolute(), self.cert.absolute(), self.key.absolute())

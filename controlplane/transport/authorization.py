@@ -1,0 +1,150 @@
+"""What a certificate's holder may call on the client port, decided before any handler is asked.
+
+===========  ===============================================================================================
+holder       may call
+===========  ===============================================================================================
+admin        everything (a user of the group ``system:masters``)
+user         everything that has its own permission checks or none yet: the etcd API, where etcd's users and
+             roles decide once they are enabled, the resource API (no RBAC yet), health and reflection
+node         the node session, and the reads of the resource API an agent makes; the writes of its events
+member       who else is a member (a new one asks that before it has links), calls between processes, health
+nobody       nothing
+===========  ===============================================================================================
+
+The first line is by service and method; whether a node speaks for itself (its session, its events) is checked where
+the request is read. Calls made inside the process pass by here. Knows no handler. Every refusal is a log line of the
+logger ``quarterdeck.audit`` and is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import grpc
+
+from controlplane.base.errors import Code, StatusError
+from controlplane.transport import tls_metrics as metrics
+from controlplane.transport.callers import HasAuthContext, caller_of
+from controlplane.transport.tls import Identity, IdentityKind
+
+__all__ = ["AuthorizationInterceptor", "authorize", "deny"]
+
+_log = logging.getLogger("quarterdeck.audit")
+
+_HEALTH: Final = "/grpc.health.v1.Health/"
+_RESOURCES: Final = "/quarterdeck.v1.Resources/"
+
+_MEMBER: Final = (_HEALTH, "/etcdserverpb.Cluster/MemberList", "/quarterdeck.internal.v1.Peers/")
+_NODE: Final = (
+    _HEALTH,
+    "/quarterdeck.v1.Nodes/Session",
+    *(_RESOURCES + method for method in ("Get", "List", "Watch", "Create", "Update")),
+)
+#: What of the cluster's inside users other than administrators have no business with.
+_NOT_USER: Final = ("/quarterdeck.v1.Nodes/", "/quarterdeck.internal.v1.")
+
+
+def authorize(caller: Identity | None, method: str) -> None:
+    """Return if ``caller`` may call ``method`` (``/package.Service/Method``).
+
+    Raises:
+        StatusError: Unauthenticated, nobody calls; PermissionDenied.
+    """
+    if caller is None:
+        metrics.DENIED.labels("nobody", _service(method)).inc()
+        raise StatusError(Code.UNAUTHENTICATED, "a client certificate is required: --cacert, --cert and --key")
+    if caller.is_admin:
+        return
+    match caller.kind:
+        case IdentityKind.MEMBER:
+            allowed = method.startswith(_MEMBER)
+        case IdentityKind.NODE:
+            allowed = method.startswith(_NODE)
+        case _:
+            allowed = not method.startswith(_NOT_USER)
+    if not allowed:
+        deny(caller, method, f"a {caller.kind}'s certificate may not call it")
+
+
+def deny(caller: Identity, method: str, why: str) -> None:
+    """Refuse, on the record.
+
+    Raises:
+        StatusError: PermissionDenied, always.
+    """
+    metrics.DENIED.labels(str(caller.kind), _service(method)).inc()
+    _log.warning("event=denied caller=%r method=%s reason=%r", str(caller), method, why)
+    raise StatusError(Code.PERMISSION_DENIED, f"{caller} may not call {method}: {why}")
+
+
+def _service(method: str) -> str:
+    # Unknown names are the caller's to invent: only those of ours become labels.
+    service = method.removeprefix("/").partition("/")[0]
+    ours = service.startswith(("etcdserverpb.", "quarterdeck.", "grpc.", "v3lockpb.", "v3electionpb."))
+    return service if ours and len(service) < 64 else "other"
+
+
+class AuthorizationInterceptor(grpc.aio.ServerInterceptor):
+    """Asks :func:`authorize` before every handler of a server whose callers show certificates."""
+
+    #: The wrapped handler depends on the method alone: a server may keep it.
+    per_method = True
+
+    def __init__(self) -> None:
+        self._wrapped: dict[str, tuple[object, grpc.RpcMethodHandler[Any, Any]]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            known = self._wrapped[method] = (handler, _wrap(method, handler))
+        return known[1]
+
+
+def _wrap(method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    serializers = {
+        "request_deserializer": handler.request_deserializer,
+        "response_serializer": handler.response_serializer,
+    }
+    if handler.response_streaming:
+        inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        make: Any = (
+            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        )
+        wrapped: grpc.RpcMethodHandler[Any, Any] = make(_streaming(method, inner), **serializers)
+        return wrapped
+    inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
+    make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+    unary: grpc.RpcMethodHandler[Any, Any] = make(_unary(method, inner), **serializers)
+    return unary
+
+
+def _unary(method: str, inner: Any) -> Any:
+    async def handle(request: Any, context: HasAuthContext) -> Any:
+        authorize(caller_of(context), method)
+        return await inner(request, context)
+
+    return handle
+
+
+def _streaming(method: str, inner: Any) -> Any:
+    # One style for both of grpc's: it writes to the context, which waits for flow control.
+    async def handle(request: Any, context: Any) -> None:
+        authorize(caller_of(context), method)
+        result = inner(request, context)
+        if hasattr(result, "__aiter__"):
+            async for response in result:
+                await context.write(response)
+        else:
+            await result
+
+    return handle
