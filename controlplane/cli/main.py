@@ -32,6 +32,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "drain": ("controlplane.cli.nodes", "drain", "Cordon a node and evict its pods"),
     "status": ("controlplane.cli.status", "status", "Show replicas, nodes and pods of the cluster"),
     "failpoints": ("controlplane.cli.failpoints", "failpoints", "List the failpoints that tests can arm"),
+    "recover": ("controlplane.cli.recover", "recover", "Go on from a survivor when the majority is lost for good"),
     "snapshot": ("controlplane.cli.snapshot", "snapshot", "Save, verify and restore snapshots of the whole state"),
     "local": ("controlplane.cli.local", "local", "Run a whole cluster on this machine"),
     "chaos": ("chaos.cli", "chaos", "Break things on purpose and judge what happened"),

@@ -273,11 +273,16 @@ class SnapshotStore:
         self._disk.fsync_dir(SNAPSHOT_DIR)
 
 
-def seed_data_dir(disk: Disk, identity: Identity, header: SnapshotHeader, chunks: Iterable[bytes]) -> SnapshotRef:
+def seed_data_dir(
+    disk: Disk, identity: Identity, header: SnapshotHeader, chunks: Iterable[bytes], *, term: int | None = None
+) -> SnapshotRef:
     """Make an empty data directory one from which a member starts with this state: restore of a whole cluster.
 
     Every member of the new cluster is seeded with the same snapshot, so the log goes on at the same index for all.
     The log is written last: a directory with a snapshot and no log is an unfinished restore, and is refused.
+
+    Args:
+        term: where the member begins, if it has seen a later term than the state's.
 
     Raises:
         ConfigError: the directory is not empty, or the header is not one a log can continue from.
@@ -298,7 +303,7 @@ def seed_data_dir(disk: Disk, identity: Identity, header: SnapshotHeader, chunks
         disk,
         identity,
         first_index=header.index + 1,
-        hard_state=HardState(term=header.term, commit_index=header.index),
+        hard_state=HardState(term=header.term if term is None else term, commit_index=header.index),
     )
     wal.close()
     return ref

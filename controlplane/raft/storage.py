@@ -11,15 +11,18 @@ from dataclasses import dataclass
 
 from controlplane.base.clock import Clock
 from controlplane.base.errors import ConfigError, CorruptStateError
-from controlplane.raft.disk import Disk
+from controlplane.raft.disk import Disk, read_all
 from controlplane.raft.journal import Base, RaftJournal
 from controlplane.raft.snapshot_format import SnapshotInfo
 from controlplane.raft.snapshots import SNAPSHOT_DIR, SnapshotRef, SnapshotStore
 from controlplane.raft.wal import SEGMENT_BYTES, Identity, RecoveryReport, Wal
 
-__all__ = ["Storage", "create_storage", "has_run_before", "open_storage"]
+__all__ = ["Storage", "create_storage", "has_run_before", "newest_valid", "open_storage", "supersede"]
 
 _log = logging.getLogger("quarterdeck.storage")
+
+#: Beside the log of a replica whose cluster went on without it (`qd recover`): why.
+_SUPERSEDED = "superseded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,17 @@ class Storage:
 def has_run_before(disk: Disk) -> bool:
     """Whether a member has lived here. Starting one of the same identity empty would forget its vote."""
     return Wal.exists(disk)
+
+
+def supersede(disk: Disk, why: str) -> None:
+    """Make a directory one that never starts again: its cluster has gone on without it. Raises StorageError."""
+    file = disk.open_append(_SUPERSEDED)
+    try:
+        file.append(f"{why}\n".encode())
+        file.sync()
+    finally:
+        file.close()
+    disk.fsync_dir("")
 
 
 def create_storage(
@@ -74,9 +88,14 @@ def open_storage(
         ConfigError: no log, or one of another member, cluster or newer version.
         StorageError: the disk refused.
     """
+    if disk.exists(_SUPERSEDED):
+        why = read_all(disk, _SUPERSEDED).decode(errors="replace").strip()
+        raise ConfigError(
+            f"{disk.locate('')} is superseded: {why}. Empty it, and add this machine to the cluster as a new member"
+        )
     wal, recovered = Wal.open(disk, identity, clock=clock, segment_bytes=segment_bytes)
     snapshots = SnapshotStore(disk)
-    snapshot, damaged = _newest_valid(snapshots, identity)
+    snapshot, damaged = newest_valid(snapshots, identity)
     base = Base(snapshot.header.index, snapshot.header.term) if snapshot else None
     try:
         journal = RaftJournal(wal, recovered, base)
@@ -101,9 +120,10 @@ def open_storage(
     return Storage(disk, wal, journal, snapshots, snapshot, report)
 
 
-def _newest_valid(
+def newest_valid(
     snapshots: SnapshotStore, identity: Identity
 ) -> tuple[SnapshotInfo | None, dict[SnapshotRef, CorruptStateError]]:
+    """The newest snapshot that is whole, and what is wrong with those after it. ConfigError: another cluster's."""
     damaged: dict[SnapshotRef, CorruptStateError] = {}
     for ref in snapshots.list():
         try:

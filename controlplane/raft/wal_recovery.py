@@ -13,7 +13,17 @@ from controlplane.raft import wal_format as fmt
 from controlplane.raft.disk import Disk, read_all
 from controlplane.raft.wal_format import Entry, HardState
 
-__all__ = ["WAL_DIR", "Identity", "LogImage", "Recovered", "RecoveryReport", "Segment", "list_segments", "read_log"]
+__all__ = [
+    "WAL_DIR",
+    "Identity",
+    "LogImage",
+    "Recovered",
+    "RecoveryReport",
+    "Segment",
+    "identity_on_disk",
+    "list_segments",
+    "read_log",
+]
 
 WAL_DIR = "wal"
 SEGMENT_SUFFIX = ".wal"
@@ -133,6 +143,22 @@ def list_segments(disk: Disk) -> list[int]:
         if after != before + 1:
             raise CorruptStateError(f"log segment {disk.locate(segment_name(before + 1))} is missing")
     return sequences
+
+
+def identity_on_disk(disk: Disk) -> Identity | None:
+    """Whose log a directory holds, as its first segment says; None if there is none. Raises CorruptStateError."""
+    sequences = list_segments(disk)
+    if not sequences:
+        return None
+    name = segment_name(sequences[0])
+    scan = fmt.read_frames(read_all(disk, name), sequences[0], None)
+    try:
+        first = next(fmt.decode_records(scan.frames[0][1])) if scan.frames else None
+    except (ValueError, StopIteration) as error:
+        raise _damaged(disk.locate(name), 0, str(error)) from error
+    if not isinstance(first, fmt.SegmentHeader):
+        raise _damaged(disk.locate(name), 0, "it does not begin with a segment header")
+    return Identity(first.cluster_id, first.member_id)
 
 
 def read_log(disk: Disk, identity: Identity) -> LogImage:

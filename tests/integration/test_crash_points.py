@@ -24,12 +24,12 @@ from tests.integration.etcd_rig import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _PATIENCE_S = 20.0
-_WRITERS = 3
+_WRITERS = 1
 #: Log entries that a replica must miss so that only a snapshot brings it up (see CONFIG in crash_replica.py).
 _MISSED_WRITES = 300
 
 
-class Dead(Exception):
+class DiedError(Exception):
     """The process ended before it answered."""
 
 
@@ -66,18 +66,19 @@ class Member:
         waiting, self._waiting = self._waiting, {}
         for waiter in waiting.values():
             if not waiter.done():
-                waiter.set_exception(Dead(self.name))
+                waiter.set_exception(DiedError(self.name))
 
     async def ask(self, op: str, **request: str) -> dict[str, Any]:
-        """Raises Dead."""
+        """Raises DiedError."""
         process = self._process
         if process is None or process.returncode is not None or self._reader is None or self._reader.done():
-            raise Dead(self.name)
+            raise DiedError(self.name)
         assert process.stdin is not None
         number = next(self._ids)
         waiter = self._waiting[number] = asyncio.get_running_loop().create_future()
         process.stdin.write(json.dumps({"id": number, "op": op, **request}).encode() + b"\n")
-        return await waiter
+        answer: dict[str, Any] = await waiter
+        return answer
 
     async def ended(self) -> int:
         """Wait for its death; the exit code."""
@@ -127,7 +128,7 @@ class Cluster:
         key, value = f"key-{number}", f"value-{number}-" + os.urandom(60).hex()
         try:
             answer = await member.ask("put", key=key, value=value)
-        except Dead:
+        except DiedError:
             await asyncio.sleep(0.02)
             return False
         if answer["acknowledged"]:

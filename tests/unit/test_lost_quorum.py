@@ -1,0 +1,225 @@
+"""After a lost quorum the survivor with the most goes on alone; it says what that costs, and keeps what it replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from controlplane.base.clock import ManualClock
+from controlplane.base.errors import ConfigError, CorruptStateError
+from controlplane.cli.recover import recover as command
+from controlplane.lost_quorum import RECORD_NAME, Survivor, inspect, plan, recover
+from controlplane.pb.etcd.rpc_pb2 import PutRequest, RangeRequest
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Batch, Command, Proposal
+from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader
+from controlplane.raft.disk import RealDisk
+from controlplane.raft.founding import Founding, read_founding, write_founding
+from controlplane.raft.membership import Membership, membership_of, to_wire
+from controlplane.raft.storage import Storage, create_storage, open_storage
+from controlplane.raft.types import Member
+from controlplane.raft.wal import HardState, Identity
+from controlplane.store.store import Store
+
+CLUSTER = 0xC1
+MEMBERS = tuple(Member(n, f"r{n}", f"127.0.0.1:{n}", f"127.0.0.1:{n + 100}") for n in (1, 2, 3))
+
+
+def put(index: int, *, value: str = "") -> bytes:
+    write = Command(put=PutRequest(key=f"k{index}".encode(), value=(value or f"v{index}").encode()))
+    batch = Batch(proposals=[Proposal(request_id=f"r{index}{value}".encode(), payload=write.SerializeToString())])
+    return b"\x00" + batch.SerializeToString()
+
+
+class Directory:
+    """One member's data directory, in the making."""
+
+    def __init__(self, root: Path, member: int, members: tuple[Member, ...] = MEMBERS) -> None:
+        self.path = root / f"r{member}"
+        self._disk = RealDisk(self.path, create=True)
+        write_founding(self._disk, Founding(CLUSTER, member, Membership(members)))
+        self._storage: Storage = create_storage(self._disk, Identity(CLUSTER, member))
+        self._storage.journal.add(b"\x01", 1, 0)
+        self._store = Store(cluster_id=CLUSTER)
+        self._store.apply(1, 0, [])
+
+    def entries(self, first: int, last: int, *, term: int = 1, value: str = "") -> Directory:
+        for index in range(first, last + 1):
+            data = put(index, value=value)
+            self._storage.journal.add(data, index, term)
+            self._store.apply(index, term, list(Batch.FromString(data[1:]).proposals))
+        return self
+
+    def snapshot(self, index: int, term: int = 1) -> Directory:
+        header = SnapshotHeader(cluster_id=CLUSTER, members=to_wire(MEMBERS), index=index, term=term)
+        header.membership = Membership(MEMBERS).encode()
+        writer = self._storage.snapshots.begin(header)
+        for chunk in self._store.snapshot():
+            writer.add(chunk)
+        writer.commit()
+        return self
+
+    def close(self, *, term: int = 1, commit: int = 0) -> Path:
+        self._storage.wal.record_hard_state(HardState(term, None, commit))
+        self._storage.wal.flush()
+        self._storage.wal.close()
+        self._disk.close()
+        return self.path
+
+
+def keys(path: Path, member: int) -> tuple[dict[str, str], Membership, int]:
+    """What the directory starts with: the state, the members, the term."""
+    disk = RealDisk(path)
+    try:
+        storage = open_storage(disk, Identity(CLUSTER, member))
+        assert storage.snapshot is not None
+        assert storage.snapshot_ref is not None
+        store = Store(cluster_id=CLUSTER)
+        store.restore(storage.snapshots.chunks(storage.snapshot_ref))
+        assert storage.journal.last_index == store.applied_index == storage.journal.commit_index
+        term = storage.journal.getCurrentTerm()
+        storage.wal.close()
+        founding = read_founding(disk)
+        membership = membership_of(storage.snapshot.header)
+        assert founding == Founding(CLUSTER, member, membership)
+    finally:
+        disk.close()
+    found = store.range(RangeRequest(key=b"\0", range_end=b"\0"))
+    return {kv.key.decode(): kv.value.decode() for kv in found.kvs}, membership, term
+
+
+def test_the_survivor_goes_on_with_all_it_has_as_the_only_member(tmp_path: Path) -> None:
+    path = Directory(tmp_path, 1).entries(2, 6).snapshot(6).entries(7, 9).close(term=4, commit=8)
+    survivor = inspect(path)
+    assert (survivor.name, survivor.index, survivor.term, survivor.commit_index) == ("r1", 9, 1, 8)
+    decided = plan([survivor])
+    assert [m.name for m in decided.lost] == ["r2", "r3"]
+    said = "\n".join(decided.warnings())
+    assert "LOST: whatever was acknowledged after entry 9 and reached only r2, r3" in said
+    assert "KEPT: entries 9 to 9 of r1 were perhaps never acknowledged" in said
+    backup = recover(decided, clock=ManualClock())
+    state, membership, term = keys(path, 1)
+    assert state == {f"k{n}": f"v{n}" for n in range(2, 10)}
+    assert [m.name for m in membership.members] == ["r1"]
+    assert {r.id for r in membership.removed} == {2, 3}, "one that comes back must be told that it is removed"
+    assert term == 5, "behind every term this member has voted in"
+    assert json.loads((path / RECORD_NAME).read_text())["said"] == decided.warnings()
+    assert sorted(p.name for p in backup.iterdir()) == ["founding", "snapshots", "wal"]
+
+
+def test_the_highest_term_wins_then_the_longest_log(tmp_path: Path) -> None:
+    longest = inspect(Directory(tmp_path / "x", 1).entries(2, 9).close())
+    newest = inspect(Directory(tmp_path / "y", 2).entries(2, 4).entries(5, 6, term=3).close(term=3))
+    shorter = inspect(Directory(tmp_path / "z", 3).entries(2, 4).entries(5, 5, term=3).close(term=3))
+    assert plan([longest, shorter, newest]).chosen is newest
+    assert plan([longest, shorter]).chosen is shorter
+
+
+def survivors_of(count: int, total: int, tmp_path: Path) -> list[Survivor]:
+    members = tuple(Member(n, f"r{n}", f"127.0.0.1:{n}", "") for n in range(1, total + 1))
+    return [inspect(Directory(tmp_path, n, members).entries(2, 3).close()) for n in range(1, count + 1)]
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "safe", "quorum"), [(1, 3, False, False), (2, 3, True, True), (2, 4, True, False)]
+)
+def test_it_says_when_nothing_can_be_lost_and_when_nothing_is_needed(
+    tmp_path: Path, count: int, total: int, safe: bool, quorum: bool
+) -> None:
+    decided = plan(survivors_of(count, total, tmp_path))
+    assert (decided.nothing_acknowledged_is_lost, decided.had_quorum) == (safe, quorum)
+
+
+def test_those_not_chosen_never_start_with_their_old_data(tmp_path: Path) -> None:
+    chosen, other = (inspect(Directory(tmp_path, n).entries(2, 4 - n).close()) for n in (1, 2))
+    recover(plan([other, chosen]), clock=ManualClock())
+    disk = RealDisk(other.data_dir)
+    with pytest.raises(ConfigError, match="superseded: the cluster went on from r1 at entry 3"):
+        open_storage(disk, Identity(CLUSTER, 2))
+    disk.close()
+
+
+def test_a_running_replica_is_left_alone(tmp_path: Path) -> None:
+    path = Directory(tmp_path, 1).entries(2, 3).close()
+    decided = plan([inspect(path)])
+    running = RealDisk(path)
+    with pytest.raises(ConfigError, match="in use by another process"):
+        inspect(path)
+    with pytest.raises(ConfigError, match="in use by another process"):
+        recover(decided, clock=ManualClock())
+    running.close()
+
+
+def test_a_log_without_the_snapshot_before_it_is_no_survivor(tmp_path: Path) -> None:
+    path = tmp_path / "r1"
+    made = Directory(tmp_path, 1).entries(2, 6).snapshot(6)
+    made._storage.journal.install(6, 1)
+    made._storage.wal.restart_after(6, 1)
+    made.close()
+    (snapshot,) = (path / "snapshots").glob("*.snap")
+    snapshot.write_bytes(snapshot.read_bytes()[:-1])
+    with pytest.raises(CorruptStateError, match="begins at entry 7 and no usable snapshot holds what was before"):
+        inspect(path)
+
+
+def test_the_directories_of_two_clusters_are_refused(tmp_path: Path) -> None:
+    one = inspect(Directory(tmp_path, 1).entries(2, 3).close())
+    with pytest.raises(ConfigError, match="different members of one cluster"):
+        plan([one, one])
+
+
+def stopping_at(step: int) -> Callable[[str, str], None]:
+    rename, count = os.rename, 0
+
+    def stop(old: str, new: str) -> None:
+        nonlocal count
+        count += 1
+        if count == step:
+            raise KeyboardInterrupt
+        rename(old, new)
+
+    return stop
+
+
+@pytest.mark.parametrize("step", range(1, 11))
+def test_after_stopping_half_way_it_can_be_done_again_or_says_what_to_put_back(
+    tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Directory(tmp_path, 1).entries(2, 6).snapshot(6).entries(7, 9).close(commit=8)
+    decided = plan([inspect(path)])
+    monkeypatch.setattr("os.rename", stopping_at(step))
+    with pytest.raises(KeyboardInterrupt):
+        recover(decided, clock=ManualClock())
+    monkeypatch.undo()
+    if not (path / "wal").exists():
+        with pytest.raises(ConfigError, match="an earlier recovery was interrupted: move wal and snapshots"):
+            inspect(path)
+        (backup,) = path.glob("before-recovery-*")
+        shutil.rmtree(path / "snapshots")
+        for name in ("wal", "snapshots"):
+            (backup / name).rename(path / name)
+    clock = ManualClock()
+    clock.advance(5)
+    recover(plan([inspect(path)]), clock=clock)
+    state, membership, _ = keys(path, 1)
+    assert state == {f"k{n}": f"v{n}" for n in range(2, 10)}
+    assert [m.name for m in membership.members] == ["r1"]
+
+
+def test_the_command_changes_nothing_without_yes(tmp_path: Path) -> None:
+    path = Directory(tmp_path, 1).entries(2, 6).close(commit=4)
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name != "LOCK"}
+    said = CliRunner().invoke(command, ["--data-dir", str(path)])
+    assert said.exit_code == 1
+    assert "r1: " in said.output
+    assert "last entry 6 of term 1, committed for certain 4, snapshot none" in said.output
+    assert "Nothing was changed" in said.output
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name != "LOCK"} == before
+    done = CliRunner().invoke(command, ["--data-dir", str(path), "--yes"])
+    assert done.exit_code == 0, done.output
+    assert keys(path, 1)[0] == {f"k{n}": f"v{n}" for n in range(2, 7)}
