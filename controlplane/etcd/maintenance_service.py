@@ -43,6 +43,7 @@ class MaintenanceService(rpc_pb2_grpc.MaintenanceServicer):
     async def Status(self, request: rpc_pb2.StatusRequest, context: Context) -> rpc_pb2.StatusResponse:  # noqa: N802
         """Of this replica, as it sees things now: no quorum is asked. The state has no free pages, so what is used is
         what there is (``dbSizeInUse``)."""
+        await self._authorizer.require_user(context)
         status = self._raft.status()
         leader = next((member.id for member in status.members if member.name == status.leader), 0)
         me = next((member for member in status.members if member.id == status.member_id), None)
@@ -66,8 +67,10 @@ class MaintenanceService(rpc_pb2_grpc.MaintenanceServicer):
     async def Alarm(self, request: rpc_pb2.AlarmRequest, context: Context) -> rpc_pb2.AlarmResponse:  # noqa: N802
         """GET lists those of a member (0: of all) and of a type (NONE: of all), as known here. ACTIVATE and DEACTIVATE
         go through the log."""
-        await self._authorizer.require_root(context)
-        if request.action != rpc_pb2.AlarmRequest.GET:
+        if request.action == rpc_pb2.AlarmRequest.GET:
+            await self._authorizer.require_user(context)
+        else:
+            await self._authorizer.require_root(context)
             return await self._kv.alarm(
                 request.action, request.memberID, request.alarm, timeout_ms=timeout_ms_of(context)
             )
