@@ -144,8 +144,7 @@ class App:
         node_pb2_grpc.add_NodesServicer_to_server(self.sessions, self._server)
         grpc_server.add_reflection(self._server, self._services)
         self.cell.on_leadership(self._on_leadership)
-        credentials = self.tls.server_credentials() if self.tls is not None else None
-        grpc_server.listen(self._server, self._config.me.client, credentials)
+        grpc_server.listen(self._server, self._config.me.client, self.tls)
         await self.backbone.start()
         for collector in (*self.backbone.collectors, self._object_metrics):
             REGISTRY.register(collector)

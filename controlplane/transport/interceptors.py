@@ -40,6 +40,9 @@ _Handler = Callable[[Any, _Context], Any]
 class StatusInterceptor(grpc.aio.ServerInterceptor):
     """Counts every RPC and gives every failure its status. One per server."""
 
+    #: What it returns depends on the method alone: a server may keep it.
+    per_method = True
+
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._wrapped: dict[str, tuple[object, grpc.RpcMethodHandler[Any, Any]]] = {}

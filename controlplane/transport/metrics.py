@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
-__all__ = ["HANDLED", "HANDLING_SECONDS", "STARTED", "MethodMetrics"]
+__all__ = ["FRONT_CONNECTIONS", "FRONT_PROTOCOL_ERRORS", "HANDLED", "HANDLING_SECONDS", "STARTED", "MethodMetrics"]
 
 _LABELS: Final = ("grpc_service", "grpc_method", "grpc_type")
 
@@ -20,6 +20,10 @@ HANDLING_SECONDS: Final = Histogram(
     "Time from the start of an RPC to its end, as the handler sees it.",
     _LABELS,
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+FRONT_CONNECTIONS: Final = Gauge("quarterdeck_grpc_connections", "Connections open on the gRPC port.")
+FRONT_PROTOCOL_ERRORS: Final = Counter(
+    "quarterdeck_grpc_connections_ended_total", "Connections ended for what the peer sent, by HTTP/2 error.", ["code"]
 )
 
 #: What go-grpc-prometheus calls the status codes, by number.

@@ -1,7 +1,7 @@
 """gRPC servers: one factory with every option explicit, the listener, health and reflection.
 
-The only place that makes a ``grpc.aio.Server``, so that another front (or TLS, or limits) is one change. Knows no
-service and no state of ours.
+The only place that makes a ``grpc.aio.Server``. There are two fronts: ``h2``, ours, and ``grpcio``, the reference that
+every test of the front also runs on. Knows no service and no state of ours.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -18,11 +18,16 @@ from grpc_reflection.v1alpha import reflection
 from controlplane.base.clock import Clock, SystemClock
 from controlplane.base.errors import ConfigError
 from controlplane.base.limits import GRPC_RECV_BYTES_MAX
+from controlplane.transport.h2.server import H2Server
 from controlplane.transport.interceptors import StatusInterceptor
+from controlplane.transport.tls import GRPC_PROTOCOL, Reloader
 
-__all__ = ["Health", "ServerOptions", "add_reflection", "listen", "new_server"]
+__all__ = ["FRONTS", "Front", "Health", "ServerOptions", "add_reflection", "listen", "new_server"]
 
 _log = logging.getLogger("quarterdeck.grpc")
+
+Front = Literal["h2", "grpcio"]
+FRONTS: Final[tuple[Front, ...]] = ("h2", "grpcio")
 
 #: gRPC's "no limit" for a message size.
 _UNLIMITED: Final = -1
@@ -33,19 +38,23 @@ class ServerOptions:
     """Every knob of a server. Defaults are etcd's where etcd has one.
 
     Attributes:
+        front: whose HTTP/2 serves: ours or grpcio's.
         recv_bytes_max: largest request message; a larger one fails with RESOURCE_EXHAUSTED.
         send_bytes_max: largest response message; -1 is unlimited, as etcd has it (lists are bounded by pages).
         concurrent_streams_max: RPCs open at once on one connection; more wait at the client. Long-lived watches
             and sessions count, so it is far above what one process opens.
+        connections_max: connections open at once; more are closed unheard (front h2 only).
         keepalive_min_time_ms: a client pinging more often than this is sent away (GOAWAY, ENHANCE_YOUR_CALM). Far
             below etcd's 5 s: our agents and clients ping every second, to notice a paused replica within two.
         keepalive_time_ms: an idle connection is pinged this often.
         keepalive_timeout_ms: a ping unanswered for this long closes the connection.
     """
 
+    front: Front = "h2"
     recv_bytes_max: int = GRPC_RECV_BYTES_MAX
     send_bytes_max: int = _UNLIMITED
     concurrent_streams_max: int = 100_000
+    connections_max: int = 20_000
     keepalive_min_time_ms: int = 300
     keepalive_time_ms: int = 7_200_000
     keepalive_timeout_ms: int = 20_000
@@ -76,10 +85,11 @@ def new_server(
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> grpc.aio.Server:
     """A server, not yet listening. ``interceptors`` run inside the one that counts and translates errors."""
-    server = grpc.aio.server(
-        interceptors=[StatusInterceptor(clock or SystemClock()), *interceptors],
-        options=(options or ServerOptions()).channel_args(),
-    )
+    options, clock = options or ServerOptions(), clock or SystemClock()
+    behind = [StatusInterceptor(clock), *interceptors]
+    if options.front == "h2":
+        return H2Server(options, clock, behind)
+    server = grpc.aio.server(interceptors=behind, options=options.channel_args())
     # Generated code adds every method twice: as a generic handler, and as a "registered method". The latter makes
     # grpc.aio wait on one future per method for each call (measured with 1.85: a quarter of a Put's CPU time with 30
     # methods). The generic handlers serve the same calls alone.
@@ -91,23 +101,26 @@ def _ignore_registered_methods(service_name: str, method_handlers: object) -> No
     """See new_server."""
 
 
-def listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
-    """Bind ``host:port`` (port 0 picks one) and return the port.
+def listen(server: grpc.aio.Server, address: str, tls: Reloader | None = None) -> int:
+    """Bind ``host:port`` (port 0 picks one) and return the port. With ``tls``, callers must show a certificate.
 
     Raises:
         ConfigError: the address is malformed, not ours, or in use.
     """
     try:
-        port = (
-            server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
-        )
+        if tls is None:
+            port = server.add_insecure_port(address)
+        else:
+            # An H2Server takes a context of the ssl module where grpcio wants its own.
+            shown: Any = tls.server(GRPC_PROTOCOL) if isinstance(server, H2Server) else tls.server_credentials()
+            port = server.add_secure_port(address, shown)
     except RuntimeError as error:
         raise ConfigError(
             f"cannot listen on {address!r} for gRPC: the port is in use, or the address is not one of this machine"
         ) from error
     if port == 0:
         raise ConfigError(f"cannot listen on {address!r} for gRPC")
-    _log.info("event=listening protocol=grpc address=%s port=%d tls=%s", address, port, credentials is not None)
+    _log.info("event=listening protocol=grpc address=%s port=%d tls=%s", address, port, tls is not None)
     return port
 
 

@@ -228,7 +228,7 @@ async def test_grpc_with_credentials_of_both_sides(pki: TestPki, tmp_path: Path)
     who = _WhoAmI()
     server = new_server()
     health_pb2_grpc.add_HealthServicer_to_server(who, server)
-    port = listen(server, "127.0.0.1:0", live.server_credentials())
+    port = listen(server, "127.0.0.1:0", live)
     await server.start()
     try:
         await check(port, pki.files(node("node-1")))
