@@ -188,7 +188,7 @@ class Embedded:
     def add_services(self, server: grpc.aio.Server) -> None:
         etcd_service.add_services(
             Both(server, self._gateway_table), self.kv, self.raft, self.store, clock=self._clock,
-            election_timeout_ms=self._config.election_ms_max,
+            election_timeout_ms=self._config.election_ms_max, tls=self._config.tls is not None,
         )  # fmt: skip
         operator = OperatorService(self.raft, self.store, self._clock)
         operator_pb2_grpc.add_OperatorServicer_to_server(operator, server)

@@ -33,12 +33,18 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": ("controlplane.cli.status", "status", "Show replicas, nodes and pods of the cluster"),
     "failpoints": ("controlplane.cli.failpoints", "failpoints", "List the failpoints that tests can arm"),
     "recover": ("controlplane.cli.recover", "recover", "Go on from a survivor when the majority is lost for good"),
+    "member": ("controlplane.cli.member", "member", "List, add, remove and promote replicas"),
+    "leader": ("controlplane.cli.member", "leader", "Move the leader to another replica"),
     "snapshot": ("controlplane.cli.snapshot", "snapshot", "Save, verify and restore snapshots of the whole state"),
+    "certs": ("controlplane.cli.certs", "certs", "Make, renew and look at certificates"),
     "local": ("controlplane.cli.local", "local", "Run a whole cluster on this machine"),
     "chaos": ("chaos.cli", "chaos", "Break things on purpose and judge what happened"),
     "completion": ("controlplane.cli.completion", "completion", "Print the shell completion script"),
     "api-resources": ("controlplane.cli.get", "api_resources", "List the kinds this cluster knows"),
 }
+
+
+_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 
 class _Lazy(click.Group):
@@ -74,14 +80,31 @@ class _Lazy(click.Group):
     type=click.Path(path_type=Path, file_okay=False),
     help="The local cluster's folder. Default: the nearest .quarterdeck.",
 )
+@click.option("--ca", envvar="QUARTERDECK_CACERT", type=_FILE, help="Certificate authority of the replicas.")
+@click.option("--cert", envvar="QUARTERDECK_CERT", type=_FILE, help="Your certificate. Default: the local cluster's admin.")
+@click.option("--key", envvar="QUARTERDECK_KEY", type=_FILE, help="The key of that.")
 @click.pass_context
-def cli(context: click.Context, endpoints: str | None, folder: Path | None) -> None:
+def cli(
+    context: click.Context,
+    endpoints: str | None,
+    folder: Path | None,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+) -> None:
     """Quarterdeck: a Raft-replicated, highly available control plane in the shape of Kubernetes."""
     from controlplane.cli.common import Settings
 
     chosen = tuple(part.strip() for part in (endpoints or "").split(",") if part.strip())
     given = context.obj or Settings()  # who calls from Python may have settings of its own
-    context.obj = replace(given, endpoints=chosen or given.endpoints, folder=folder or given.folder)
+    tls = given.tls
+    if ca or cert or key:
+        if not (ca and cert and key):
+            raise click.UsageError("--ca, --cert and --key go together")
+        from controlplane.transport.tls import TlsFiles
+
+        tls = TlsFiles(ca, cert, key)
+    context.obj = replace(given, endpoints=chosen or given.endpoints, folder=folder or given.folder, tls=tls)
 
 
 def main() -> None:
