@@ -6,6 +6,7 @@ from typing import Final
 
 __all__ = [
     "ANNOTATIONS_BYTES_MAX",
+    "AUTH_NAME_CHARS_MAX",
     "AUTH_PERMISSIONS_PER_ROLE_MAX",
     "AUTH_ROLES_MAX",
     "AUTH_USERS_MAX",
@@ -67,5 +68,7 @@ LEASE_TTL_S_MAX: Final = 9_000_000_000
 AUTH_USERS_MAX: Final = 10_000
 AUTH_ROLES_MAX: Final = 10_000
 AUTH_PERMISSIONS_PER_ROLE_MAX: Final = 1_000
+#: Name of a user or role; a token, which travels in metadata, contains the user's.
+AUTH_NAME_CHARS_MAX: Final = 1_024
 #: One page of a list when the client names no limit.
 LIST_PAGE_MAX: Final = 500

@@ -37,6 +37,8 @@ __all__ = ["AuthService"]
 _log = logging.getLogger("quarterdeck.auth")
 
 _TOKEN_KEY_BYTES: Final = 32
+#: Of a name that a stranger sent, in the log.
+_SHOWN_CHARS_MAX: Final = 64
 
 
 class AuthService(rpc_pb2_grpc.AuthServicer):
@@ -85,7 +87,7 @@ class AuthService(rpc_pb2_grpc.AuthServicer):
         right = await self._passwords.matches(request.password, before.password_hash if before else "")
         user = self._auth.user(request.name)
         if not right or before is None or user is None or user.credential_revision != before.credential_revision:
-            _log.warning("event=login-refused user=%r", request.name)
+            _log.warning("event=login-refused user=%r", request.name[:_SHOWN_CHARS_MAX])
             raise authentication_failed()
         return rpc_pb2.AuthenticateResponse(header=self._kv.header(), token=self._tokens.issue(user))
 

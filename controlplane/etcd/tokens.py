@@ -26,7 +26,8 @@ __all__ = ["TOKEN_TTL_S", "Tokens"]
 #: etcd's --auth-token-ttl default.
 TOKEN_TTL_S: Final = 300
 _REMEMBERED_MAX: Final = 10_000
-_TOKEN_CHARS_MAX: Final = 4_096
+#: A user's name may have AUTH_NAME_CHARS_MAX characters, each up to four bytes; and base64.
+_TOKEN_CHARS_MAX: Final = 8_192
 
 
 class _Claims(NamedTuple):

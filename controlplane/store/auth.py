@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from controlplane.base.limits import AUTH_PERMISSIONS_PER_ROLE_MAX, AUTH_ROLES_MAX, AUTH_USERS_MAX
+from controlplane.base.limits import AUTH_NAME_CHARS_MAX, AUTH_PERMISSIONS_PER_ROLE_MAX, AUTH_ROLES_MAX, AUTH_USERS_MAX
 from controlplane.pb.etcd.auth_pb2 import Permission as PermissionMessage
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command
 from controlplane.store import auth_errors as errors
@@ -174,6 +174,8 @@ class Auth:
     def _user_add(self, name: str, password_hash: str) -> None:
         if not name:
             raise errors.user_empty()
+        if len(name) > AUTH_NAME_CHARS_MAX:
+            raise errors.name_too_long(AUTH_NAME_CHARS_MAX)
         if name in self._users:
             raise errors.user_exists()
         if len(self._users) >= AUTH_USERS_MAX:
@@ -215,6 +217,8 @@ class Auth:
     def _role_add(self, name: str) -> None:
         if not name:
             raise errors.role_empty()
+        if len(name) > AUTH_NAME_CHARS_MAX:
+            raise errors.name_too_long(AUTH_NAME_CHARS_MAX)
         if name in self._roles:
             raise errors.role_exists()
         if len(self._roles) >= AUTH_ROLES_MAX:

@@ -15,6 +15,7 @@ __all__ = [
     "authentication_failed",
     "invalid_management",
     "invalid_token",
+    "name_too_long",
     "not_enabled",
     "old_revision",
     "permission_denied",
@@ -106,6 +107,11 @@ def role_not_granted() -> StatusError:
 
 def permission_not_granted() -> StatusError:
     return StatusError(Code.FAILED_PRECONDITION, "etcdserver: permission is not granted to the role")
+
+
+def name_too_long(limit: int) -> StatusError:
+    """Ours: etcd has no such limit."""
+    return StatusError(Code.INVALID_ARGUMENT, f"quarterdeck: the name is too long, the limit is {limit} characters")
 
 
 def too_many(what: str, limit: int) -> StatusError:

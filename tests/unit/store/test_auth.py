@@ -241,6 +241,15 @@ def test_a_user_made_without_a_password_does_not_get_one() -> None:
     assert user.password_hash == ""
 
 
+def test_names_are_bounded() -> None:
+    users = Users()
+    longest = "n" * limits.AUTH_NAME_CHARS_MAX
+    assert users.add(longest) == OK
+    assert users.role(longest) == OK
+    assert "the limit is 1024 characters" in users.add(longest + "n")
+    assert "the limit is 1024 characters" in users.role(longest + "n")
+
+
 def test_what_was_too_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AUTH_USERS_MAX", "AUTH_ROLES_MAX", "AUTH_PERMISSIONS_PER_ROLE_MAX"):
         assert getattr(auth_module, name) == getattr(limits, name)
