@@ -47,7 +47,7 @@ def _address(urls: Any) -> str:
 
 
 def _client(settings: Settings) -> MembersClient:
-    return MembersClient(settings.resolve_endpoints())
+    return MembersClient(settings.resolve_endpoints(), credentials=settings.credentials())
 
 
 async def _rows(client: MembersClient) -> list[MemberRow]:
@@ -117,7 +117,7 @@ async def add(
             fail(f"there is a member {name!r} already; remove it first, or choose another name")
         added = await client.add(peer, learner=not voter)
         running = settings.resolve_endpoints()
-        command = _start_command(name, peer, client_address, metrics, running)
+        command = _start_command(name, peer, client_address, metrics, running, tls=settings.credentials() is not None)
         if output == "json":
             click.echo(json.dumps({**asdict(_row(added, 0)), "name": name, "start": command}, indent=2))
             return
@@ -127,11 +127,14 @@ async def add(
             err.print(f"when it has caught up: qd member promote {name}")
 
 
-def _start_command(name: str, peer: str, client: str | None, metrics: str | None, running: list[str]) -> str:
+def _start_command(
+    name: str, peer: str, client: str | None, metrics: str | None, running: list[str], *, tls: bool
+) -> str:
     addresses = f"{peer}@{client or 'CLIENT_HOST:PORT'}@{metrics or 'METRICS_HOST:PORT'}"
     return (
         f"python -m controlplane --name {name} --data-dir {name} --initial-cluster {name}={addresses} "
         f"--initial-cluster-state existing --join {','.join(running)}"
+        + (f" --tls-ca ca.crt --tls-cert {name}.crt --tls-key {name}.key" if tls else "")
     )
 
 
