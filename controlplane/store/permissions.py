@@ -12,6 +12,8 @@ The rules (etcd server/etcdserver/apply/apply_auth.go):
   operation needs in both branches, at any depth, whichever branch would run.
 * Revoking or renewing a lease needs WRITE on all its keys; listing its keys READ.
 * Granting a lease and compacting need a user, any. (etcd asks for none to compact.)
+* What the control plane keeps for itself (``OWN_PREFIXES``) only root may write, whatever a role says: no admission,
+  no validation and no fence stands between these keys and the cluster. (Ours: etcd knows no such keys.)
 * Changing the auth store needs role root. A user may read its own entry and its own roles.
 """
 
@@ -19,19 +21,20 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.pb.etcd.auth_pb2 import Permission as PermissionMessage
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command
 from controlplane.store import auth_errors as errors
-from controlplane.store.keyspan import Span, span
+from controlplane.store.keyspan import Span, prefix_end, span
 from controlplane.store.leases import Leases
 
 if TYPE_CHECKING:
     from controlplane.store.auth import Auth
 
 __all__ = [
+    "OWN_PREFIXES",
     "Grants",
     "check_lease_read",
     "check_lease_write",
@@ -46,6 +49,10 @@ __all__ = [
 
 # Looked up once: protobuf's enum wrappers resolve a name in Python on every access.
 _READ, _WRITE, _READWRITE = PermissionMessage.READ, PermissionMessage.WRITE, PermissionMessage.READWRITE
+
+#: Where the control plane keeps its objects, and what else it remembers.
+OWN_PREFIXES: Final = (b"/quarterdeck/", b"/registry/")
+_OWN: Final = tuple(Span(prefix, prefix_end(prefix)) for prefix in OWN_PREFIXES)
 
 
 class _Permission(Protocol):
@@ -118,9 +125,15 @@ def _check(auth: Auth, user: str, key: bytes, range_end: bytes, *, write: bool) 
         raise errors.user_empty()
     if auth.is_root(user):
         return
-    grants = auth.grants(user)
-    if grants is None or not covers(grants.write if write else grants.read, span(key, range_end)):
+    grants, wanted = auth.grants(user), span(key, range_end)
+    if grants is None or not covers(grants.write if write else grants.read, wanted):
         raise errors.permission_denied()
+    if write and any(_overlap(wanted, own) for own in _OWN):
+        raise errors.permission_denied()
+
+
+def _overlap(one: Span, other: Span) -> bool:
+    return (other.high is None or one.low < other.high) and (one.high is None or other.low < one.high)
 
 
 def check_root(auth: Auth, user: str) -> None:

@@ -406,6 +406,20 @@ def test_a_lease_is_its_users_who_may_write_all_its_keys() -> None:
     assert users.told(Command(lease_revoke=e.LeaseRevokeRequest(ID=7)), by="alice") == OK
 
 
+@pytest.mark.parametrize("key", [b"/registry/pods/a", b"/quarterdeck/leader"])
+def test_what_the_control_plane_keeps_is_written_by_root_alone(key: bytes) -> None:
+    users = ready()
+    users.allow("r", P.READWRITE, b"/", b"\0")
+    assert users.put(key, by="alice") == DENIED
+    for low, high in ((b"/", b"\0"), (key, b""), (key[:-1], key + b"x")):
+        assert users.told(Command(delete_range=e.DeleteRangeRequest(key=low, range_end=high)), by="alice") == DENIED
+    assert users.put(b"/registry", by="alice") == OK
+    assert users.put(b"/registry0", by="alice") == OK
+    check_read(users.auth, "alice", key)
+    assert users.put(key, by="root") == OK
+    assert users.put(key, by=None) == OK
+
+
 def test_only_root_changes_the_auth_store() -> None:
     users = ready()
     assert users.add("mallory", by="alice") == DENIED
