@@ -16,7 +16,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from controlplane.transport.h2 import frames
 from controlplane.transport.h2.frames import (
@@ -125,8 +125,7 @@ class Connection(asyncio.Protocol):
     # -- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's are none of asyncio's classes
         self.peer = _peer_name(transport.get_extra_info("peername"))
         transport.set_write_buffer_limits(_TRANSPORT_BYTES_HIGH)
         if not self._server.admit(self):
