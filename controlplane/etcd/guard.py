@@ -1,4 +1,6 @@
-"""``hasleader``: calls that would rather fail than be served by a replica that knows no leader.
+"""What a replica serves in its present position: a learner almost nothing, and without a leader not everything.
+
+``hasleader``: calls that would rather fail than be served by a replica that knows no leader.
 
 A unary call is refused at once. An open stream is ended after :data:`PATIENCE_ELECTIONS` election timeouts without a
 leader, as in etcd, so that its client moves to a replica on the majority's side.
@@ -24,17 +26,20 @@ def no_leader() -> StatusError:
 
 
 class LeaderGuard:
-    """Answers whether this replica may serve a call that asked for a leader."""
+    """Answers whether this replica may serve a call."""
 
     def __init__(self, raft: RaftHandle, clock: Clock, *, election_timeout_ms: int) -> None:
         self._raft = raft
         self._clock = clock
         self._election_timeout_s = election_timeout_ms / 1000
 
-    def check(self, context: Context) -> None:
+    def check(self, context: Context, *, local_read: bool = False) -> None:
         """Raises:
-        StatusError: Unavailable, the client wants a leader and there is none.
+        StatusError: Unavailable, the client wants a leader and there is none; or this replica is a learner and the
+            call is no ``local_read``.
         """
+        if self._raft.is_learner and not local_read:
+            raise StatusError(Code.UNAVAILABLE, "etcdserver: rpc not supported for learner")
         if requires_leader(context) and self._raft.status().leader is None:
             raise no_leader()
 

@@ -21,7 +21,7 @@ class KVService(rpc_pb2_grpc.KVServicer):
         self._caller = authorizer.caller
 
     async def Range(self, request: rpc_pb2.RangeRequest, context: Context) -> rpc_pb2.RangeResponse:  # noqa: N802
-        self._guard.check(context)
+        self._guard.check(context, local_read=request.serializable)
         metrics.RANGE.inc()
         return await self._kv.range(request, timeout_ms=timeout_ms_of(context), caller=self._caller(context))
 

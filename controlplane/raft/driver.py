@@ -140,6 +140,8 @@ class Replica:
         self._sleeper: asyncio.Future[None] | None = None
         self._seen_leader: int | None = None
         self._seen_members = -1
+        self._learner = False
+        self._seen_dropped = 0
         self._turn_ended: list[asyncio.Future[None]] = []
         self._changes = MemberChanges(self, self._clock, self._rand)
         #: Members whose link is up.
@@ -465,6 +467,9 @@ class Replica:
             if engine.leader is not None:
                 _log.info("leader name=%s leader=%s term=%d", self._me.name, self._name_of(engine.leader), engine.term)
         metrics.TERM.set(engine.term)
+        if core.dropped > self._seen_dropped:
+            metrics.INBOX_DROPPED.inc(core.dropped - self._seen_dropped)
+            self._seen_dropped = core.dropped
         if turn.batched:
             metrics.TURN_WRITES.observe(turn.batched)
 
@@ -483,6 +488,7 @@ class Replica:
             return
         self._seen_members = core.engine.members_version
         active = core.engine.memberships.active
+        self._learner = self._me.id in active.learners
         spoken_to = [_address(m) for m in core.engine.correspondents]
         removed = {r.id: r.index for r in core.engine.memberships.all[0].removed}
         links.set_peers(spoken_to, removed, keep=core.engine.farewells)
@@ -629,6 +635,11 @@ class Replica:
             ready=core.ready,
             pending=core.pending,
         )
+
+    @property
+    def is_learner(self) -> bool:
+        """See RaftHandle."""
+        return self._learner
 
     def on_leadership(self, listener: LeadershipListener) -> None:
         """See RaftHandle."""

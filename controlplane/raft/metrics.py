@@ -11,6 +11,7 @@ __all__ = [
     "DISK_FAILED",
     "DISK_FAILURES",
     "HEARTBEAT_SEND_FAILURES",
+    "INBOX_DROPPED",
     "LOG_BYTES",
     "PROPOSALS_FAILED",
     "READ_INDEXES_FAILED",
@@ -49,6 +50,9 @@ PROPOSALS_FAILED = Counter(
 )
 HEARTBEAT_SEND_FAILURES = Counter(
     "etcd_server_heartbeat_send_failures_total", "Leader's messages to a peer that could not be sent."
+)
+INBOX_DROPPED = Counter(
+    "quarterdeck_raft_inbox_dropped_total", "Peers' messages dropped because too many waited for a turn."
 )
 SLOW_APPLY = Counter("etcd_server_slow_apply_total", "Turns whose step took longer than 100 ms.")
 SLOW_READ_INDEXES = Counter("etcd_server_slow_read_indexes_total", "Linearizable reads that took longer than a second.")

@@ -222,6 +222,11 @@ class RaftHandle(Protocol):
 
     def status(self) -> RaftStatus: ...
 
+    @property
+    def is_learner(self) -> bool:
+        """This replica does not vote: it serves nothing but its status and local reads. Cheap, unlike status."""
+        ...
+
     def on_leadership(self, listener: LeadershipListener) -> None: ...
 
     def serve(self, channel: str, handler: PeerHandler) -> None:

@@ -176,6 +176,10 @@ class FakeRaft:
             raise StatusError(Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
         self.set_leader(names[0])
 
+    @property
+    def is_learner(self) -> bool:
+        return any(m.learner for m in self.status().members if m.id == self._member_id)
+
     def status(self) -> RaftStatus:
         shared = self._shared
         return RaftStatus(
