@@ -10,6 +10,7 @@ Layout of the folder::
       etcd/NAME/                a member's data, where an etcd cluster is the store
       nodes/NAME/               an agent's state, and its pods' directories and logs
       snapshots/                where `qd snapshot save` puts files by default
+      pki/                      certificates, where TLS is on (pki.py); they outlive a restore
 
 All methods are synchronous and quick, but for the waits that say so; waiting for the cluster to *serve* is the
 caller's business (``cli``), since it asks over the network.
@@ -22,17 +23,21 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from controlplane.base import identity
 from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
 from controlplane.local import etcd, pods
+from controlplane.local.pki import FOLDER as PKI_FOLDER
+from controlplane.local.pki import Pki
 from controlplane.local.processes import ProcessError, Processes
 from controlplane.local.spec import ClusterSpec, NodeSpec, ReplicaSpec, StoreMemberSpec
+from controlplane.transport.tls import Reloader
 
-__all__ = ["FOLDER", "LocalCluster"]
+__all__ = ["FOLDER", "LocalCluster", "etcdctl_environment", "etcdctl_line"]
 
 #: The folder's name under the current directory.
 FOLDER = ".quarterdeck"
@@ -49,6 +54,8 @@ class LocalCluster:
         self.root = root
         self.spec = spec
         self.processes = Processes(root / "run", root / "logs")
+        #: What to put before a process's command: chaos starts each on a host of its own.
+        self.enter: Callable[[str], list[str]] = lambda _name: []
 
     @classmethod
     def create(cls, root: Path, spec: ClusterSpec) -> LocalCluster:
@@ -61,6 +68,8 @@ class LocalCluster:
             for part in ("run", "logs", "replicas", "nodes", "snapshots", *(("etcd",) if spec.store else ())):
                 (root / part).mkdir(parents=True, exist_ok=True)
             spec.save(root / "cluster.json")
+            if spec.tls and not Pki(root / PKI_FOLDER).exists:
+                Pki.create(root / PKI_FOLDER)
         except OSError as error:
             raise ConfigError(f"cannot write {root}: {error.strerror}; run from a folder you may write to") from error
         return cls(root, spec)
@@ -74,6 +83,28 @@ class LocalCluster:
     def exists(root: Path) -> bool:
         """Whether the folder holds a cluster, running or not."""
         return (root / "cluster.json").is_file()
+
+    # -- certificates --------------------------------------------------------------------------------------------
+
+    @property
+    def pki(self) -> Pki:
+        """The cluster's certificates, where TLS is on."""
+        return Pki(self.root / PKI_FOLDER)
+
+    def credentials(self) -> Reloader | None:
+        """The administrator's, to speak with replicas; None where TLS is off."""
+        return Reloader(self.pki.admin) if self.spec.tls else None
+
+    def kv_credentials(self) -> Reloader | None:
+        """The same for who serves the etcd API; a store apart speaks plainly."""
+        return None if self.spec.store else self.credentials()
+
+    def _tls_args(self, who: identity.Identity, *addresses: str) -> list[str]:
+        if not self.spec.tls:
+            return []
+        hosts = dict.fromkeys(split_address(address)[0] for address in addresses)
+        files = self.pki.ensure(who, [who.name, "localhost", *hosts]).absolute()
+        return ["--tls-ca", str(files.ca), "--tls-cert", str(files.cert), "--tls-key", str(files.key)]
 
     # -- names ---------------------------------------------------------------------------------------------------
 
@@ -147,12 +178,11 @@ class LocalCluster:
         """
         if any(member.name == name for member in self.spec.store):
             argv = etcd.member_argv(self._named(name, self.spec.store), self.spec, self.store_dir(name).resolve())
-            return self.processes.start(name, argv, env=_environment(), cwd=self.root)
-        if any(node.name == name for node in self.spec.nodes):
+        elif any(node.name == name for node in self.spec.nodes):
             argv = self._node_argv(self.node(name))
         else:
             argv = self._replica_argv(self.replica(name))
-        return self.processes.start(name, argv, env=_environment(), cwd=self.root)
+        return self.processes.start(name, [*self.enter(name), *argv], env=_environment(), cwd=self.root)
 
     def _replica_argv(self, me: ReplicaSpec) -> list[str]:
         return [
@@ -163,6 +193,7 @@ class LocalCluster:
             "--cluster-token", self.spec.token,
             "--service-cidr", self.spec.service_cidr,
             "--cluster-cidr", self.spec.cluster_cidr,
+            *self._tls_args(identity.member(me.name), me.client, me.peer, me.metrics),
             *self.spec.extra_replica_args,
         ]  # fmt: skip
 
@@ -179,6 +210,7 @@ class LocalCluster:
             "--state-dir", str(self.node_dir(me.name).resolve()),
             "--listen", me.listen,
             "--metrics-listen", me.metrics,
+            *self._tls_args(identity.node(me.name), me.listen),
         ]  # fmt: skip
 
     def check_alive(self, names: Sequence[str]) -> None:
@@ -274,6 +306,30 @@ class LocalCluster:
         self.spec = self.spec.without_node(name)
         self.spec.save(self.root / "cluster.json")
         shutil.rmtree(self.node_dir(name), ignore_errors=True)
+
+
+def etcdctl_environment(cluster: LocalCluster) -> dict[str, str]:
+    """The variables with which etcdctl speaks to this cluster."""
+    secure = cluster.spec.tls and not cluster.spec.store
+    scheme = "https" if secure else "http"
+    found = {
+        "ETCDCTL_API": "3",
+        "ETCDCTL_ENDPOINTS": ",".join(f"{scheme}://{endpoint}" for endpoint in cluster.spec.kv_endpoints),
+    }
+    if secure:
+        files = cluster.pki.admin.absolute()
+        found |= {"ETCDCTL_CACERT": str(files.ca), "ETCDCTL_CERT": str(files.cert), "ETCDCTL_KEY": str(files.key)}
+    return found
+
+
+def etcdctl_line(cluster: LocalCluster) -> str:
+    """The beginning of a command line of etcdctl for this cluster."""
+    found = etcdctl_environment(cluster)
+    flags = [f"--endpoints {found['ETCDCTL_ENDPOINTS']}"]
+    if "ETCDCTL_CACERT" in found:
+        files = cluster.pki.admin
+        flags += [f"--cacert {files.ca}", f"--cert {files.cert}", f"--key {files.key}"]
+    return f"ETCDCTL_API=3 etcdctl {' '.join(flags)}"
 
 
 def _environment() -> dict[str, str]:

@@ -1,0 +1,83 @@
+"""What a benchmark measures, and the table it makes. Pure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["Figure", "Figures", "percentile", "table"]
+
+
+@dataclass
+class Figure:
+    """One measured quantity, one value per round for ours and for the peer.
+
+    Attributes:
+        unit: shown behind the numbers.
+        higher_is_better: throughput is, latency is not.
+    """
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    ours: list[float] = field(default_factory=list)
+    peer: list[float] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float | None:
+        """Ours / the peer's, of the medians."""
+        if not self.ours or not self.peer or statistics.median(self.peer) == 0:
+            return None
+        return statistics.median(self.ours) / statistics.median(self.peer)
+
+
+class Figures:
+    """All figures of a run, in the order in which they were first noted."""
+
+    def __init__(self) -> None:
+        self._figures: dict[str, Figure] = {}
+
+    def note(self, kind_is_ours: bool, name: str, value: float, unit: str, *, higher_is_better: bool) -> None:
+        figure = self._figures.setdefault(name, Figure(name, unit, higher_is_better))
+        (figure.ours if kind_is_ours else figure.peer).append(value)
+
+    def __iter__(self) -> Iterator[Figure]:
+        return iter(self._figures.values())
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that ``share`` (0 to 1) of the values do not exceed. Nearest rank."""
+    if not values:
+        return float("nan")
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
+
+
+def table(figures: Iterable[Figure]) -> str:
+    """Markdown: medians, the range of the rounds, the ratio."""
+    lines = [
+        "| what | quarterdeck | etcd | ours / etcd | better | n |",
+        "|---|---|---|---|---|---|",
+    ]
+    for f in figures:
+        ratio = "-" if f.ratio is None else f"{f.ratio:.2f}"
+        better = "more" if f.higher_is_better else "less"
+        n = f"{len(f.ours)}, {len(f.peer)}" if len(f.ours) != len(f.peer) else str(len(f.ours))
+        lines.append(f"| {f.name} | {_cell(f.ours, f.unit)} | {_cell(f.peer, f.unit)} | {ratio} | {better} | {n} |")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float], unit: str) -> str:
+    if not values:
+        return "-"
+    middle = f"{_number(statistics.median(values))} {unit}"
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({_number(min(values))} to {_number(max(values))})"
+
+
+def _number(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
