@@ -214,9 +214,8 @@ class AuthService(rpc_pb2_grpc.AuthServicer):
         header = await self._kv.change_auth(
             command, request_id=request_id_of(context), timeout_ms=timeout_ms_of(context), caller=caller
         )
-        _log.info(
-            "event=auth-changed by=%r revision=%d %s", command.auth_user, self._auth.revision, _described(command)
-        )
+        by = command.auth_user or self._authorizer.certified(context)  # the latter while authentication is disabled
+        _log.info("event=auth-changed by=%r revision=%d %s", by, self._auth.revision, _described(command))
         return header
 
 

@@ -91,6 +91,11 @@ class Authorizer:
         """
         await self.caller(context).user()
 
+    def certified(self, context: Context) -> str:
+        """Whom the caller's certificate names, for people to read; empty: none was shown."""
+        identity = caller_of(context)
+        return "" if identity is None else identity.common_name
+
     async def user(self, credentials: _Credentials) -> str | None:
         """Whose credentials these are; None if authentication turns out to be disabled. Raises: StatusError."""
         try:

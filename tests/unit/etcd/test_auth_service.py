@@ -194,6 +194,16 @@ async def test_every_change_is_in_the_audit_log_with_who_and_what(desk: Desk, ca
     ]
 
 
+async def test_while_authentication_is_disabled_the_audit_log_names_the_certificate(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "quarterdeck.auth")
+    desk = Desk(Replica())
+    monkeypatch.setattr("controlplane.etcd.authorizer.caller_of", lambda context: Certified("ops"))
+    await desk.users.RoleAdd(e.AuthRoleAddRequest(name="r"), NOBODY)
+    assert caplog.messages == ["event=auth-changed by='ops' revision=2 change=role-add name='r'"]
+
+
 async def test_a_refused_change_is_not_in_the_audit_log(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "quarterdeck.auth")
     assert await refused(grant(desk, "r", P.READ, b"x", by=await desk.login("alice"))) == DENIED
