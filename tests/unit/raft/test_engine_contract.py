@@ -60,6 +60,9 @@ def test_module_name_is_looked_up_in_the_module(name: str) -> None:
         ("_SyncObj__raftMatchIndex", dict),
         ("_SyncObj__lastResponseTime", dict),
         ("_SyncObj__connectedNodes", set),
+        ("_SyncObj__otherNodes", set),
+        ("_SyncObj__readonlyNodes", set),
+        ("_SyncObj__transferInProgress", bool),
     ],
 )
 def test_private_name_exists_with_its_type(name: str, kind: Any) -> None:
@@ -81,9 +84,36 @@ def test_command_types_are_numbered_as_expected() -> None:
     assert (types.REGULAR, types.NO_OP) == (0, 1)
 
 
-@pytest.mark.parametrize("method", ["doTick", "_applyCommand", "transferLeadership", "_SyncObj__doApplyCommand"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "doTick",
+        "_applyCommand",
+        "transferLeadership",
+        "_SyncObj__doApplyCommand",
+        "_SyncObj__setCurrentTerm",
+        "_SyncObj__setState",
+    ],
+)
 def test_method_exists(method: str) -> None:
     assert callable(getattr(library.SyncObj, method))
+
+
+def test_readonly_nodes_get_the_log_and_are_not_counted() -> None:
+    source = inspect.getsource(library.SyncObj)
+    assert "for node in self.__otherNodes | self.__readonlyNodes:" in source, "fed, both when sending and when elected"
+    assert source.count("> (len(self.__otherNodes) + 1) / 2") == 2, "votes: of the others, and our own"
+    assert source.count("<= (len(self.__otherNodes) + 1) / 2") == 2, "commits and the answers that keep a leader"
+
+
+def test_an_election_is_held_when_the_deadline_has_passed_and_somebody_is_connected() -> None:
+    source = inspect.getsource(library.SyncObj._onTick)
+    assert "self.__raftElectionDeadline < monotonicTime() and self.__connectedToAnyone()" in source
+
+
+def test_a_command_of_our_membership_kind_is_left_alone() -> None:
+    assert library._COMMAND_TYPE.MEMBERSHIP == 2
+    assert configuration(RaftConfig()).dynamicMembershipChange is False
 
 
 def test_applying_goes_through_the_method_that_is_overridden() -> None:
