@@ -109,7 +109,9 @@ class App:
         self.scheduler = Scheduler(self.client, self.informers, events=self.recorder, clock=clock, rand=rand)
         self._object_metrics = ObjectMetrics(self.informers, lambda: self._led_term is not None)
         guard = [AuthorizationInterceptor()] if self.tls is not None else []
-        self._server = grpc_server.new_server(clock=clock, interceptors=guard)
+        self._server = grpc_server.new_server(
+            grpc_server.ServerOptions(front=config.grpc_front), clock=clock, interceptors=guard
+        )
         self._services = (*self.backbone.services, *_SERVICES)
         self._health = grpc_server.Health(self._server, self._services)
         self._http = ObservabilityServer(
@@ -140,7 +142,7 @@ class App:
         """
         self._broken = asyncio.get_running_loop().create_future()
         self.backbone.add_services(self._server)
-        api_service.add_services(self._server, self.api)
+        api_service.add_services(self._server, self.api, log_index=self.backbone.log_index)
         node_pb2_grpc.add_NodesServicer_to_server(self.sessions, self._server)
         grpc_server.add_reflection(self._server, self._services)
         self.cell.on_leadership(self._on_leadership)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -75,6 +75,11 @@ class Backbone(Protocol):
     @property
     def collectors(self) -> Sequence[Collector]:
         """Metrics to show while it runs."""
+        ...
+
+    @property
+    def log_index(self) -> Callable[[], int] | None:
+        """Index of the last log entry applied here; None: the log is not ours."""
         ...
 
     @property
@@ -174,6 +179,7 @@ class Embedded:
         self._gateway_table = HandlerTable([StatusInterceptor(clock), *guard])
         self.routes = Gateway(self._gateway_table, _certificate_behind).routes()
         self.versions = {"etcdserver": ETCD_VERSION, "etcdcluster": ETCD_VERSION}
+        self.log_index: Callable[[], int] | None = lambda: self.store.applied_index
         self.isolation_ms = 1_500
         self.collectors = (StateMetrics(self.store, self.raft, version=ETCD_VERSION),)
 
@@ -246,7 +252,7 @@ class Embedded:
         await asyncio.Event().wait()
 
 
-def _certificate_behind(request: web.Request) -> Mapping[str, Sequence[bytes]]:
+def _certificate_behind(request: web.BaseRequest) -> Mapping[str, Sequence[bytes]]:
     transport = request.transport
     return auth_context_of(transport.get_extra_info("ssl_object") if transport is not None else None)
 

@@ -48,6 +48,7 @@ class ReplicaConfig:
         service_cidr: Service VIPs; must not overlap cluster_cidr.
         cluster_cidr: pod addresses; each node gets a /24 of it.
         node_heartbeat_ms: how often agents say they live.
+        grpc_front: whose HTTP/2 serves the client port: "h2" is ours, "grpcio" the reference.
         snapshot_entries: log entries between two snapshots; more means longer restarts, fewer means more writing.
         log_level: debug, info, warning or error.
         quota_backend_bytes: how big the state may become before writes that add to it are refused; 0 is no limit.
@@ -71,6 +72,7 @@ class ReplicaConfig:
     service_cidr: str = "127.96.0.0/16"
     cluster_cidr: str = "127.128.0.0/16"
     node_heartbeat_ms: int = 500
+    grpc_front: Front = "h2"
     snapshot_entries: int = 10_000
     log_level: str = "info"
     quota_backend_bytes: int = 2 * 1024 * MIB

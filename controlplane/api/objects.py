@@ -84,6 +84,7 @@ class ObjectStore:
         ops: Sequence[etcd.RequestOp],
         *,
         request_id: bytes = b"",
+        born_index: int = 0,
         fence: api_pb2.Fence | None = None,
     ) -> Committed | Stale:
         """Do ``ops`` in one transaction if every key has that mod revision (0: does not exist).
@@ -101,7 +102,7 @@ class ObjectStore:
             failure=[etcd.RequestOp(request_range=etcd.RangeRequest(key=key, keys_only=True)) for key in expected],
         )
         with kv_errors():
-            response = await self.kv.txn(request, request_id=request_id)
+            response = await self.kv.txn(request, request_id=request_id, born_index=born_index)
         if response.succeeded:
             return Committed(response.header.revision)
         found: dict[bytes, int] = {}

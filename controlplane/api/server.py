@@ -317,6 +317,7 @@ class ApiServer:
                 {key: 0, **compare, **plan.compare},
                 [put_op(key, value), *plan.ops],
                 request_id=request_id,
+                born_index=options.born_index,
                 fence=_fence(options),
             )
             if isinstance(result, Committed):
@@ -360,6 +361,7 @@ class ApiServer:
                 {storage.key_of(kind, namespace, name): expected, **step.plan.compare},
                 [step.op, *step.plan.ops],
                 request_id=attempt_id(options.request_id, commits),
+                born_index=options.born_index,
                 fence=_fence(options),
             )
             if isinstance(result, Committed):

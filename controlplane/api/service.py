@@ -31,6 +31,8 @@ __all__ = ["ERROR_DOMAIN", "SERVICE_NAMES", "add_services"]
 SERVICE_NAMES: Final = ("quarterdeck.v1.Resources",)
 #: ErrorInfo's domain: who defines the reasons.
 ERROR_DOMAIN: Final = "quarterdeck"
+#: Initial metadata of a write's answer, sent at once: a log index from before it was proposed.
+LOG_INDEX_KEY: Final = "qd-log-index"
 #: Trailers are small (gRPC's default is 8 KiB for all of them): longer texts and cause lists are cut.
 _MESSAGE_CHARS_MAX: Final = 1_000
 _CAUSES_CHARS_MAX: Final = 1_500
@@ -38,16 +40,24 @@ _CAUSES_CHARS_MAX: Final = 1_500
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def add_services(server: grpc.aio.Server, api: ApiServer, *, clock: Clock | None = None) -> None:
-    """Serve the resource API on ``server``."""
-    service = _Service(api, clock or SystemClock())
+def add_services(
+    server: grpc.aio.Server,
+    api: ApiServer,
+    *,
+    clock: Clock | None = None,
+    log_index: Callable[[], int] | None = None,
+) -> None:
+    """Serve the resource API on ``server``. ``log_index``: of the last entry applied here, for stores with a log of
+    ours: a write's client is told before anything is proposed, for its retries elsewhere (WriteOptions.born_index)."""
+    service = _Service(api, clock or SystemClock(), log_index)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAMES[0], service.handlers()),))
 
 
 class _Service:
     """One handler per method."""
 
-    def __init__(self, api: ApiServer, clock: Clock) -> None:
+    def __init__(self, api: ApiServer, clock: Clock, log_index: Callable[[], int] | None = None) -> None:
+        self._log_index = log_index
         self._api = api
         self._clock = clock
 
@@ -99,6 +109,8 @@ class _Service:
             with metrics.INFLIGHT.labels(kind).track_inprogress(), _rich_errors():
                 try:
                     check_node_request(caller_of(context), path, request)
+                    if self._log_index is not None and kind == "mutating" and request.options.request_id:
+                        await context.send_initial_metadata(((LOG_INDEX_KEY, str(self._log_index())),))
                     answer = await method(request)
                     code = Code.OK
                     return answer

@@ -7,9 +7,10 @@ repeated under one request id, so a write that is acknowledged happened once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+import copy
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import grpc
 
@@ -32,6 +33,9 @@ TIMEOUT_MS = 10_000
 #: One attempt on one replica. After each round over all replicas it doubles, so that a slow answer is not asked for
 #: for ever in pieces too small for it.
 ATTEMPT_TIMEOUT_MS = 1_000
+
+#: What a replica says of its log before it proposes a write.
+_LOG_INDEX_KEY: Final = "qd-log-index"
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -111,6 +115,8 @@ class _RemoteCalls:
         self._clock = clock
         self._rand = rand
         self._stubs: dict[str, tuple[grpc.aio.Channel, Any]] = {}
+        #: A log index that a replica told with an earlier write; 0: none yet.
+        self._heard_index = 0
 
     async def get(self, request: api_pb2.GetRequest) -> api_pb2.Object:
         return await self._call("Get", lambda stub: stub.Get, request)
@@ -185,16 +191,26 @@ class _RemoteCalls:
         *,
         write: bool = False,
     ) -> ResponseT:
+        heard_index, born_index = self._heard_index, 0
+
         async def attempt(remaining_s: float, number: int) -> ResponseT:
+            nonlocal request, born_index
+            if number and write:
+                request = _retried(request, born_index or heard_index)
             endpoint = self._pool.current
             rounds = number // len(self._pool.endpoints)
             timeout_s = min(remaining_s, self._attempt_timeout_s * (1 << min(rounds, 16)))
             code = "OK"
             started = self._clock.monotonic()
             try:
-                return await method(self._stub(endpoint))(request, timeout=timeout_s)
+                call = method(self._stub(endpoint))(request, timeout=timeout_s)
+                answer = await call
+                if write:
+                    self._heard_index = _log_index(await call.initial_metadata()) or self._heard_index
+                return answer
             except grpc.aio.AioRpcError as error:
                 code = error.code().name
+                born_index = born_index or _log_index(error.initial_metadata())
                 self._note_failure(endpoint, error)
                 raise to_api_error(error, write=write) from error
             finally:
@@ -216,3 +232,16 @@ class _RemoteCalls:
         if known is None or known[0] is not channel:
             known = self._stubs[endpoint] = (channel, ResourcesStub(channel))
         return known[1]
+
+
+def _log_index(metadata: Iterable[tuple[str, str | bytes]] | None) -> int:
+    """What the replica said of its log before it proposed the write; 0: nothing."""
+    told = dict(metadata or ()).get(_LOG_INDEX_KEY, "")
+    return int(told) if isinstance(told, str) and told.isdecimal() else 0
+
+
+def _retried(request: RequestT, born_index: int) -> RequestT:
+    """The same write for another replica, which cannot know when it was first tried."""
+    again = copy.deepcopy(request)
+    again.options.born_index = born_index  # type: ignore[attr-defined] # every write has options
+    return again

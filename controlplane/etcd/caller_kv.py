@@ -41,9 +41,16 @@ class CallerKV:
         return await self._kv.delete_range(request, request_id=request_id, timeout_ms=timeout_ms, caller=self._caller)
 
     async def txn(
-        self, request: rpc_pb2.TxnRequest, *, request_id: bytes = b"", timeout_ms: int | None = None
+        self,
+        request: rpc_pb2.TxnRequest,
+        *,
+        request_id: bytes = b"",
+        timeout_ms: int | None = None,
+        born_index: int = 0,
     ) -> rpc_pb2.TxnResponse:
-        return await self._kv.txn(request, request_id=request_id, timeout_ms=timeout_ms, caller=self._caller)
+        return await self._kv.txn(
+            request, request_id=request_id, timeout_ms=timeout_ms, caller=self._caller, born_index=born_index
+        )
 
     async def compact(
         self, request: rpc_pb2.CompactionRequest, *, timeout_ms: int | None = None

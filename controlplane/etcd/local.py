@@ -253,6 +253,7 @@ class LocalKV:
         request_id: bytes = b"",
         timeout_ms: int | None = None,
         caller: Caller | None = None,
+        born_index: int = 0,
     ) -> rpc_pb2.TxnResponse:
         if is_read_only(request):
             check_txn(request)
@@ -262,7 +263,7 @@ class LocalKV:
             if caller is not None and (user := await caller.user()) is not None:
                 check_txn_permissions(self._store.auth, self._store.leases, user, request)
             return self._stamped(self._store.read_txn(request))
-        reply = await self._write(Command(txn=request), request_id, timeout_ms, caller)
+        reply = await self._write(Command(txn=request), request_id, timeout_ms, caller, born_index)
         return self._stamped(reply.txn)
 
     async def compact(
@@ -375,7 +376,14 @@ class LocalKV:
 
     # -- inside
 
-    async def _write(self, command: Command, request_id: bytes, timeout_ms: int | None, caller: Caller | None) -> Reply:
+    async def _write(
+        self,
+        command: Command,
+        request_id: bytes,
+        timeout_ms: int | None,
+        caller: Caller | None,
+        born_index: int = 0,
+    ) -> Reply:
         """Replicate a command and return its reply.
 
         Raises:
@@ -388,10 +396,12 @@ class LocalKV:
             await self._raise_no_space()
             raise no_space()
         if caller is None:
-            return await self._propose(command, request_id, timeout_ms)
-        return await self._propose_for(caller, command, request_id or self._rand.token(16), timeout_ms)
+            return await self._propose(command, request_id, timeout_ms, born_index)
+        return await self._propose_for(caller, command, request_id or self._rand.token(16), timeout_ms, born_index)
 
-    async def _propose_for(self, caller: Caller, command: Command, request_id: bytes, timeout_ms: int | None) -> Reply:
+    async def _propose_for(
+        self, caller: Caller, command: Command, request_id: bytes, timeout_ms: int | None, born_index: int
+    ) -> Reply:
         """Propose in the name of a caller; anew, under the same id, if meanwhile the auth store has changed. Such a
         rejection has no effect and is not remembered, so this is one write still."""
         attempts_left = _AUTH_ATTEMPTS_MAX
@@ -400,17 +410,18 @@ class LocalKV:
             command.auth_revision = self._store.auth.revision
             attempts_left -= 1
             try:
-                return await self._propose(command, request_id, timeout_ms)
+                return await self._propose(command, request_id, timeout_ms, born_index)
             except StatusError as error:
                 if error.message not in _AUTH_STALE or not attempts_left:
                     raise
 
-    async def _propose(self, command: Command, request_id: bytes, timeout_ms: int | None) -> Reply:
+    async def _propose(self, command: Command, request_id: bytes, timeout_ms: int | None, born_index: int = 0) -> Reply:
         term = self._raft.status().term
         outcome = await self._raft.propose(
             command.SerializeToString(),
             request_id=request_id or self._rand.token(16),
             timeout_ms=timeout_ms or self._default_timeout_ms,
+            born_index=born_index,
         )
         if not isinstance(outcome, Applied):
             raise self._failure(outcome, term)

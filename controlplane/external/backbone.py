@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import grpc
@@ -58,6 +58,7 @@ class External:
         self.routes: Iterable[Any] = ()
         self.versions: Mapping[str, str] = {}
         self.collectors: Sequence[Collector] = ()
+        self.log_index: Callable[[], int] | None = None
         self.isolation_ms = config.lease_ttl_s * 1000 + _FAILOVER_MS
         self.has_data = False
         self._failed: asyncio.Future[BaseException] | None = None

@@ -156,7 +156,12 @@ class RemoteKV:
         return answer
 
     async def txn(
-        self, request: rpc_pb2.TxnRequest, *, request_id: bytes = b"", timeout_ms: int | None = None
+        self,
+        request: rpc_pb2.TxnRequest,
+        *,
+        request_id: bytes = b"",
+        timeout_ms: int | None = None,
+        born_index: int = 0,
     ) -> rpc_pb2.TxnResponse:
         response: rpc_pb2.TxnResponse
         if _is_read(request):

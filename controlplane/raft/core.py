@@ -192,9 +192,9 @@ class Core:
         """The peer's process is gone (its address refuses): a hint, which may be wrong."""
         self.engine.peer_died(peer_id)
 
-    def propose(self, payload: bytes, *, request_id: bytes, deadline: float, done: Done) -> None:
+    def propose(self, payload: bytes, *, request_id: bytes, deadline: float, done: Done, born_index: int = 0) -> None:
         """Replicate a write; ``done`` hears its outcome, at ``deadline`` (monotonic seconds) at the latest."""
-        self._proposals.add(payload, request_id, deadline, self.engine.applied_index, done)
+        self._proposals.add(payload, request_id, deadline, born_index or self.engine.applied_index, done)
 
     def read(self, *, deadline: float, done: ReadDone) -> None:
         """``done`` hears once everything committed before this call is applied here."""

@@ -551,7 +551,7 @@ class Replica:
 
     # -- RaftHandle --------------------------------------------------------------------------------------------
 
-    async def propose(self, payload: bytes, *, request_id: bytes, timeout_ms: int) -> Outcome:
+    async def propose(self, payload: bytes, *, request_id: bytes, timeout_ms: int, born_index: int = 0) -> Outcome:
         """See RaftHandle."""
         if self._stopping or self._core is None:
             return NeverSent("the replica is stopping")
@@ -562,7 +562,7 @@ class Replica:
                 future.set_result(outcome)
 
         deadline = self._clock.monotonic() + timeout_ms / 1000
-        self._core.propose(payload, request_id=request_id, deadline=deadline, done=done)
+        self._core.propose(payload, request_id=request_id, deadline=deadline, done=done, born_index=born_index)
         self._kick()
         return await future
 

@@ -185,9 +185,10 @@ PeerHandler = Callable[[str, bytes], Awaitable[bytes]]
 class RaftHandle(Protocol):
     """One running replica, as the services use it. All methods are called on its loop."""
 
-    async def propose(self, payload: bytes, *, request_id: bytes, timeout_ms: int) -> Outcome:
+    async def propose(self, payload: bytes, *, request_id: bytes, timeout_ms: int, born_index: int = 0) -> Outcome:
         """Replicate one command. Any replica takes it; it travels to the leader and back. Survives a leader change:
-        the replica that holds the write resubmits it under the same request id until ``timeout_ms``."""
+        the replica that holds the write resubmits it under the same request id until ``timeout_ms``.
+        ``born_index``: of a write that was tried elsewhere before, a log index from before that; 0: it is new."""
         ...
 
     async def read_barrier(self, *, timeout_ms: int) -> int:

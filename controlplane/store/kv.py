@@ -34,9 +34,10 @@ class KVStore(Protocol):
     ) -> e.DeleteRangeResponse: ...
 
     async def txn(
-        self, request: e.TxnRequest, *, request_id: bytes = b"", timeout_ms: int | None = None
+        self, request: e.TxnRequest, *, request_id: bytes = b"", timeout_ms: int | None = None, born_index: int = 0
     ) -> e.TxnResponse:
-        """A transaction without writes is served as a read."""
+        """A transaction without writes is served as a read. ``born_index``: of a write that was tried before, through
+        another replica, a log index from before that; 0: it is new, or the store keeps no log of ours."""
         ...
 
     async def compact(self, request: e.CompactionRequest, *, timeout_ms: int | None = None) -> e.CompactionResponse: ...

@@ -108,7 +108,7 @@ class FakeRaft:
 
     # -- RaftHandle ---------------------------------------------------------------------------------------------
 
-    async def propose(self, payload: bytes, *, request_id: bytes, timeout_ms: int) -> Outcome:
+    async def propose(self, payload: bytes, *, request_id: bytes, timeout_ms: int, born_index: int = 0) -> Outcome:
         outcome, applied = self._next.popleft() if self._next else (None, True)
         if isinstance(outcome, NeverSent):
             return outcome
@@ -118,7 +118,7 @@ class FakeRaft:
             return NeverSent("no leader")
         if not applied:
             return Unknown("timed out")
-        proposal = Proposal(request_id=request_id, born_index=self.machine.applied_index, payload=payload)
+        proposal = Proposal(request_id=request_id, born_index=born_index or self.machine.applied_index, payload=payload)
         self.proposals.append(proposal)
         shared = self._shared
         shared.index += 1

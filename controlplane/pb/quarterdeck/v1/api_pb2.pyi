@@ -112,11 +112,16 @@ class WriteOptions(_message.Message):
     FENCE_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     FIELD_MANAGER_FIELD_NUMBER: _builtins.int
+    BORN_INDEX_FIELD_NUMBER: _builtins.int
     request_id: _builtins.bytes
     """16 bytes; a retry with the same id is applied once. Empty: the server picks one."""
     dry_run: _builtins.bool
     """Validate and default, but do not store."""
     field_manager: _builtins.str
+    born_index: _builtins.int
+    """With request_id, on a retry: a log index from before the first attempt, as a replica told in the metadata
+    qd-log-index. A store that may have forgotten the ids of that time refuses the retry instead of doing it again.
+    """
     @_builtins.property
     def fence(self) -> Global___Fence: ...
     def __init__(
@@ -126,10 +131,11 @@ class WriteOptions(_message.Message):
         fence: Global___Fence | None = ...,
         dry_run: _builtins.bool = ...,
         field_manager: _builtins.str = ...,
+        born_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "fence", b"fence", "field_manager", b"field_manager", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["born_index", b"born_index", "dry_run", b"dry_run", "fence", b"fence", "field_manager", b"field_manager", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
