@@ -16,6 +16,7 @@ from controlplane.base.errors import ConfigError, QuarterdeckError
 from controlplane.base.log import LEVELS, setup_logging
 from controlplane.config import ReplicaConfig, parse_initial_cluster
 from controlplane.external.config import PASSWORD_VARIABLE, StoreConfig, read_password
+from controlplane.transport.server import FRONTS, Front
 from controlplane.transport.tls import TlsFiles
 
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
@@ -40,6 +41,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--auto-compaction-mode", default="periodic", type=click.Choice(["periodic", "revision"]))
 @click.option("--auto-compaction-retention", default="5m", help="History kept: 5m, 1h, or revisions; 0 is all of it.")
 @click.option("--log-level", default="info", type=click.Choice(LEVELS))
+@click.option("--grpc-front", default="h2", type=click.Choice(FRONTS), help="Who serves gRPC: this project or grpcio.")
 @click.option("--tls-ca", type=_FILE, help="Certificate authority (PEM) of peers, clients and agents; turns TLS on.")
 @click.option("--tls-cert", type=_FILE, help="This member's certificate.")
 @click.option("--tls-key", type=_FILE, help="The key of that.")
@@ -68,6 +70,7 @@ def main(
     auto_compaction_mode: str,
     auto_compaction_retention: str,
     log_level: str,
+    grpc_front: Front,
     tls_ca: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -106,6 +109,7 @@ def main(
             auto_compaction_mode=auto_compaction_mode,
             auto_compaction_retention=auto_compaction_retention,
             log_level=log_level,
+            grpc_front=grpc_front,
             store=external,
             initial_cluster_state=initial_cluster_state,
             join=tuple(filter(None, join.split(","))),

@@ -16,6 +16,7 @@ from controlplane.base.errors import ConfigError
 from controlplane.base.limits import MIB
 from controlplane.base.retention import parse_retention
 from controlplane.external.config import StoreConfig
+from controlplane.transport.server import Front
 from controlplane.transport.tls import TlsFiles
 
 __all__ = ["MemberConfig", "ReplicaConfig", "parse_initial_cluster"]
