@@ -138,11 +138,12 @@ def fenced(fence: api_pb2.Fence) -> FencedError:
     )
 
 
-def attempt_id(request_id: bytes, attempt: int) -> bytes:
-    """The request id of one attempt of a write; empty stays empty (the store picks one)."""
-    if not request_id or attempt == 0:
+def attempt_id(request_id: bytes, attempt: int, what: bytes = b"") -> bytes:
+    """The request id of one attempt of a write; empty stays empty (the store picks one). ``what`` is being written, and
+    how: a client that uses an id again for something else is not answered as if that were done already."""
+    if not request_id or (attempt == 0 and not what):
         return request_id
-    return hashlib.sha256(request_id + attempt.to_bytes(4, "big")).digest()[:16]
+    return hashlib.sha256(request_id + attempt.to_bytes(4, "big") + what).digest()[:16]
 
 
 @contextmanager

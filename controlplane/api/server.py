@@ -316,7 +316,7 @@ class ApiServer:
             result = await self._store.commit(
                 {key: 0, **compare, **plan.compare},
                 [put_op(key, value), *plan.ops],
-                request_id=request_id,
+                request_id=attempt_id(request_id, 0, b"create " + key),
                 born_index=options.born_index,
                 fence=_fence(options),
             )
@@ -357,10 +357,11 @@ class ApiServer:
                     return _Outcome(step.obj, not step.unchanged)
                 fresh = True
                 continue
+            key = storage.key_of(kind, namespace, name)
             result = await self._store.commit(
-                {storage.key_of(kind, namespace, name): expected, **step.plan.compare},
+                {key: expected, **step.plan.compare},
                 [step.op, *step.plan.ops],
-                request_id=attempt_id(options.request_id, commits),
+                request_id=attempt_id(options.request_id, commits, b"change " + key),
                 born_index=options.born_index,
                 fence=_fence(options),
             )

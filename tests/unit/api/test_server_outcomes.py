@@ -154,3 +154,9 @@ async def test_the_generation_is_not_lost_in_a_retried_update(cluster: Cluster) 
     with pytest.raises(UnavailableError):
         await cluster.update(made, request_id=RID)
     assert (await cluster.update(made, request_id=RID)).metadata.generation == 2
+
+
+async def test_a_request_id_used_again_for_another_object_writes_that_one_too(cluster: Cluster) -> None:
+    await cluster.create(config_map("one"), request_id=RID)
+    await cluster.create(config_map("two"), request_id=RID)
+    assert (await cluster.get("configmaps", "two")).metadata.name == "two"

@@ -45,12 +45,20 @@ class FakeLogs:
 async def wire() -> AsyncIterator[Wire]:
     cluster = await Cluster(logs=FakeLogs()).start()
     server = new_server()
-    add_services(server, cluster.api)
+    add_services(server, cluster.api, log_index=lambda: 41)
     port = listen(server, "127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Wire(cluster, ResourcesStub(channel))
     await server.stop(None)
+
+
+async def test_a_write_is_told_where_the_log_is_before_it_is_proposed(wire: Wire) -> None:
+    options = api_pb2.WriteOptions(request_id=b"0123456789abcdef")
+    call = wire.stub.Create(api_pb2.CreateRequest(object=api_pb2.Object(config_map=config_map("a")), options=options))
+    before = dict(await call.initial_metadata())
+    await call
+    assert before["qd-log-index"] == "41"
 
 
 async def test_what_is_written_is_read_listed_and_watched(wire: Wire) -> None:

@@ -39,6 +39,8 @@ class Replica(api_pb2_grpc.ResourcesServicer, rpc_pb2_grpc.KVServicer, rpc_pb2_g
 
     def __init__(self, *answers: StatusError | float) -> None:
         self.answers = list(answers)
+        #: What it says of its log when a write comes; 0: nothing.
+        self.log_index = 0
         self.requests: list[Any] = []
         self.metadata: list[dict[str, str | bytes]] = []
         self.events: asyncio.Queue[api_pb2.WatchEvent | StatusError] = asyncio.Queue()
@@ -59,6 +61,8 @@ class Replica(api_pb2_grpc.ResourcesServicer, rpc_pb2_grpc.KVServicer, rpc_pb2_g
 
     async def _answer(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self.requests.append(request)
+        if self.log_index:
+            await context.send_initial_metadata((("qd-log-index", str(self.log_index)),))
         self.metadata.append(dict(context.invocation_metadata() or ()))
         if self.answers:
             answer = self.answers.pop(0)

@@ -7,6 +7,7 @@ import asyncio
 from controlplane.base.clock import ManualClock
 from controlplane.client.charge import take_charge
 from controlplane.client.fenced import LEADER_KEY
+from controlplane.etcd.caller import Caller
 from controlplane.etcd.local import LocalKV
 from controlplane.pb.etcd import rpc_pb2 as e
 from tests.unit.etcd.fakes import Replica, settle
@@ -20,10 +21,18 @@ class HeldBack(LocalKV):
         return self.gate
 
     async def txn(
-        self, request: e.TxnRequest, *, request_id: bytes = b"", timeout_ms: int | None = None
+        self,
+        request: e.TxnRequest,
+        *,
+        request_id: bytes = b"",
+        timeout_ms: int | None = None,
+        caller: Caller | None = None,
+        born_index: int = 0,
     ) -> e.TxnResponse:
         await self.gate.wait()
-        return await super().txn(request, request_id=request_id, timeout_ms=timeout_ms)
+        return await super().txn(
+            request, request_id=request_id, timeout_ms=timeout_ms, caller=caller, born_index=born_index
+        )
 
 
 def held_back(replica: Replica) -> HeldBack:

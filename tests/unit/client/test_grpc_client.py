@@ -112,6 +112,28 @@ async def test_a_write_of_unknown_fate_is_repeated_under_its_own_request_id(star
     assert [len(i) for i in ids] == [16, 16, 16]
 
 
+async def test_a_retry_elsewhere_says_how_old_the_write_is(start: Start, connect: Connect) -> None:
+    first, second = await start(0.0, 5.0), await start()
+    first.log_index, second.log_index = 100, 900
+    client = connect(first.endpoint, second.endpoint)
+    await client.create(pod("a", 0))
+    first.log_index = 500
+    await client.create(pod("b", 0))
+    assert [r.options.born_index for r in (*first.requests, *second.requests)] == [0, 0, 500]
+
+
+async def test_a_retry_whose_first_replica_said_nothing_names_what_was_heard_before(
+    start: Start, connect: Connect
+) -> None:
+    first, second = await start(0.0, 5.0), await start()
+    first.log_index = 100
+    client = connect(first.endpoint, second.endpoint)
+    await client.create(pod("a", 0))
+    first.log_index = 0
+    await client.create(pod("b", 0))
+    assert [r.options.born_index for r in (*first.requests, *second.requests)] == [0, 0, 100]
+
+
 async def test_when_the_time_is_up_the_error_says_whether_the_write_may_have_happened(
     start: Start, connect: Connect
 ) -> None:
