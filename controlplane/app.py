@@ -306,7 +306,14 @@ async def _run(config: ReplicaConfig) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
     credentials = Reloader(config.tls) if config.tls is not None else None
-    place = await find_place(config, clock=SystemClock(), credentials=credentials)
+    finding = loop.create_task(find_place(config, clock=SystemClock(), credentials=credentials))
+    stopped = loop.create_task(stop.wait())
+    await asyncio.wait({finding, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not finding.done():  # told to stop while nobody answered
+        finding.cancel()
+        return
+    place = finding.result()
     await supervise(
         lambda had_data: App(config, had_data=had_data, place=place),
         stop,
