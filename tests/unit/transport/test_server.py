@@ -18,7 +18,7 @@ from controlplane.base.errors import Code, ConfigError, StatusError, StoppedErro
 from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.transport.channel import ChannelOptions, new_channel
 from controlplane.transport.interceptors import OUTCOME_DEFINITE, OUTCOME_KEY, OUTCOME_UNKNOWN
-from controlplane.transport.server import Health, ServerOptions, add_reflection, listen, new_server
+from controlplane.transport.server import FRONTS, Front, Health, ServerOptions, add_reflection, listen, new_server
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Unary = Callable[[e.PutRequest, Context], Awaitable[e.PutResponse]]
@@ -76,9 +76,9 @@ class Rig:
         self.put = put
 
 
-@pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    rig = Rig()
+@pytest.fixture(params=FRONTS)
+async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    rig = Rig(ServerOptions(front=request.param))
     await rig.server.start()
     yield rig
     await rig.channel.close()
@@ -212,8 +212,9 @@ async def test_an_unknown_method_is_unimplemented_and_makes_no_metric(rig: Rig) 
 
 
 @pytest.mark.parametrize(("size", "code"), [(900, None), (2048, grpc.StatusCode.RESOURCE_EXHAUSTED)])
-async def test_a_request_over_the_limit_is_refused(size: int, code: grpc.StatusCode | None) -> None:
-    rig = Rig(ServerOptions(recv_bytes_max=1024))
+@pytest.mark.parametrize("front", FRONTS)
+async def test_a_request_over_the_limit_is_refused(front: Front, size: int, code: grpc.StatusCode | None) -> None:
+    rig = Rig(ServerOptions(front=front, recv_bytes_max=1024))
     await rig.server.start()
     try:
         if code is None:
