@@ -398,7 +398,7 @@ class Core:
     def _follow_transfer(self) -> None:
         """Once another leader is known, the transfer has ended, one way or the other."""
         transfer, leader = self._transfer, self.engine.leader
-        if transfer is None or self.engine.term == transfer.term:
+        if transfer is None or (self.engine.is_leader and self.engine.term == transfer.term):
             return
         if leader is not None and leader != self.me.id and transfer.wanted in (leader, None):
             self._end_transfer(None)

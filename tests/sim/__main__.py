@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument("--keep-going", action="store_true", help="run all seeds even if one fails")
     parser.add_argument("--verbose", action="store_true", help="log what the replicas log")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO if options.verbose else logging.CRITICAL, format="%(name)s %(message)s")
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.CRITICAL + 1, format="%(name)s %(message)s")
     seeds = [options.seed] if options.seed is not None else range(options.first, options.first + options.seeds)
     started = time.monotonic()
     failed = 0

@@ -2,32 +2,35 @@
 
 Checked while the run goes on, so that a violation stops it where it happens:
 
-- at most one leader per term;
-- every replica applies the same entry at the same index (committed prefixes agree);
+- at most one leader per term; terms, commit and match indexes never go back while a replica lives;
+- every replica applies the same entry at the same index (committed prefixes agree), and answers it as the model does;
 - state hashes agree at the same index;
-- an acknowledged write is at the revision it was acknowledged at, once;
+- an acknowledged write is at the revision it was acknowledged at, once, however often it was sent;
 - linearizability, by revisions: an operation never sees less than any operation that ended before it began, a write's
   revision is greater than all of those, and a read returns exactly the state at its revision;
-- a compare-and-swap succeeds only on the version it named, and fails only where that was not the newest;
-- a watcher sees every revision from where it began, once, in order, with the value before, or is told of a compaction.
+- a transaction succeeds only if its compare held then, and fails only if it did not.
+
+Watches and leases have checks of their own (``checks_watch``, ``checks_lease``).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from controlplane.pb.etcd.kv_pb2 import Event, KeyValue
+from controlplane.pb.etcd.kv_pb2 import KeyValue
 from controlplane.pb.etcd.rpc_pb2 import RangeRequest
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Proposal, Reply
+from controlplane.raft.engine import Engine
 from controlplane.store.store import Restoring, Store
+from google.protobuf.message import DecodeError
+from tests.sim.checks_lease import LeaseChecks
+from tests.sim.checks_watch import WatchChecks
+from tests.sim.model import Change, Model, header_revision
+from tests.sim.violation import ViolationError
 
 __all__ = ["CheckedStore", "Checks", "Operation", "ViolationError"]
-
-
-class ViolationError(AssertionError):
-    """An invariant does not hold. The message says which, where and when."""
 
 
 @dataclass(slots=True)
@@ -37,43 +40,91 @@ class Operation:
     client: int
     id: bytes
     key: bytes
-    value: bytes | None  # None: a read
+    value: bytes | None  # None: a read, or a delete
     called_at: float
     floor: int
-    #: A compare-and-swap: the mod revision the key must have (0: it must not exist). None: an unconditional write.
+    #: A compare-and-swap: the mod revision the key must have (0: it must not exist). None: unconditional.
     expected: int | None = None
+    deletes: bool = False
+    #: A delete that found nothing: it has no revision of its own.
+    idle: bool = False
     tries: int = 0
     revision: int = 0
+    returned_at: float = 0.0
+    #: Of a read: what was seen.
+    seen: bytes | None = None
+    #: Of a swap: whether it took effect.
+    succeeded: bool = True
+
+    @property
+    def writes(self) -> bool:
+        return self.value is not None or self.deletes
 
 
-@dataclass(frozen=True, slots=True)
-class _Write:
-    revision: int
-    request_id: bytes
-    value: bytes
+@dataclass(slots=True)
+class _Progress:
+    """How far a replica came in its present life."""
+
+    boot: int = 0
+    term: int = 0
+    commit: int = 0
+    led: int = 0
+    match: dict[int, int] = field(default_factory=dict)
 
 
 class Checks:
     """The truth as the whole world knows it, built from the first replica that gets anywhere."""
 
     def __init__(self) -> None:
+        self.model = Model()
+        self.watches = WatchChecks(self.model)
+        self.leases = LeaseChecks()
         self._leaders: dict[int, str] = {}
         self._entries: dict[int, tuple[int, str]] = {}
         self._states: dict[int, tuple[int, str]] = {}
-        self._history: dict[bytes, list[_Write]] = {}
-        self._by_request: dict[bytes, int] = {}
-        self._events: dict[int, tuple[bytes, bytes, bytes]] = {}
+        self._answers: dict[bytes, bytes] = {}
+        self._progress: dict[str, _Progress] = {}
+        self._newest_index = 0
+        self._newest_term = 0
         self._floor = 0
         self.compacted = 0
-        self.watched = 0
         self.swaps_refused = 0
         self.acked: dict[bytes, Operation] = {}
+        self.ended: list[Operation] = []
         self.reads = 0
         self.installs = 0
         #: Told after each acknowledgement: the worst moment for something to break.
         self.on_ack: Callable[[], None] = lambda: None
 
     # -- replicas ----------------------------------------------------------------------------------------------
+
+    def stepped(self, name: str, boot: int, engine: Engine) -> None:
+        """A replica has taken a step."""
+        if engine.is_leader:
+            self.leads(name, engine.term)
+        progress = self._progress.setdefault(name, _Progress())
+        if progress.boot != boot:
+            self._progress[name] = progress = _Progress(boot)
+        if engine.term < progress.term:
+            raise ViolationError(f"{name} went from term {progress.term} back to {engine.term}")
+        if engine.commit_index < progress.commit:
+            raise ViolationError(f"{name} took its commit index back from {progress.commit} to {engine.commit_index}")
+        if engine.applied_index > max(engine.commit_index, 1):
+            raise ViolationError(f"{name} applied {engine.applied_index}, committed {engine.commit_index}")
+        progress.term, progress.commit = engine.term, engine.commit_index
+        if engine.is_leader:
+            self._matches(name, progress, engine)
+
+    def _matches(self, name: str, progress: _Progress, engine: Engine) -> None:
+        if progress.led != engine.term:
+            progress.led, progress.match = engine.term, {}
+        for peer, index in engine._sync._SyncObj__raftMatchIndex.items():
+            peer_id = int(peer.member_id)
+            if index < progress.match.get(peer_id, 0):
+                raise ViolationError(
+                    f"leader {name} took the match index of {peer_id} back from {progress.match[peer_id]} to {index}"
+                )
+            progress.match[peer_id] = index
 
     def leads(self, name: str, term: int) -> None:
         known = self._leaders.setdefault(term, name)
@@ -85,51 +136,77 @@ class Checks:
         """Terms that had a leader."""
         return len(self._leaders)
 
-    def applied(self, name: str, index: int, term: int, proposals: Sequence[Proposal], store: Store) -> None:
+    def applied(
+        self, name: str, index: int, term: int, proposals: Sequence[Proposal], replies: list[bytes], now: float
+    ) -> None:
+        """A replica has applied an entry."""
         digest = hashlib.sha256(b"".join(p.SerializeToString() for p in proposals)).hexdigest()
         known = self._entries.setdefault(index, (term, digest))
         if known != (term, digest):
             raise ViolationError(
                 f"{name} applies another entry at index {index}: term {term}, committed before: {known[0]}"
             )
-        self.stands_at(name, index, store)
+        first = index > self._newest_index
+        if first:
+            self._newest_index, self._newest_term = index, max(term, self._newest_term)
+        for proposal, reply in zip(proposals, replies, strict=True):
+            answered = self._answers.get(proposal.request_id) if proposal.request_id else None
+            if answered is None:
+                if not first:
+                    raise ViolationError(f"{name} applies a write at index {index} that nobody had applied there")
+                self._learn(name, proposal, reply, now)
+                if proposal.request_id:
+                    self._answers[proposal.request_id] = reply
+            elif reply != answered:
+                known_at = header_revision(Reply.FromString(answered))
+                at = header_revision(Reply.FromString(reply))
+                raise ViolationError(f"{name} answers a write twice: at revision {known_at}, and again at {at}")
+
+    def _learn(self, name: str, proposal: Proposal, reply: bytes, now: float) -> None:
+        try:
+            command = Command.FromString(proposal.payload)
+        except DecodeError:
+            command = Command()
+        kind = self.model.apply(command, self._newest_term, self._newest_term)
+        answer = Reply.FromString(reply)
+        if answer.WhichOneof("result") != kind:
+            raise ViolationError(f"{name} answers {answer.WhichOneof('result')}, the model says {kind}")
+        if kind not in ("rejection", "lease_checkpoint") and header_revision(answer) != self.model.revision:
+            raise ViolationError(
+                f"{name} applied a {kind} at revision {header_revision(answer)}, the model at {self.model.revision}"
+            )
+        op = command.WhichOneof("op")
+        if kind == "lease_revoke":
+            lease = command.lease_revoke.ID if op == "lease_revoke" else command.lease_expire.id
+            self.leases.gone(lease, now, asked_for=op == "lease_revoke")
+        elif kind == "compact":
+            self.compacted = max(self.compacted, command.compact.revision)
 
     def stands_at(self, name: str, index: int, store: Store) -> None:
-        state = (store.revision, store.state_hash())
+        state = (store.revision, (store.hash_at(index) or b"").hex())
         known = self._states.setdefault(index, state)
         if known != state:
             raise ViolationError(f"{name} has another state at index {index}: {state}, elsewhere {known}")
-
-    def wrote(self, request_id: bytes, key: bytes, value: bytes, revision: int) -> None:
-        """A write took effect, on the first replica that applies its entry or on a later one."""
-        known = self._by_request.setdefault(request_id, revision)
-        if known != revision:
-            raise ViolationError(f"write {value!r} took effect twice: at revisions {known} and {revision}")
-        history = self._history.setdefault(key, [])
-        if not history or history[-1].revision < revision:
-            self._events[revision] = (key, value, history[-1].value if history else b"")
-            history.append(_Write(revision, request_id, value))
 
     # -- clients -----------------------------------------------------------------------------------------------
 
     def begins(self, operation: Operation) -> None:
         operation.floor = self._floor
 
-    def write_acked(self, operation: Operation, reply: bytes) -> None:
-        answer = Reply.FromString(reply)
-        result = answer.WhichOneof("result")
-        if result != ("put" if operation.expected is None else "txn"):
-            raise ViolationError(f"write {operation.value!r} was answered {result}: {answer.rejection.message}")
-        if result == "txn":
-            self._check_swap(operation, answer.txn.header.revision, succeeded=answer.txn.succeeded)
-            if not answer.txn.succeeded:
+    def write_acked(self, operation: Operation, revision: int, *, succeeded: bool, now: float) -> None:
+        operation.returned_at, operation.revision, operation.succeeded = now, revision, succeeded
+        self.ended.append(operation)
+        if operation.expected is not None:
+            self._check_swap(operation, revision, succeeded=succeeded)
+            if not succeeded:
                 return
-            operation.revision = revision = answer.txn.header.revision
-        else:
-            operation.revision = revision = answer.put.header.revision
-        if self._by_request.get(operation.id) != revision:
+        answered = self._answers.get(operation.id)
+        if answered is None or header_revision(Reply.FromString(answered)) != revision:
             raise ViolationError(f"write {operation.value!r} acknowledged at revision {revision}, but it is not there")
-        if revision <= operation.floor:
+        state = self.model.at(operation.key, revision)
+        if (None if state is None else state.value) != operation.value:
+            raise ViolationError(f"write {operation.value!r} acknowledged at revision {revision}, which is another's")
+        if revision <= operation.floor - operation.idle:
             raise ViolationError(
                 f"write {operation.value!r} acknowledged at revision {revision}, "
                 f"older than {operation.floor}, which ended before it began"
@@ -139,8 +216,7 @@ class Checks:
         self.on_ack()
 
     def _check_swap(self, operation: Operation, revision: int, *, succeeded: bool) -> None:
-        before = revision - 1 if succeeded else revision
-        found = max((w.revision for w in self._history.get(operation.key, []) if w.revision <= before), default=0)
+        found = self.model.mod_revision(operation.key, revision - 1 if succeeded else revision)
         if succeeded != (found == operation.expected):
             raise ViolationError(
                 f"swap {operation.value!r} of {operation.key!r} at revision {revision}: succeeded={succeeded}, "
@@ -151,88 +227,72 @@ class Checks:
             if revision < operation.floor:
                 raise ViolationError(f"swap {operation.value!r} refused on a state older than {operation.floor}")
 
-    def saw(self, watcher: str, after: int, until: int, events: Sequence[Event]) -> None:
-        """A watcher that had everything up to ``after`` has now polled everything up to ``until``."""
-        got = [(e.kv.mod_revision, e.kv.key, e.kv.value, e.prev_kv.value) for e in events]
-        want = [(revision, *self._events[revision]) for revision in range(after + 1, until + 1)]
-        if self.compacted and len(got) == len(want):
-            # As in etcd, the value before is not told for what a compaction has reached meanwhile.
-            got = [(*g[:3], g[3] or w[3]) for g, w in zip(got, want, strict=True)]
-        if got != want:
-            raise ViolationError(f"watch {watcher} from {after + 1} to {until}: saw {got}, the log says {want}")
-        self.watched += len(got)
-
-    def told_of_compaction(self, watcher: str, after: int, compact_revision: int) -> None:
-        if not after + 1 < compact_revision <= self.compacted:
-            raise ViolationError(
-                f"watch {watcher} from {after + 1} was told of a compaction at {compact_revision}, "
-                f"and nobody asked for more than {self.compacted}"
-            )
-
-    def read_answered(self, operation: Operation, kvs: Sequence[KeyValue], revision: int) -> None:
+    def read_answered(self, operation: Operation, kvs: Sequence[KeyValue], revision: int, now: float) -> None:
         self.reads += 1
+        operation.returned_at, operation.revision = now, revision
+        operation.seen = kvs[0].value if kvs else None
+        self.ended.append(operation)
         if revision < operation.floor:
             raise ViolationError(
                 f"read of {operation.key!r} at revision {revision} is stale: {operation.floor} was seen before it began"
             )
-        got = kvs[0].value if kvs else b""
-        want = self.value_at(operation.key, revision)
+        got = (kvs[0].value, kvs[0].mod_revision, kvs[0].create_revision, kvs[0].version) if kvs else None
+        want = _shown(self.model.at(operation.key, revision))
         if got != want:
             raise ViolationError(
                 f"read of {operation.key!r} at revision {revision} gives {got!r}, the log says {want!r}"
             )
         self._floor = max(self._floor, revision)
 
-    def value_at(self, key: bytes, revision: int) -> bytes:
-        value = b""
-        for write in self._history.get(key, []):
-            if write.revision > revision:
-                break
-            value = write.value
-        return value
-
     def nothing_lost(self, name: str, store: Store) -> None:
-        """At the end, on every replica: each acknowledged write is where it was acknowledged."""
+        """At the end, on every replica: each acknowledged write is where it was acknowledged, and nothing else is."""
         for operation in self.acked.values():
             if operation.revision < store.compact_revision:
                 continue  # no longer readable; that it took effect once is checked when it is applied
             answer = store.range(RangeRequest(key=operation.key, revision=operation.revision))
-            if not answer.kvs or answer.kvs[0].value != operation.value:
+            value = answer.kvs[0].value if answer.kvs else None
+            if value != operation.value:
                 raise ViolationError(
                     f"{name} lost write {operation.value!r}, acknowledged at revision {operation.revision}"
                 )
+        got = {kv.key: kv.value for kv in store.range(RangeRequest(key=b"\0", range_end=b"\0")).kvs}
+        want = {key: change.value for key in self.model.history if (change := self.model.at(key)) is not None}
+        if got != want:
+            raise ViolationError(f"{name} holds {got}, the model {want}")
+
+
+def _shown(change: Change | None) -> tuple[bytes | None, int, int, int] | None:
+    return None if change is None else (change.value, change.revision, change.created, change.version)
 
 
 class CheckedStore:
     """The real store, watched: a StateMachine that reports what it applies."""
 
-    def __init__(self, name: str, checks: Checks) -> None:
+    def __init__(self, name: str, checks: Checks, now: Callable[[], float]) -> None:
         self.store = Store(cluster_id=1)
         self._name = name
         self._checks = checks
+        self._now = now
+
+    def __getattr__(self, name: str) -> object:
+        """Whatever else a driver asks of its state machine."""
+        return getattr(self.store, name)
 
     def apply(self, index: int, term: int, proposals: Sequence[Proposal]) -> list[bytes]:
         if index != self.store.applied_index + 1:
             raise ViolationError(f"{self._name} applies index {index} after {self.store.applied_index}")
         replies = self.store.apply(index, term, proposals)
-        for proposal, reply in zip(proposals, replies, strict=True):
-            answer = Reply.FromString(reply)
-            if answer.WhichOneof("result") == "put":
-                put = Command.FromString(proposal.payload).put
-                self._checks.wrote(proposal.request_id, put.key, put.value, answer.put.header.revision)
-            elif answer.WhichOneof("result") == "txn" and answer.txn.succeeded:
-                put = Command.FromString(proposal.payload).txn.success[0].request_put
-                self._checks.wrote(proposal.request_id, put.key, put.value, answer.txn.header.revision)
-        self._checks.applied(self._name, index, term, proposals, self.store)
+        self._checks.applied(self._name, index, term, proposals, replies, self._now())
+        self._checks.stands_at(self._name, index, self.store)
         return replies
 
-    def snapshot(self) -> Iterable[bytes]:
+    def snapshot(self) -> object:
         return self.store.snapshot()
 
-    def restore(self, chunks: Iterable[bytes]) -> None:
+    def restore(self, chunks: object) -> None:
         if self.store.applied_index > 0:
             self._checks.installs += 1
-        self.store.restore(chunks)
+        self.store.restore(chunks)  # type: ignore[arg-type]
         self._checks.stands_at(self._name, self.store.applied_index, self.store)
 
     def begin_restore(self) -> _CheckedRestore:

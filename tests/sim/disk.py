@@ -90,6 +90,7 @@ class _SimFile:
         self._step(f"append {self._name}", lambda: self._inode.seen.extend(data[: len(data) // 2]))
         room = self._disk.free_bytes()
         if len(data) > room:
+            self._disk.refused += 1
             self._inode.seen.extend(data[:room])
             raise StorageError(f"cannot write {self._name}: No space left on device")
         self._inode.seen.extend(data)
@@ -103,6 +104,7 @@ class _SimFile:
         inode = self._inode
         if self._disk.sync_failures > 0:
             self._disk.sync_failures -= 1
+            self._disk.refused += 1
             inode.dropped.append((len(inode.durable), len(inode.seen)))
             raise StorageError(f"cannot sync {self._name}: Input/output error")
         if self._disk.loses_syncs:
@@ -149,6 +151,8 @@ class SimDisk:
         self.sync_failures = 0
         self.loses_syncs = False
         self.boots = 0
+        #: How often it refused an operation.
+        self.refused = 0
 
     # -- faults -----------------------------------------------------------------------------------------------------
 
@@ -224,6 +228,9 @@ class SimDisk:
             twin._directories[path] = _Directory(names, dict(names))
         return twin
 
+    def close(self) -> None:
+        """Nobody else wants it."""
+
     # -- the Disk protocol ------------------------------------------------------------------------------------------
 
     def locate(self, name: str) -> str:
@@ -273,9 +280,13 @@ class SimDisk:
         self.step(f"fsync_dir {directory}")
         self._directories[directory].sync()
 
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(len(inode.seen) for d in self._directories.values() for inode in d.seen.values())
+
     def free_bytes(self) -> int:
-        used = sum(len(inode.seen) for d in self._directories.values() for inode in d.seen.values())
-        return max(0, self.capacity_bytes - used)
+        return max(0, self.capacity_bytes - self.used_bytes)
 
     def _split(self, name: str) -> tuple[_Directory, str]:
         path, _, base = name.rpartition("/")

@@ -1,211 +1,325 @@
-"""Links between simulated replicas, as TCP has them: in order, and what is in flight dies with the connection.
+"""The network between simulated processes, as TCP has it: byte streams, in order; what is in flight dies with them.
 
-Owns delays, stalls, breaks and reconnections. Messages are serialized and parsed on the way, so that nothing is
-shared between replicas. A cut direction stalls what is sent until it heals or the link breaks; a connection that
-breaks may have delivered any prefix of what was in flight, and replays a few frames when it is back (more than TCP
-would do; Raft must not care). In some runs single frames arrive once more, much later and out of order.
+Owns delays, cuts, breaks and what becomes of a host's connections when its process or its machine dies. The production
+links, handshakes and pings run on it; it knows of their frames only which ones may come twice.
+
+- A cut is of one direction between two hosts. What is sent into it waits until it heals or the connection breaks.
+- A process that dies has its connections closed by its kernel; a machine that loses power says nothing, and answers
+  with a reset once it is back. Dialling a dead process is refused; dialling a dead machine, or through a cut, hangs.
+- Segments may arrive in two pieces. In some runs single segments arrive once more, later, and a new connection begins
+  with a few of the one before: more than TCP would do; Raft must not care.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
-from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import RaftMessage
-from controlplane.transport.frames import check_raft
+from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import Frame
+from controlplane.transport.frames import HEADER_BYTES
+from tests.sim.loop import SimLoop
 from tests.sim.scheduler import Scheduler
 
-__all__ = ["Endpoint", "SimNet"]
+__all__ = ["SimNet"]
 
-_SILENCE_S = 3.0
+_REPLAYED = 4
 
 
-class Endpoint(Protocol):
-    """A node as the network sees it."""
+def _is_raft(data: bytes) -> bool:
+    return len(data) > HEADER_BYTES and Frame.FromString(data[HEADER_BYTES:]).HasField("raft")
 
-    @property
-    def alive(self) -> bool: ...
-    def receive(self, peer_id: int, message: RaftMessage) -> None: ...
-    def link_up(self, peer_id: int) -> None: ...
-    def link_down(self, peer_id: int) -> None: ...
-    def peer_died(self, peer_id: int) -> None: ...
+
+class _End(asyncio.Transport):
+    """One end of a connection, as its process holds it."""
+
+    def __init__(self, net: SimNet, loop: SimLoop, protocol: asyncio.Protocol, to: str) -> None:
+        super().__init__()
+        self.net = net
+        self.loop = loop
+        self.protocol = protocol
+        self.here, self.there = loop.host, to
+        self.other: _End
+        self.closing = False
+        self.ended = False
+        #: Bytes on their way to the other end.
+        self.flight: deque[bytes] = deque()
+        self.flight_bytes = 0
+        self.last_arrival = 0.0
+        #: Our process opened it.
+        self.dialled = False
+        #: Frames of the connection before may come once more on this one.
+        self.replays = True
+
+    # -- what the protocol calls
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self.closing and not self.ended:
+            self.net.carry(self, bytes(data))
+
+    def close(self) -> None:
+        if not self.closing:
+            self.closing = True
+            self.net.carry(self, b"")
+            self.loop.call_soon(self.lost, None)
+
+    def abort(self) -> None:
+        if not self.closing:
+            self.closing = True
+            self.drop_flight()
+            self.net.carry(self, b"")
+            self.loop.call_soon(self.lost, None)
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def get_write_buffer_size(self) -> int:
+        return self.flight_bytes
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Ours never pauses a writer."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return (self.there, 0) if name == "peername" else default
+
+    # -- what the network calls
+
+    def lost(self, error: Exception | None) -> None:
+        if not self.ended:
+            self.ended = self.closing = True
+            self.protocol.connection_lost(error)
+
+    def drop_flight(self) -> None:
+        self.net.lost += len(self.flight)
+        self.flight.clear()
+        self.flight_bytes = 0
+
+
+class _Listener:
+    def __init__(self, net: SimNet, loop: SimLoop, factory: Callable[[], asyncio.Protocol]) -> None:
+        self.loop = loop
+        self.factory = factory
+        self._net = net
+
+    def close(self) -> None:
+        self._net.unlisten(self)
+
+    async def wait_closed(self) -> None:
+        """Closing takes no time."""
 
 
 @dataclass(slots=True)
-class _Link:
-    up: bool = False
+class _Way:
+    """From one host to another."""
+
     cut: bool = False
-    generation: int = 0
-    last_arrival: float = 0.0
-    in_flight: deque[bytes] = field(default_factory=deque)
-    stalled: deque[bytes] = field(default_factory=deque)
-    recent: deque[bytes] = field(default_factory=lambda: deque(maxlen=4))
+    waiting: list[Callable[[], None]] = field(default_factory=list)
+    recent: deque[bytes] = field(default_factory=lambda: deque(maxlen=_REPLAYED))
 
 
 class SimNet:
-    """All directed links of a cluster."""
+    """All hosts and the connections between them."""
 
     def __init__(self, scheduler: Scheduler, *, delay_s: tuple[float, float], slow_share: float) -> None:
         self._s = scheduler
-        self._delay_s = delay_s
+        self.delay_s = delay_s
         self._slow_share = slow_share
         self.duplicate_share = 0.0
-        self._nodes: dict[int, Endpoint] = {}
-        self._links: dict[tuple[int, int], _Link] = {}
-        self.delivered = 0
+        self._ways: dict[tuple[str, str], _Way] = {}
+        self._listeners: dict[str, _Listener] = {}
+        self._dark: set[str] = set()
+        self._ends: list[_End] = []
         self.lost = 0
         self.replayed = 0
 
-    def add(self, node_id: int, node: Endpoint) -> None:
-        for other in self._nodes:
-            self._links[node_id, other] = _Link()
-            self._links[other, node_id] = _Link()
-        self._nodes[node_id] = node
+    # -- hosts -------------------------------------------------------------------------------------------------
+
+    def add(self, host: str, others: list[str]) -> None:
+        """A machine that can reach and be reached by the others."""
+        for other in others:
+            self._ways[host, other] = _Way()
+            self._ways[other, host] = _Way()
 
     @property
-    def pairs(self) -> list[tuple[int, int]]:
-        return sorted(self._links)
+    def pairs(self) -> list[tuple[str, str]]:
+        return sorted(self._ways)
 
-    # -- life of links -----------------------------------------------------------------------------------------
+    def started(self, host: str) -> None:
+        """The machine has power. What its peers still hold of it is reset when they use it."""
+        self._dark.discard(host)
 
-    def started(self, node_id: int) -> None:
-        """The node's process runs: links from and to it are dialled."""
-        for a, b in self.pairs:
-            if node_id in (a, b):
-                self._dial_later(a, b, self._s.between(0.0005, 0.03))
+    def died(self, host: str, *, noticed: bool) -> None:
+        """Its process is gone. ``noticed``: its kernel lives and closes connections; else its peers hear nothing."""
+        self._listeners.pop(host, None)
+        if not noticed:
+            self._dark.add(host)
+        for end in [e for e in self._ends if e.here == host]:
+            end.ended = end.closing = True
+            if noticed:
+                self.carry(end, b"")
+            else:
+                end.drop_flight()
+        self._ends = [e for e in self._ends if not (e.ended and e.other.ended)]
 
-    def died(self, node_id: int, *, noticed: bool) -> None:
-        """The node is gone. ``noticed``: its kernel lives and closes connections; else its peers wait for silence."""
-        for a, b in self.pairs:
-            if a == node_id:
-                self._break(a, b)
-            elif b == node_id:
-                if noticed:
-                    self._s.after(self._s.between(0.0001, 0.002), lambda a=a, b=b: self._notice(a, b))  # type: ignore[misc]
-                else:
-                    self._lose_flight(self._links[a, b])
-                    self._s.after(_SILENCE_S, lambda a=a, b=b: self.break_link(a, b))  # type: ignore[misc]
+    # -- connections -------------------------------------------------------------------------------------------
 
-    def _notice(self, a: int, b: int) -> None:
-        self._break(a, b)
-        if self._nodes[a].alive and not self._nodes[b].alive:
-            self._nodes[a].peer_died(b)
-        self._dial_later(a, b, self._s.between(0.02, 0.2))
+    def listen(self, loop: SimLoop, host: str, port: int, factory: Callable[[], asyncio.Protocol]) -> _Listener:
+        self._listeners[host] = listener = _Listener(self, loop, factory)
+        return listener
 
-    def break_link(self, a: int, b: int) -> None:
-        """The connection a dialled to b breaks; a dials again."""
-        if self._links[a, b].up:
-            self._break(a, b)
-            self._dial_later(a, b, self._s.between(0.001, 0.1))
+    def unlisten(self, listener: _Listener) -> None:
+        if self._listeners.get(listener.loop.host) is listener:
+            del self._listeners[listener.loop.host]
 
-    def _break(self, a: int, b: int) -> None:
-        link = self._links[a, b]
-        if not link.up:
+    async def connect(
+        self, loop: SimLoop, host: str, port: int, factory: Callable[[], asyncio.Protocol]
+    ) -> tuple[_End, asyncio.Protocol]:
+        opened: asyncio.Future[_End] = loop.create_future()
+        self.travel(loop.host, host, lambda: self._knock(loop, host, factory, opened))
+        end = await opened
+        return end, end.protocol
+
+    def _knock(
+        self, loop: SimLoop, host: str, factory: Callable[[], asyncio.Protocol], opened: asyncio.Future[_End]
+    ) -> None:
+        if host in self._dark:
             return
-        self._lose_flight(link)
-        link.up = False
-        self._s.note("down", a, b)
-        if self._nodes[a].alive:
-            self._nodes[a].link_down(b)
-
-    def _lose_flight(self, link: _Link) -> None:
-        link.generation += 1
-        self.lost += len(link.in_flight) + len(link.stalled)
-        link.in_flight.clear()
-        link.stalled.clear()
-
-    def _dial_later(self, a: int, b: int, delay_s: float) -> None:
-        self._s.after(delay_s, lambda: self._dial(a, b))
-
-    def _dial(self, a: int, b: int) -> None:
-        link = self._links[a, b]
-        if link.up or not self._nodes[a].alive:
+        listener = self._listeners.get(host)
+        if listener is None:
+            self.travel(host, loop.host, lambda: self._refuse(loop, opened))
             return
-        if not self._nodes[b].alive or link.cut or self._links[b, a].cut:
-            self._dial_later(a, b, self._s.between(0.02, 0.5))
-            return
-        link.up = True
-        link.generation += 1
-        self._s.note("up", a, b)
-        if self._s.chance(0.3):
-            for data in list(link.recent):
+        accepted = _End(self, listener.loop, asyncio.Protocol(), loop.host)
+        dialled = _End(self, loop, asyncio.Protocol(), host)
+        accepted.other, dialled.other = dialled, accepted
+        dialled.dialled = True
+        self._ends += [accepted, dialled]
+
+        def accept() -> None:
+            accepted.protocol = listener.factory()
+            accepted.protocol.connection_made(accepted)
+
+        def answered() -> None:
+            if loop.dead or opened.done():  # nobody waits any more: the kernel closes it
+                dialled.ended = dialled.closing = True
+                self.carry(dialled, b"")
+                return
+            loop.run_inside(establish)
+
+        def establish() -> None:
+            dialled.protocol = factory()
+            dialled.protocol.connection_made(dialled)
+            opened.set_result(dialled)
+
+        listener.loop.call_soon(accept)
+        self.travel(host, loop.host, lambda: None if loop.dead else loop.call_soon(answered) and None)
+
+    def _refuse(self, loop: SimLoop, opened: asyncio.Future[_End]) -> None:
+        if not loop.dead and not opened.done():
+            opened.set_exception(ConnectionRefusedError("connection refused"))
+
+    def break_link(self, a: str, b: str) -> None:
+        """The connections a dialled to b break, with what is in flight."""
+        for end in [e for e in self._ends if e.here == a and e.there == b and not e.ended]:
+            self._s.note("break", a, b)
+            for side in (end, end.other):
+                side.drop_flight()
+                self._reset(side)
+
+    def _reset(self, end: _End) -> None:
+        end.drop_flight()
+        if not end.ended and not end.loop.dead:
+            end.loop.call_soon(end.lost, ConnectionResetError("connection reset by peer"))
+
+    # -- bytes -------------------------------------------------------------------------------------------------
+
+    def carry(self, end: _End, data: bytes) -> None:
+        """Send bytes to the other end; none is the end of the stream."""
+        way = self._ways[end.here, end.there]
+        pieces = [data]
+        if len(data) > 8 and self._s.chance(0.02):
+            cut = self._s.rand.randint(1, len(data) - 1)
+            pieces = [data[:cut], data[cut:]]
+        elif self.duplicate_share and end.dialled and _is_raft(data):
+            if end.replays and self._s.chance(0.3):
+                self.replayed += len(way.recent)
+                pieces = [*way.recent, data]
+            elif self._s.chance(self.duplicate_share):
                 self.replayed += 1
-                self._fly(a, b, data)
-        self._nodes[a].link_up(b)
+                self._s.after(0.4 * self._s.rand.random() ** 4, lambda: self._again(end, data))
+            end.replays = False
+            way.recent.append(data)
+        for piece in pieces:
+            self._fly(end, piece)
+
+    def _again(self, end: _End, data: bytes) -> None:
+        if not end.closing:
+            self._fly(end, data)
+
+    def _fly(self, end: _End, data: bytes) -> None:
+        end.flight.append(data)
+        end.flight_bytes += len(data)
+        end.last_arrival = arrival = max(end.last_arrival, self._s.now + self.delay())
+        self._s.at(arrival, lambda: self._arrive(end))
+
+    def _arrive(self, end: _End) -> None:
+        way = self._ways[end.here, end.there]
+        if way.cut:
+            way.waiting.append(lambda: self._arrive(end))
+            return
+        if not end.flight:
+            return
+        data = end.flight.popleft()
+        end.flight_bytes -= len(data)
+        other = end.other
+        if other.loop.dead:
+            if end.there not in self._dark:
+                self._reset(end)  # the machine is up, the connection is of a process that is not
+            return
+        if other.closing:
+            return
+        if data:
+            other.loop.call_soon(self._receive, other, data)
+        else:
+            other.loop.call_soon(other.lost, None)
+
+    def _receive(self, end: _End, data: bytes) -> None:
+        if not end.closing:
+            end.protocol.data_received(data)
+
+    def travel(self, a: str, b: str, action: Callable[[], None]) -> None:
+        """Do something at b that a caused, when a packet has made the way; wait while the way is cut."""
+        way = self._ways[a, b]
+
+        def arrive() -> None:
+            if way.cut:
+                way.waiting.append(arrive)
+            else:
+                action()
+
+        self._s.after(self.delay(), arrive)
+
+    def delay(self) -> float:
+        delay = self._s.between(*self.delay_s)
+        if self._s.chance(self._slow_share):
+            delay += self._s.between(0.01, 0.15)
+        return delay
 
     # -- cuts --------------------------------------------------------------------------------------------------
 
-    def cut(self, a: int, b: int) -> None:
+    def cut(self, a: str, b: str) -> None:
         """Nothing from a reaches b."""
-        link = self._links[a, b]
-        if not link.cut:
-            link.cut = True
-            generation = link.generation
-            self._s.after(_SILENCE_S, lambda: self._silence(a, b, generation))
+        self._ways[a, b].cut = True
 
-    def _silence(self, a: int, b: int, generation: int) -> None:
-        link = self._links[a, b]
-        if link.cut and link.generation == generation:
-            self.break_link(a, b)
-            self.break_link(b, a)
-
-    def heal(self, a: int, b: int) -> None:
-        link = self._links[a, b]
-        link.cut = False
-        stalled, link.stalled = link.stalled, deque()
-        for data in stalled:
-            self._fly(a, b, data)
+    def heal(self, a: str, b: str) -> None:
+        way = self._ways[a, b]
+        if way.cut:
+            way.cut = False
+            waiting, way.waiting = way.waiting, []
+            for arrive in waiting:
+                self._s.after(self._s.between(0.0001, 0.005), arrive)
 
     def heal_all(self) -> None:
         for a, b in self.pairs:
             self.heal(a, b)
-
-    # -- messages ----------------------------------------------------------------------------------------------
-
-    def send(self, a: int, b: int, message: RaftMessage) -> None:
-        link = self._links[a, b]
-        if not link.up:
-            self.lost += 1
-            return
-        data = message.SerializeToString()
-        if link.cut:
-            link.stalled.append(data)
-        else:
-            self._fly(a, b, data)
-            if self.duplicate_share and self._s.chance(self.duplicate_share):
-                self._s.after(0.4 * self._s.rand.random() ** 4, lambda: self._arrive_again(a, b, data))
-
-    def _fly(self, a: int, b: int, data: bytes) -> None:
-        link = self._links[a, b]
-        low, high = self._delay_s
-        delay = self._s.between(low, high)
-        if self._s.chance(self._slow_share):
-            delay += self._s.between(0.01, 0.15)
-        link.last_arrival = arrival = max(link.last_arrival, self._s.now + delay)
-        link.in_flight.append(data)
-        generation = link.generation
-        self._s.at(arrival, lambda: self._arrive(a, b, generation))
-
-    def _arrive(self, a: int, b: int, generation: int) -> None:
-        link = self._links[a, b]
-        if link.generation != generation or not link.in_flight:
-            return
-        data = link.in_flight.popleft()
-        if link.cut:
-            link.stalled.append(data)
-            return
-        link.recent.append(data)
-        self._deliver(a, b, data)
-
-    def _arrive_again(self, a: int, b: int, data: bytes) -> None:
-        if not self._links[a, b].cut:
-            self.replayed += 1
-            self._deliver(a, b, data)
-
-    def _deliver(self, a: int, b: int, data: bytes) -> None:
-        if self._nodes[b].alive:
-            self.delivered += 1
-            message = RaftMessage.FromString(data)
-            check_raft(message)
-            self._nodes[b].receive(a, message)

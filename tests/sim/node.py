@@ -1,31 +1,34 @@
-"""One simulated replica: the production core and storage on a disk that forgets, its turns in virtual time.
+"""One simulated replica: the production driver, links, log, store and services, as a process in virtual time.
 
-Owns the same order as ``driver.py``: step, sync, release. A sync takes time, and a crash may come in the middle of it.
+Owns the life of the process: start, kill, power loss, pause, a disk that refuses. Everything inside is production code,
+on the simulated loop, network and disk; only the gRPC front is left out, whose place ``rpc.py`` takes.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
+from controlplane.base.errors import CorruptStateError, RemovedError, StorageError
 from controlplane.base.rand import SeededRand
-from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import RaftMessage
+from controlplane.etcd.local import LocalKV
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.core import Core, Turn
-from controlplane.raft.snapshotting import Snapshotting
-from controlplane.raft.storage import Storage, create_storage, has_run_before, open_storage
+from controlplane.raft.driver import Replica
 from controlplane.raft.types import Member
-from controlplane.raft.wal import Flush, Identity
 from tests.sim.checks import CheckedStore, Checks
 from tests.sim.disk import PowerLoss, SimDisk
+from tests.sim.loop import SimLoop
 from tests.sim.net import SimNet
 from tests.sim.scheduler import NodeClock, Scheduler
 
-__all__ = ["Breakage", "SimNode"]
+__all__ = ["Breakage", "SimNode", "at_once", "run_now"]
 
 T = TypeVar("T")
 
-_CLUSTER_ID = 1
+CLUSTER_ID = 1
 
 
 class Breakage:
@@ -62,7 +65,7 @@ def at_once(operation: Callable[[], T], /) -> Awaitable[T]:
 
 
 class SimNode:
-    """A member with its disk; alive between :meth:`start` and :meth:`crash`."""
+    """A member with its disk; ``alive`` between :meth:`start` and :meth:`crash`, ``serving`` when clients may ask."""
 
     def __init__(
         self,
@@ -75,8 +78,10 @@ class SimNode:
         members: Sequence[Member],
         sync_s: tuple[float, float],
         breakage: Breakage,
+        services: bool = True,
     ) -> None:
         self.me = me
+        self.name = me.name
         self._members = members
         self._s = scheduler
         self._net = net
@@ -84,18 +89,25 @@ class SimNode:
         self.config = config
         self.sync_s = sync_s
         self._breakage = breakage
+        self._services = services
         self.disk = SimDisk(SeededRand(scheduler.rand.randint(0, 1 << 30)))
         self.alive = False
+        self.serving = False
         self.boot = 0
+        #: Why it stopped by itself, since it was started.
+        self.stopped: BaseException | None = None
+        #: Told that it stopped by itself; by default that is a violation.
+        self.on_stop: Callable[[SimNode, BaseException], None] = lambda node, error: scheduler.fail(error)
+        #: It was removed from the cluster and must not be started again.
+        self.retired = False
+        self.loop: SimLoop
+        self.clock: NodeClock
+        self.replica: Replica
         self.core: Core
         self.machine: CheckedStore
-        self.snapshotting: Snapshotting
-        self.storage: Storage
-        self._clock: NodeClock
-        self._paused_until = 0.0
-        self._syncing: Flush | None = None
-        self._wake_at: float | None = None
-        self._kicked = False
+        self.kv: LocalKV
+        #: Clients that wait for an answer: what to tell them when the process dies.
+        self.waiting: dict[int, Callable[[], None]] = {}
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -103,160 +115,138 @@ class SimNode:
         """Recover from the disk and take part."""
         assert not self.alive
         self.boot += 1
-        self._s.note("start", self.me.name)
-        self._clock = NodeClock(self._s, self._s.between(1_000, 9_000), self._s.between(0.999, 1.001))
-        self.machine = CheckedStore(self.me.name, self._checks)
-        identity = Identity(_CLUSTER_ID, self.me.id)
-        opening = open_storage if has_run_before(self.disk) else create_storage
-        self.storage = opening(self.disk, identity, clock=self._clock, segment_bytes=4_096)
-        if (ref := self.storage.snapshot_ref) is not None:
-            self.machine.restore(self.storage.snapshots.chunks(ref))
-        self.core = Core(
-            config=self.config,
-            me=self.me,
-            members=self._members,
-            journal=self.storage.journal,
-            state_machine=self.machine,
-            clock=self._clock,
-            rand=SeededRand(self._s.rand.randint(0, 1 << 30)),
-        )
-        self.snapshotting = Snapshotting(
-            cluster_id=_CLUSTER_ID,
-            core=self.core,
-            journal=self.storage.journal,
-            store=self.storage.snapshots,
-            state_machine=self.machine,
-            newest=ref,
-            clock=self._clock,
-            io=at_once,
-        )
-        self._paused_until = 0.0
-        self._syncing = None
-        self._wake_at = None
+        self.stopped = None
+        self._s.note("start", self.name)
+        self.clock = NodeClock(self._s, self._s.between(1_000, 9_000), self._s.between(0.999, 1.001))
+        self.loop = loop = SimLoop(self._s, self.clock, self.name, self._net)
+        loop.operation_s = self._operation_s
+        loop.waits_for_nothing = self._breakage.send_before_sync
         self.alive = True
-        self._breakage.on_start(self)
-        self._net.started(self.me.id)
-        self._wake(self._s.now)
+        self._net.started(self.name)
+        loop.call_soon(lambda: loop.create_task(self._run()) and None)
+
+    async def _run(self) -> None:
+        """The process, as ``app.py`` begins it, without its ports."""
+        self.machine = CheckedStore(self.name, self._checks, lambda: self._s.now)
+        rand = SeededRand(self._s.rand.randint(0, 1 << 30))
+        self.replica = replica = Replica(
+            config=self.config,
+            cluster_id=CLUSTER_ID,
+            members=self._members,
+            name=self.name,
+            member_id=self.me.id,
+            data_dir=Path("sim"),
+            state_machine=self.machine,
+            clock=self.clock,
+            rand=rand,
+            open_disk=lambda: self.disk,
+        )
+        try:
+            self.kv = LocalKV(
+                replica,
+                self.machine.store,
+                clock=self.clock,
+                rand=rand,
+                election_timeout_ms=self.config.election_max_ms,
+                progress_every_s=0.4,
+            )
+            if self._services:
+                self.kv.start()
+            await replica.start()
+            assert replica._core is not None
+            self.core = replica._core
+            self._observe_steps()
+            if self._breakage.read_locally:
+                self._read_locally()
+            self._breakage.on_start(self)
+            self.serving = True
+            replica.on_leadership(self._note_leadership)
+            await asyncio.wait([replica.failed])
+            raise replica.failed.result()
+        except (StorageError, CorruptStateError, RemovedError) as error:
+            self.stop_by_itself(error)
+        except Exception as error:  # noqa: BLE001 - a defect: it ends the run
+            self._s.fail(error)
+
+    def stop_by_itself(self, error: BaseException) -> None:
+        """Fail-stop: the process is gone, and says why."""
+        self._s.note("stopped", self.name, type(error).__name__)
+        self.stopped = error
+        self.retired = self.retired or isinstance(error, RemovedError)
+        self.crash(power=False)
+        self.on_stop(self, error)
+
+    def _read_locally(self) -> None:
+        async def at_once(*, timeout_ms: int) -> int:
+            return self.machine.applied_index
+
+        replica: Any = self.replica
+        replica.read_barrier = at_once
+
+    def _observe_steps(self) -> None:
+        core: Any = self.core
+        step = core.step
+        boot = self.boot
+
+        def observed() -> Turn:
+            turn: Turn = step()
+            engine = self.core.engine
+            self._checks.stepped(self.name, boot, engine)
+            self._s.note("turn", self.name, engine.term, engine.last_index, engine.commit_index, len(turn.messages))
+            return turn
+
+        core.step = observed
+
+    def _note_leadership(self, term: int, leading: bool) -> None:
+        self._s.note("leading", self.name, term, leading)
+        if leading:
+            self._checks.leases.leader_began(self._s.now)
+
+    def _operation_s(self) -> float:
+        return self._s.between(*self.sync_s) * (20 if self._s.chance(0.01) else 1)
 
     def crash(self, *, power: bool) -> None:
         """kill -9, or the machine's power: what was not synced is in doubt."""
         if not self.alive:
             return
-        self._s.note("crash", self.me.name, power)
-        self.alive = False
+        self._s.note("crash", self.name, power)
+        self.alive = self.serving = False
         self.boot += 1
-        flush, self._syncing = self._syncing, None
-        if flush is not None and self._s.chance(0.6):
-            # The write was under way: some of its operations happened.
+        self.loop.kill()
+        for operation in self.loop.unfinished():
+            if not self._s.chance(0.6):
+                break
+            # It was under way: some of its steps happened.
             self.disk.stop_at = len(self.disk.operations) + self._s.rand.randint(0, 3)
             try:
-                self.storage.wal.write_and_sync(flush)
-            except PowerLoss:
-                pass  # exactly what was asked for
+                operation()
+            except (PowerLoss, StorageError):
+                break  # exactly what was asked for
         if power:
             self.disk.power_loss()
         else:
             self.disk.process_died()
-        self._net.died(self.me.id, noticed=not power)
+        self._net.died(self.name, noticed=not power)
+        waiting, self.waiting = self.waiting, {}
+        if not power:
+            for tell in waiting.values():
+                tell()
 
     def pause(self, seconds: float) -> None:
         """SIGSTOP: messages wait, timers pass unseen."""
-        self._s.note("pause", self.me.name, seconds)
-        self._paused_until = self._s.now + seconds
-        self._wake(self._paused_until)
+        self._s.note("pause", self.name, seconds)
+        if self.alive:
+            self.loop.pause(self._s.now + seconds)
 
-    # -- inputs ------------------------------------------------------------------------------------------------
-
-    def receive(self, peer_id: int, message: RaftMessage) -> None:
-        self.core.receive(peer_id, message)
-        self.kick()
-
-    def link_up(self, peer_id: int) -> None:
-        self.core.link_up(peer_id)
-        self.kick()
-
-    def link_down(self, peer_id: int) -> None:
-        self.core.link_down(peer_id)
-        self.kick()
-
-    def peer_died(self, peer_id: int) -> None:
-        self.core.peer_died(peer_id)
-        self.kick()
+    # -- for who drives it from outside ------------------------------------------------------------------------
 
     def kick(self) -> None:
-        self._kicked = True
-        self._wake(self._s.now)
+        """There is something to do: take a turn."""
+        self.loop.call_soon(self.replica._kick)
 
     def monotonic(self) -> float:
-        return self._clock.monotonic()
+        return self.clock.monotonic()
 
-    # -- turns -------------------------------------------------------------------------------------------------
-
-    def _wake(self, time_s: float) -> None:
-        """A turn at ``time_s``, unless one is due sooner."""
-        time_s = max(time_s, self._s.now, self._paused_until)
-        if self._wake_at is not None and self._wake_at <= time_s:
-            return
-        self._wake_at = time_s
-        boot = self.boot
-        self._s.at(time_s, lambda: self._due(boot, time_s))
-
-    def _due(self, boot: int, time_s: float) -> None:
-        if not self.alive or boot != self.boot or self._wake_at != time_s:
-            return
-        self._wake_at = None
-        if self._s.now < self._paused_until:
-            self._wake(self._paused_until)
-        elif self._syncing is None:
-            self._turn()
-
-    def _turn(self) -> None:
-        self._kicked = False
-        turn = self.core.step()
-        engine = self.core.engine
-        if engine.is_leader:
-            self._checks.leads(self.me.name, engine.term)
-        self._s.note("turn", self.me.name, engine.term, engine.last_index, engine.commit_index, len(turn.messages))
-        flush = self.storage.journal.take_dirty()
-        if flush is None:
-            self._release(turn)
-            return
-        if self._breakage.send_before_sync:
-            self._let_out(turn)
-        self._syncing = flush
-        latency = self._s.between(*self.sync_s) * (20 if self._s.chance(0.01) else 1)
-        boot = self.boot
-        self._s.after(latency, lambda: self._synced(boot, flush, turn))
-
-    def _synced(self, boot: int, flush: Flush, turn: Turn) -> None:
-        if not self.alive or boot != self.boot:
-            return
-        self.storage.wal.write_and_sync(flush)
-        self._syncing = None
-        self._release(turn)
-
-    def _let_out(self, turn: Turn) -> None:
-        for peer_id, message in turn.messages:
-            self._net.send(self.me.id, peer_id, message)
-        for done, outcome in turn.outcomes:
-            done(outcome)
-        for read_done, result in turn.reads:
-            read_done(result)
-        turn.messages, turn.outcomes, turn.reads = [], [], []
-
-    def _release(self, turn: Turn) -> None:
-        self._let_out(turn)
-        for term, leading in turn.leadership:
-            self._s.note("leading", self.me.name, term, leading)
-        for peer_id, message in turn.snapshot_messages:
-            run_now(self.snapshotting.handle(peer_id, message))
-        self.snapshotting.offer()
-        if self.snapshotting.due:
-            run_now(self.snapshotting.cut())
-        if self.snapshotting.compact_to is not None:
-            self.storage.wal.compact_to(self.snapshotting.compact_to)
-            self.snapshotting.compact_to = None
-        if self.core.has_work or self._kicked:
-            self._wake(self._s.now + 0.0001)
-        else:
-            self._wake(self._clock.virtual(self.core.next_wake()) + 0.0005)
+    @property
+    def leads(self) -> bool:
+        return self.serving and self.core.engine.is_leader

@@ -175,3 +175,17 @@ def test_peers_of_a_version_without_pre_vote_still_elect() -> None:
             core.link_up(peer, knows_pre_vote=False)
     fleet.pass_time(3)
     assert fleet.leader()
+
+
+def test_a_leader_that_loses_its_quorum_in_the_middle_of_a_transfer_says_so_in_time_and_rests() -> None:
+    fleet = Fleet(3)
+    leader = fleet.elect()
+    core = fleet.cores[leader]
+    moved: list[StatusError | None] = []
+    fleet.isolate(leader)
+    core.transfer(leader % 3 + 1, deadline=fleet.clock.monotonic() + 5, done=moved.append)
+    fleet.pass_time(0.6)
+    assert not core.engine.is_leader
+    fleet.pass_time(0.2)
+    assert isinstance(moved[0], StatusError)
+    assert core.next_wake() > fleet.clock.monotonic()

@@ -1,0 +1,92 @@
+"""What is drawn from a seed before a run begins: sizes, speeds and which faults there will be.
+
+Everything is in here, so that a failure can print it and a test can change one thing of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from controlplane.base.rand import SeededRand
+
+__all__ = ["FAULTS", "Options", "draw"]
+
+#: Every kind of fault there is, by the name that ``--without`` takes.
+FAULTS = (
+    "crash",  # kill -9 of one replica, mostly the leader
+    "power",  # a crash takes the machine along, with what was not synced
+    "ambush",  # all replicas at once, right after an acknowledgement
+    "pause",  # SIGSTOP
+    "break",  # connections break
+    "cut",  # one direction between two replicas
+    "isolate",  # one replica, both directions or one
+    "leader",  # the same, of the leader
+    "ring",  # each replica hears only its neighbours in a chain
+    "flap",  # a link that breaks and heals, many times
+    "deaf",  # clients do not hear a replica, or it does not hear them
+    "eio",  # a sync fails
+    "enospc",  # a disk is full for a while
+    "rot",  # a bit of a stopped minority's log or snapshot flips
+    "wall",  # the wall clock is set
+    "transfer",  # leadership is handed over
+    "members",  # members are added and removed
+    "compact",  # history is forgotten
+    "duplicate",  # frames come twice
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """One run. Times in virtual seconds unless the name says otherwise."""
+
+    size: int = 3
+    faults: frozenset[str] = frozenset()
+    faults_s: float = 5.0
+    intensity_s: float = 0.3
+    snapshot_entries: int = 1_000
+    catch_up_entries: int = 9
+    snapshot_chunk_bytes: int = 65_536
+    inflight_entries_max: int = 2
+    delay_max_s: float = 0.005
+    slow_share: float = 0.0
+    sync_min_s: float = 0.0002
+    sync_max_s: float = 0.004
+    clients: int = 3
+    watchers: int = 2
+    lease_clients: int = 0
+    think_s: float = 0.05
+
+    def line(self) -> str:
+        """As text, for the report of a failure."""
+        shown = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown["faults"] = ",".join(sorted(self.faults))
+        return " ".join(f"{name}={value}" for name, value in shown.items())
+
+
+def draw(seed: int) -> Options:
+    """The options of a seed: the same for the same seed."""
+    rand = SeededRand(f"options {seed}")
+
+    def pick(*values: float) -> float:
+        return values[rand.randint(0, len(values) - 1)]
+
+    faults = {name for name in FAULTS if rand.random() < 0.4}
+    if rand.random() < 0.5:
+        faults.add("crash")
+    return Options(
+        size=int(pick(3, 3, 3, 3, 5)),
+        faults=frozenset(faults),
+        faults_s=pick(3.0, 4.5),
+        intensity_s=pick(0.1, 0.3, 0.6),
+        snapshot_entries=int(pick(10, 20, 60, 1_000)),
+        catch_up_entries=int(pick(1, 3, 9)),
+        snapshot_chunk_bytes=int(pick(512, 65_536)),
+        inflight_entries_max=int(pick(1, 2, 4)),
+        delay_max_s=pick(0.001, 0.005, 0.03),
+        slow_share=pick(0.0, 0.02, 0.1),
+        sync_max_s=pick(0.001, 0.004, 0.04),
+        clients=rand.randint(2, 4),
+        watchers=rand.randint(1, 3),
+        lease_clients=int(pick(0, 0, 1)),
+        think_s=pick(0.03, 0.1),
+    )
