@@ -91,6 +91,8 @@ class LocalKV:
     ) -> None:
         self._raft = raft
         self._store = store
+        #: Cluster and member id, which never change: looked up once, sent with every response.
+        self._identity: tuple[int, int] | None = None
         self._clock = clock or SystemClock()
         self._rand = rand or SystemRand()
         self._default_timeout_ms = default_timeout_ms
@@ -416,7 +418,7 @@ class LocalKV:
                     raise
 
     async def _propose(self, command: Command, request_id: bytes, timeout_ms: int | None, born_index: int = 0) -> Reply:
-        term = self._raft.status().term
+        term = self._raft.term
         outcome = await self._raft.propose(
             command.SerializeToString(),
             request_id=request_id or self._rand.token(16),
@@ -473,10 +475,11 @@ class LocalKV:
         return response
 
     def _stamp(self, header: rpc_pb2.ResponseHeader) -> None:
-        status = self._raft.status()
-        header.cluster_id = status.cluster_id
-        header.member_id = status.member_id
-        header.raft_term = status.term
+        if self._identity is None:
+            status = self._raft.status()
+            self._identity = (status.cluster_id, status.member_id)
+        header.cluster_id, header.member_id = self._identity
+        header.raft_term = self._raft.term
 
 
 def _is_serializable(request: rpc_pb2.TxnRequest) -> bool:

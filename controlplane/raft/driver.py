@@ -637,6 +637,11 @@ class Replica:
         )
 
     @property
+    def term(self) -> int:
+        """See RaftHandle."""
+        return self._the_core().engine.term
+
+    @property
     def is_learner(self) -> bool:
         """See RaftHandle."""
         return self._learner

@@ -224,6 +224,11 @@ class RaftHandle(Protocol):
     def status(self) -> RaftStatus: ...
 
     @property
+    def term(self) -> int:
+        """The term this replica is in. Cheap, unlike status: every response carries it."""
+        ...
+
+    @property
     def is_learner(self) -> bool:
         """This replica does not vote: it serves nothing but its status and local reads. Cheap, unlike status."""
         ...

@@ -180,6 +180,10 @@ class FakeRaft:
     def is_learner(self) -> bool:
         return any(m.learner for m in self.status().members if m.id == self._member_id)
 
+    @property
+    def term(self) -> int:
+        return self.status().term
+
     def status(self) -> RaftStatus:
         shared = self._shared
         return RaftStatus(
