@@ -107,7 +107,8 @@ async def _promoted(through: Member, member_id: int) -> bool:
     try:
         await through.cluster.MemberPromote(rpc_pb2.MemberPromoteRequest(ID=member_id), timeout=5, wait_for_ready=True)
     except grpc.aio.AioRpcError as error:
-        if "in sync" in str(error.details()):
+        # A voter that was slow for a moment makes the cluster unhealthy, as in etcd: asked again, like an operator would.
+        if "in sync" in str(error.details()) or error.code() is grpc.StatusCode.UNAVAILABLE:
             return False
         raise
     return True
@@ -135,7 +136,8 @@ async def test_a_learner_joins_and_is_promoted_and_the_leader_is_removed_while_w
     status = await founders[0].status()
     ids = {(await member.status()).header.member_id: member for member in founders}
     leader = ids[status.leader]
-    await leader.cluster.MemberRemove(rpc_pb2.MemberRemoveRequest(ID=status.leader), timeout=10, wait_for_ready=True)
+    other = next(member for member in founders if member is not leader)
+    await other.cluster.MemberRemove(rpc_pb2.MemberRemoveRequest(ID=status.leader), timeout=10, wait_for_ready=True)
     assert await leader.exit_code() == 1
     assert f"member {leader.name} " in leader.log
     assert "was removed from the cluster at index" in leader.log
