@@ -107,7 +107,7 @@ async def _promoted(through: Member, member_id: int) -> bool:
     try:
         await through.cluster.MemberPromote(rpc_pb2.MemberPromoteRequest(ID=member_id), timeout=5, wait_for_ready=True)
     except grpc.aio.AioRpcError as error:
-        # A voter that was slow for a moment makes the cluster unhealthy, as in etcd: asked again, like an operator would.
+        # A voter that was slow for a moment makes the cluster unhealthy, as in etcd: ask again, as operators do.
         if "in sync" in str(error.details()) or error.code() is grpc.StatusCode.UNAVAILABLE:
             return False
         raise
