@@ -6,6 +6,7 @@ Where the real etcd is installed too, one long script of commands is run against
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import re
@@ -16,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from controlplane.store.store import Store
 from tests.conftest import find_program
+from tests.fakes.raft import FakeRaft
 from tests.integration.etcd_rig import Ours, ours, real_etcd
 
 pytestmark = [pytest.mark.needs("etcdctl", "etcd-client"), pytest.mark.slow]
@@ -243,11 +246,139 @@ async def test_member_list_is_a_table_of_started_members(ctl: Etcdctl) -> None:
     assert (await ctl.ok("member", "list")).startswith("1, started, r1, http://127.0.0.1:")
 
 
-async def test_move_leader_and_member_add_say_why_not(ctl: Etcdctl) -> None:
+async def test_a_member_is_added_updated_promoted_and_removed(ctl: Etcdctl) -> None:
+    added = await ctl.ok("member", "add", "r9", "--learner", "--peer-urls=http://127.0.0.1:9")
+    member = re.search(r"Member +([0-9a-f]+) added", added)
+    assert member is not None
+    assert f"{member[1]}, unstarted, , http://127.0.0.1:9, , true" in await ctl.ok("member", "list")
+    assert "updated" in await ctl.ok("member", "update", member[1], "--peer-urls=http://127.0.0.1:19")
+    assert "promoted" in await ctl.ok("member", "promote", member[1])
+    assert f"{member[1]}, unstarted, , http://127.0.0.1:19, , false" in await ctl.ok("member", "list")
+    assert "can only promote a learner member" in await ctl.fails("member", "promote", member[1])
+    assert "removed" in await ctl.ok("member", "remove", member[1])
+    assert "member not found" in await ctl.fails("member", "remove", member[1])
+    assert len((await ctl.ok("member", "list")).splitlines()) == 1
+
+
+async def test_move_leader_is_for_the_leader_and_to_a_member(ctl: Etcdctl, server: Ours) -> None:
     assert "bad leader transferee" in await ctl.fails("move-leader", "99")
-    assert "members cannot be added while the cluster runs" in await ctl.fails(
-        "member", "add", "x", "--peer-urls=http://127.0.0.1:1"
-    )
+    FakeRaft(Store(cluster_id=FakeRaft.CLUSTER_ID), name="r2", join=server.raft)
+    assert "Leadership transferred from 1 to 2" in await ctl.ok("move-leader", "2")
+    assert server.raft.status().leader == "r2"
+
+
+async def test_a_full_store_is_shown_and_disarmed(ctl: Etcdctl, server: Ours) -> None:
+    server.kv.quota.limit_bytes = 1
+    assert "mvcc: database space exceeded" in await ctl.fails("put", "k", "v")
+    assert await ctl.ok("alarm", "list") == "memberID:1 alarm:NOSPACE \n"
+    server.kv.quota.limit_bytes = 0
+    assert "mvcc: database space exceeded" in await ctl.fails("put", "k", "v")
+    assert await ctl.ok("alarm", "disarm") == "memberID:1 alarm:NOSPACE \n"
+    await ctl.ok("put", "k", "v")
+
+
+@pytest.mark.needs("etcd", "etcd-server")
+async def test_a_mirror_in_a_real_etcd_follows_us(ctl: Etcdctl, tmp_path: Path) -> None:
+    await ctl.ok("put", "m/before", "1")
+    async with real_etcd(tmp_path / "etcd") as endpoint:
+        real = Etcdctl(endpoint)
+        watching = await real.start("watch", "m/", "--prefix", "--rev=1")
+        mirroring = await ctl.start("make-mirror", endpoint, "--prefix=m/")
+        try:
+            assert await lines(watching, 3) == ["PUT", "m/before", "1"]
+            await ctl.ok("put", "m/after", "2")
+            assert await lines(watching, 3) == ["PUT", "m/after", "2"]
+            await ctl.ok("del", "m/before")
+            assert await lines(watching, 2) == ["DELETE", "m/before"]
+        finally:
+            await stopped(mirroring)
+            await stopped(watching)
+
+
+async def test_what_needs_no_server_or_an_etcds_own_says_so(ctl: Etcdctl, tmp_path: Path) -> None:
+    assert "etcdctl version: 3." in await ctl.ok("version")
+    assert "COMMANDS:" in await ctl.ok("help")
+    for shell in ("bash", "fish", "powershell", "zsh"):
+        assert "etcdctl" in await ctl.ok("completion", shell)
+    # It reads the files of an etcd 2, of which we have none.
+    assert "no such file or directory" in await ctl.fails("migrate", f"--data-dir={tmp_path}")
+    # It wants the server's own memory, at /metrics of the client port over HTTP/1; ours is on a port of its own.
+    answer = await ctl.run("check", "datascale", "--load=s")
+    assert "Could not read process_resident_memory_bytes" in answer.out
+
+
+#: Where each command is run: a test here, or in the file named.
+COVERED = {
+    "alarm disarm": "test_a_full_store_is_shown_and_disarmed",
+    "alarm list": "test_a_full_store_is_shown_and_disarmed",
+    "auth disable": "test_etcdctl_auth.py",
+    "auth enable": "test_etcdctl_auth.py",
+    "check datascale": "test_what_needs_no_server_or_an_etcds_own_says_so",
+    "check perf": "test_check_perf_runs_to_its_verdict",
+    "compaction": "SCRIPT",
+    "completion bash": "test_what_needs_no_server_or_an_etcds_own_says_so",
+    "completion fish": "test_what_needs_no_server_or_an_etcds_own_says_so",
+    "completion powershell": "test_what_needs_no_server_or_an_etcds_own_says_so",
+    "completion zsh": "test_what_needs_no_server_or_an_etcds_own_says_so",
+    "defrag": "SCRIPT",
+    "del": "SCRIPT",
+    "elect": "test_elect_leads_and_is_observed",
+    "endpoint hashkv": "test_endpoint_status_health_and_hash",
+    "endpoint health": "test_endpoint_status_health_and_hash",
+    "endpoint status": "test_endpoint_status_health_and_hash",
+    "get": "SCRIPT",
+    "help": "test_what_needs_no_server_or_an_etcds_own_says_so",
+    "lease grant": "SCRIPT",
+    "lease keep-alive": "SCRIPT",
+    "lease list": "test_a_lease_is_kept_alive_listed_and_revoked_with_its_keys",
+    "lease revoke": "SCRIPT",
+    "lease timetolive": "SCRIPT",
+    "lock": "test_lock_runs_a_command_alone",
+    "make-mirror": "test_a_mirror_in_a_real_etcd_follows_us",
+    "member add": "test_a_member_is_added_updated_promoted_and_removed",
+    "member list": "test_member_list_is_a_table_of_started_members",
+    "member promote": "test_a_member_is_added_updated_promoted_and_removed",
+    "member remove": "test_a_member_is_added_updated_promoted_and_removed",
+    "member update": "test_a_member_is_added_updated_promoted_and_removed",
+    "migrate": "test_what_needs_no_server_or_an_etcds_own_says_so",
+    "move-leader": "test_move_leader_is_for_the_leader_and_to_a_member",
+    "put": "SCRIPT",
+    "role add": "test_etcdctl_auth.py",
+    "role delete": "test_etcdctl_auth.py",
+    "role get": "test_etcdctl_auth.py",
+    "role grant-permission": "test_etcdctl_auth.py",
+    "role list": "test_etcdctl_auth.py",
+    "role revoke-permission": "test_etcdctl_auth.py",
+    "snapshot restore": "test_backup.py",
+    "snapshot save": "test_backup.py",
+    "snapshot status": "test_backup.py",
+    "txn": "SCRIPT",
+    "user add": "test_etcdctl_auth.py",
+    "user delete": "test_etcdctl_auth.py",
+    "user get": "test_etcdctl_auth.py",
+    "user grant-role": "test_etcdctl_auth.py",
+    "user list": "test_etcdctl_auth.py",
+    "user passwd": "test_etcdctl_auth.py",
+    "user revoke-role": "test_etcdctl_auth.py",
+    "version": "test_what_needs_no_server_or_an_etcds_own_says_so",
+    "watch": "test_watch_follows_a_prefix_from_a_revision",
+}
+
+
+async def test_every_command_that_etcdctl_has_is_run_somewhere(ctl: Etcdctl) -> None:
+    listed = (await ctl.ok("help")).partition("COMMANDS:")[2].partition("OPTIONS:")[0]
+    commands = {line.split("\t")[1].strip() for line in listed.splitlines() if line.startswith("\t")}
+    assert commands == set(COVERED)
+    for command, where in COVERED.items():
+        words = command.split()
+        if where == "SCRIPT":
+            assert any(list(entry[: len(words)]) == words for entry in SCRIPT), command
+        elif where.endswith(".py"):
+            quoted = '"' + '", "'.join(words) + '"'
+            assert quoted in (Path(__file__).parent / where).read_text(), command
+        else:
+            quoted = '"' + '", "'.join(words[:1]) + '"'
+            assert quoted in inspect.getsource(globals()[where]), command
 
 
 async def test_lock_runs_a_command_alone(ctl: Etcdctl) -> None:
@@ -282,10 +413,6 @@ async def test_elect_leads_and_is_observed(ctl: Etcdctl) -> None:
 async def test_a_write_of_unknown_fate_is_a_timeout_to_etcdctl(ctl: Etcdctl, server: Ours) -> None:
     server.raft.lose_next(applied=False)
     assert "etcdserver: request timed out" in await ctl.fails("put", "k", "v")
-
-
-def test_the_script_covers_every_kind_of_command() -> None:
-    assert {command[0] for command in SCRIPT} >= {"put", "get", "del", "txn", "lease", "compaction", "watch", "alarm"}
 
 
 async def test_check_perf_runs_to_its_verdict(ctl: Etcdctl) -> None:
