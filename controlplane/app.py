@@ -32,6 +32,7 @@ from controlplane.base.errors import ConfigError, QuarterdeckError, StatusError
 from controlplane.base.http import ObservabilityServer
 from controlplane.base.identity import member
 from controlplane.base.rand import SystemRand
+from controlplane.base.stalls import GcPauses, watch_loop
 from controlplane.client.events import EventRecorder
 from controlplane.client.inprocess import InProcessClient
 from controlplane.client.shared import SharedInformers
@@ -107,6 +108,7 @@ class App:
             self.client, self.informers, factories, events=self.recorder, clock=clock, rand=rand
         )
         self.scheduler = Scheduler(self.client, self.informers, events=self.recorder, clock=clock, rand=rand)
+        self._gc_pauses = GcPauses(clock)
         self._object_metrics = ObjectMetrics(self.informers, lambda: self._led_term is not None)
         guard = [AuthorizationInterceptor()] if self.tls is not None else []
         self._server = grpc_server.new_server(
@@ -156,6 +158,8 @@ class App:
         await self._health.set_serving(True)
         if self.tls is not None:
             self._spawn(self.tls.run(), "certificates")
+        self._gc_pauses.start()
+        self._spawn(watch_loop(self._clock), "loop-lag")
         self._spawn(self.informers.run(), "informers")
         self._spawn(self._note_synced(), "informers-synced")
         self._spawn(self.sessions.run(), "sessions")
@@ -203,6 +207,7 @@ class App:
         await self.logs.close()
         await self.backbone.close()
         await self._http.stop()
+        self._gc_pauses.stop()
         for collector in self._collectors:
             REGISTRY.unregister(collector)
 
