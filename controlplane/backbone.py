@@ -181,7 +181,9 @@ class Embedded:
         self.versions = {"etcdserver": ETCD_VERSION, "etcdcluster": ETCD_VERSION}
         self.log_index: Callable[[], int] | None = lambda: self.store.applied_index
         self.isolation_ms = 1_500
-        self.collectors = (StateMetrics(self.store, self.raft, version=ETCD_VERSION),)
+        self.collectors = (
+            StateMetrics(self.store, self.raft, version=ETCD_VERSION, quota_bytes=config.quota_backend_bytes),
+        )
 
     @property
     def has_data(self) -> bool:

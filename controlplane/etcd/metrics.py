@@ -82,12 +82,14 @@ class StateMetrics:
     Args:
         store, raft: what is read.
         version: the etcd release whose API this is (label ``server_version``).
+        quota_bytes: the quota, 0 for none.
     """
 
-    def __init__(self, store: Store, raft: RaftHandle, *, version: str) -> None:
+    def __init__(self, store: Store, raft: RaftHandle, *, version: str, quota_bytes: int = 0) -> None:
         self._store = store
         self._raft = raft
         self._version = version
+        self._quota_bytes = quota_bytes
         self._leader: str | None = None
         self._leader_term = 0
         self._leader_changes = 0
@@ -102,13 +104,15 @@ class StateMetrics:
         store, status = self._store, self._raft.status()
         self._note(status.leader, status.term)
         leads = status.leader == status.name
+        learner = any(member.learner for member in status.members if member.id == status.member_id)
         for name, text, value in (
             ("etcd_server_has_leader", "1 if this member knows a leader.", status.leader is not None),
             ("etcd_server_is_leader", "1 if this member leads.", leads),
-            ("etcd_server_is_learner", "1 if this member does not vote.", False),
+            ("etcd_server_is_learner", "1 if this member does not vote.", learner),
             ("etcd_server_proposals_pending", "Writes waiting on this member.", status.pending),
             ("etcd_mvcc_db_total_size_in_bytes", "Bytes of all retained versions.", store.size_bytes),
             ("etcd_mvcc_db_total_size_in_use_in_bytes", "Bytes of all retained versions.", store.size_bytes),
+            ("etcd_server_quota_backend_bytes", "Size at which writes that add are refused.", self._quota_bytes),
             ("etcd_debugging_mvcc_current_revision", "Revision applied.", store.revision),
             ("etcd_debugging_mvcc_compact_revision", "Revision of the last compaction.", store.compact_revision),
             ("etcd_debugging_auth_revision", "Revision of the auth store.", store.auth.revision),

@@ -176,7 +176,7 @@ async def test_a_client_that_requires_a_leader_is_refused_without_one(replica: R
 
 async def test_state_metrics_show_the_state_at_the_scrape(replica: Replica) -> None:
     registry = CollectorRegistry()
-    StateMetrics(replica.store, replica.raft, version=ETCD_VERSION).register(registry)
+    StateMetrics(replica.store, replica.raft, version=ETCD_VERSION, quota_bytes=7).register(registry)
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(name, labels)
@@ -184,6 +184,8 @@ async def test_state_metrics_show_the_state_at_the_scrape(replica: Replica) -> N
     assert value("etcd_server_has_leader") == value("etcd_server_is_leader") == 1
     await put(replica.kv, b"k")
     assert value("etcd_debugging_mvcc_keys_total") == 1
+    assert value("etcd_server_quota_backend_bytes") == 7
+    assert value("etcd_server_is_learner") == 0
     assert value("etcd_debugging_mvcc_current_revision") == 2
     assert value("etcd_server_proposals_applied_total") == 1
     assert value("etcd_mvcc_db_total_size_in_bytes") == replica.store.size_bytes
