@@ -128,13 +128,9 @@ class LocalKV:
 
     def header(self, revision: int = 0) -> rpc_pb2.ResponseHeader:
         """A header for a response made now, at ``revision`` (0: the present one)."""
-        status = self._raft.status()
-        return rpc_pb2.ResponseHeader(
-            cluster_id=status.cluster_id,
-            member_id=status.member_id,
-            revision=revision or self._store.revision,
-            raft_term=status.term,
-        )
+        header = rpc_pb2.ResponseHeader(revision=revision or self._store.revision)
+        self._stamp(header)
+        return header
 
     async def barrier(self, timeout_ms: int | None = None) -> None:
         """Return once everything committed before the call is applied here.
