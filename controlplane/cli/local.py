@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import signal
 import time
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from controlplane.cli.printers import node_status
 from controlplane.cli.tables import table
 from controlplane.cli.write import read_manifests
 from controlplane.client import GrpcClient, NotFoundError
-from controlplane.local.cluster import FOLDER, LocalCluster
+from controlplane.local.cluster import FOLDER, LocalCluster, etcdctl_environment, etcdctl_line
+from controlplane.local.etcd_restore import restore_store
 from controlplane.local.processes import ProcessError
 from controlplane.local.restore import restore_replicas
 from controlplane.local.spec import STORES, ClusterSpec, plan
@@ -163,6 +165,7 @@ def local() -> None:
 @click.option(
     "--store", default="embedded", type=click.Choice(STORES), show_default=True, help="Where the state is kept."
 )
+@click.option("--tls/--no-tls", default=True, show_default=True, help="Certificates for everybody, made in pki/.")
 @click.option(
     "--apply", "manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Then apply this file."
 )
@@ -175,6 +178,7 @@ async def up(
     nodes: int,
     port_base: int,
     store: str,
+    tls: bool,
     manifest: Path | None,
     timeout_s: float,
 ) -> None:
@@ -192,6 +196,7 @@ async def up(
         nodes=nodes,
         port_base=port_base,
         store=store,
+        tls=tls,
         manifest=manifest,
         timeout_s=timeout_s,
     )
@@ -206,6 +211,7 @@ async def bring_up(
     nodes: int,
     port_base: int,
     store: str = "embedded",
+    tls: bool = True,
     manifest: Path | None = None,
     timeout_s: float = 60.0,
 ) -> LocalCluster:
@@ -218,7 +224,7 @@ async def bring_up(
         KeyboardInterrupt: SIGINT or SIGTERM.
     """
     manifests = read_manifests([str(manifest)]) if manifest is not None else []  # before anything is started
-    cluster = _open_or_create(root, replicas=replicas, nodes=nodes, port_base=port_base, store=store)
+    cluster = _open_or_create(root, replicas=replicas, nodes=nodes, port_base=port_base, store=store, tls=tls)
     before = cluster.running()
     if len(before) == len(cluster.names):
         err.print(f"already running: {len(cluster.spec.replicas)} replicas, {len(cluster.spec.nodes)} nodes")
@@ -232,7 +238,7 @@ async def bring_up(
         cluster.check_ports()
         for name in cluster.names:
             cluster.start(name)
-        client = GrpcClient(cluster.spec.endpoints)
+        client = GrpcClient(cluster.spec.endpoints, credentials=cluster.credentials())
         try:
             with Waiter(cluster, timeout_s) as waiter:
                 await wait_replicas(cluster, waiter)
@@ -252,8 +258,8 @@ async def bring_up(
     return cluster
 
 
-def _open_or_create(root: Path, *, replicas: int, nodes: int, port_base: int, store: str) -> LocalCluster:
-    wanted = plan(replicas=replicas, nodes=nodes, port_base=port_base, store=store)
+def _open_or_create(root: Path, *, replicas: int, nodes: int, port_base: int, store: str, tls: bool) -> LocalCluster:
+    wanted = plan(replicas=replicas, nodes=nodes, port_base=port_base, store=store, tls=tls)
     if not LocalCluster.exists(root):
         return LocalCluster.create(root, wanted)
     cluster = LocalCluster.open(root)
@@ -270,13 +276,13 @@ def _open_or_create(root: Path, *, replicas: int, nodes: int, port_base: int, st
     return cluster
 
 
-def _shape(spec: ClusterSpec) -> tuple[int, int, int, str]:
-    return len(spec.replicas), len(spec.nodes), spec.port_base, spec.store_kind
+def _shape(spec: ClusterSpec) -> tuple[int, int, int, str, bool]:
+    return len(spec.replicas), len(spec.nodes), spec.port_base, spec.store_kind, spec.tls
 
 
 def _words(spec: ClusterSpec) -> str:
-    replicas, nodes, port_base, store = _shape(spec)
-    return f"REPLICAS={replicas} NODES={nodes} PORT_BASE={port_base} STORE={store}"
+    replicas, nodes, port_base, store, tls = _shape(spec)
+    return f"REPLICAS={replicas} NODES={nodes} PORT_BASE={port_base} STORE={store} TLS={'on' if tls else 'off'}"
 
 
 def _undo(cluster: LocalCluster, before: list[str]) -> None:
@@ -303,6 +309,7 @@ async def _show(settings: Settings, cluster: LocalCluster) -> None:
         console.print(f"etcd     {', '.join(spec.kv_endpoints)}  (etcd itself: it holds the state)")
     else:
         console.print(f"gRPC     {', '.join(spec.endpoints)}  (etcd v3 and quarterdeck.v1 on each)")
+    console.print(f"etcdctl  {etcdctl_line(cluster)} endpoint status -w table")
     console.print(f"metrics  {', '.join(f'http://{r.metrics}/metrics' for r in spec.replicas)}")
     console.print(f"logs     {cluster.root}/logs/*.log")
     console.print("try      .venv/bin/qd get pods -o wide")
@@ -326,6 +333,17 @@ async def down(context: click.Context, destroy: bool) -> None:
     if destroy:
         cluster.destroy()
         err.print(f"removed {cluster.root}")
+
+
+@local.command()
+@click.pass_context
+@coroutine
+async def env(context: click.Context) -> None:
+    """Print the environment for etcdctl and qd: eval "$(qd local env)"."""
+    cluster = settings_of(context).local()
+    for name, value in etcdctl_environment(cluster).items():
+        click.echo(f"export {name}={shlex.quote(value)}")
+    click.echo(f"export QD_FOLDER={shlex.quote(str(cluster.root.resolve()))}")
 
 
 @local.command("status")
@@ -401,13 +419,15 @@ async def kill(context: click.Context, name: str, with_pods: bool, signame: str)
 async def restore(context: click.Context, path: Path, yes: bool, timeout_s: float) -> None:
     """Bring the control plane back from a snapshot: new data directories for all replicas, then start them.
 
-    Refused while a replica runs. Agents and pods run on through it; what was written after the snapshot is lost.
+    Refused while a replica runs. Agents and pods run on through it; what was written after the snapshot is lost. With
+    an etcd cluster as the store the file is one of `etcdctl snapshot save`, and the members get new data.
     """
     cluster = settings_of(context).local()
     if not yes:
         click.confirm(f"Replace the data of {len(cluster.spec.replicas)} replicas by {path}?", abort=True, err=True)
     began = time.monotonic()
-    restored = restore_replicas(cluster, path)
+    # etcd's restore drives a member of its own: it has its own loop.
+    restored = await asyncio.to_thread(restore_store if cluster.spec.store else restore_replicas, cluster, path)
     with Waiter(cluster, timeout_s, [r.name for r in cluster.spec.replicas]) as waiter:
         await wait_replicas(cluster, waiter)
     err.print(
@@ -436,7 +456,7 @@ async def remove_node(context: click.Context, name: str) -> None:
     settings = settings_of(context)
     cluster = settings.local()
     cluster.remove_node(name)
-    client = GrpcClient(cluster.spec.endpoints)
+    client = GrpcClient(cluster.spec.endpoints, credentials=cluster.credentials())
     try:
         await client.delete(Node, name)
     except NotFoundError:
