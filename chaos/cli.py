@@ -71,6 +71,7 @@ def _output(function: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="The store, if it is started here.",
 )
+@click.option("--tls/--no-tls", default=True, show_default=True, help="TLS, if it is started here.")
 @click.option(
     "--apply",
     "manifest",
@@ -89,6 +90,7 @@ async def demo(
     nodes: int,
     port_base: int,
     store: str,
+    tls: bool,
     manifest: Path,
     rate: float,
     output: str,
@@ -105,6 +107,7 @@ async def demo(
         nodes=nodes,
         port_base=port_base,
         store=store,
+        tls=tls,
         manifest=manifest,
     )
     run = await _interruptible(_demo(cluster, rate))
@@ -115,7 +118,7 @@ async def demo(
 
 
 async def _demo(cluster: LocalCluster, rate: float) -> Run:
-    async with GrpcClient(cluster.spec.endpoints) as client:
+    async with GrpcClient(cluster.spec.endpoints, credentials=cluster.credentials()) as client:
         await client.patch(Deployment, WORKLOAD, {"spec": {"replicas": _DEMO_PODS}}, namespace=NAMESPACE)
     return await play(cluster, demo_acts(cluster.spec.store_kind), rates=Rates(writes=rate), say=_say())
 

@@ -13,6 +13,7 @@ from controlplane.base.clock import Clock
 from controlplane.base.errors import QuarterdeckError
 from controlplane.base.rand import Rand
 from controlplane.client import EtcdClient
+from controlplane.client.tls import Credentials
 
 __all__ = ["Load", "LoadError", "Rates"]
 
@@ -48,9 +49,11 @@ class Load:
         clock: Clock,
         rand: Rand,
         foreign: bool = False,
+        credentials: Credentials | None = None,
     ) -> None:
-        """``foreign``: the endpoints are etcd's own members."""
+        """``foreign``: the endpoints are etcd's own members. ``credentials``: shown to them."""
         self._foreign = foreign
+        self._credentials = credentials
         self._prefix = prefix
         self._recorder = recorder
         self.board = Board()
@@ -75,7 +78,7 @@ class Load:
         self._watcher = Watcher(prefix, self._client(endpoints, endpoints[0]), recorder, clock)
 
     def _client(self, endpoints: Sequence[str], first: str) -> EtcdClient:
-        client = EtcdClient(endpoints, first=first, foreign=self._foreign)
+        client = EtcdClient(endpoints, first=first, foreign=self._foreign, credentials=self._credentials)
         self._clients.append(client)
         return client
 

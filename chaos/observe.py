@@ -15,6 +15,7 @@ from controlplane.base.errors import StatusError
 from controlplane.base.rand import Rand
 from controlplane.client import ApiClient, Informer, OperatorClient
 from controlplane.client.operator_client import leader_of
+from controlplane.client.tls import Credentials
 from controlplane.local import pods as local_pods
 from controlplane.local.cluster import LocalCluster
 from controlplane.pb.k8s.core_v1_pb2 import Pod
@@ -129,9 +130,10 @@ class Pods:
 class Replicas:
     """Every replica, asked directly. Close it, or use it as a context manager."""
 
-    def __init__(self, endpoints: Mapping[str, str], clock: Clock) -> None:
+    def __init__(self, endpoints: Mapping[str, str], clock: Clock, credentials: Credentials | None = None) -> None:
         self._clients = {
-            name: OperatorClient(endpoint, timeout_ms=_ASK_TIMEOUT_MS) for name, endpoint in endpoints.items()
+            name: OperatorClient(endpoint, timeout_ms=_ASK_TIMEOUT_MS, credentials=credentials)
+            for name, endpoint in endpoints.items()
         }
         self._clock = clock
 

@@ -71,15 +71,16 @@ async def play(
     folder.mkdir(parents=True)
     run = rand.token(4).hex()
     endpoints = cluster.spec.endpoints
+    credentials, kv_credentials = cluster.credentials(), cluster.kv_credentials()
     kv_endpoints, foreign = cluster.spec.kv_endpoints, bool(cluster.spec.store)
     header = Header(
         run, f"/chaos/{run}/", started.isoformat(timespec="milliseconds"), kv_endpoints, cluster.spec.store_kind
     )
     cut_short = ""
     async with (
-        GrpcClient(endpoints) as client,
-        EtcdClient(kv_endpoints, foreign=foreign) as kv,
-        Replicas({replica.name: replica.client for replica in cluster.spec.replicas}, clock) as replicas,
+        GrpcClient(endpoints, credentials=credentials) as client,
+        EtcdClient(kv_endpoints, foreign=foreign, credentials=kv_credentials) as kv,
+        Replicas({r.name: r.client for r in cluster.spec.replicas}, clock, credentials) as replicas,
         Pods(client, namespace=NAMESPACE, label_selector=f"app={WORKLOAD}", clock=clock, rand=rand) as pods,
     ):
         faults = Faults(cluster, client, (NAMESPACE, WORKLOAD))
@@ -93,7 +94,7 @@ async def play(
             try:
                 async with Load(
                     kv_endpoints, address, prefix=header.prefix, recorder=recorder, rates=rates, clock=clock, rand=rand,
-                    foreign=foreign,
+                    foreign=foreign, credentials=kv_credentials,
                 ) as load:  # fmt: skip
                     stage = Stage(faults, load, pods, replicas, client, kv, recorder, clock, wanted, folder, say)
                     cut_short = await _play_acts(stage, whole, acts, repeat)

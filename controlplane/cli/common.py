@@ -19,6 +19,7 @@ from controlplane.client import ApiClient, ApiError, GrpcClient, UnavailableErro
 from controlplane.client.endpoints import parse_endpoints
 from controlplane.local.cluster import FOLDER, LocalCluster
 from controlplane.pb.quarterdeck.v1 import api_pb2
+from controlplane.transport.tls import Reloader, TlsFiles
 
 __all__ = [
     "EXIT_INTERRUPTED",
@@ -81,12 +82,14 @@ class Settings:
     Attributes:
         endpoints: as given; empty: those of the local cluster.
         folder: the local cluster's folder as given; None: the nearest.
-        connect: makes a client of endpoints.
+        tls: certificate files as given; None: the administrator's of the local cluster, where it has TLS.
+        connect: makes a client of endpoints, in place of a GrpcClient.
     """
 
     endpoints: tuple[str, ...] = ()
     folder: Path | None = None
-    connect: Callable[[Sequence[str]], Client] = GrpcClient
+    tls: TlsFiles | None = None
+    connect: Callable[[Sequence[str]], Client] | None = None
 
     def resolve_endpoints(self) -> list[str]:
         """Endpoints given, or of the environment, or of the local cluster found here.
@@ -108,7 +111,26 @@ class Settings:
 
     def client(self) -> Client:
         """A client of that cluster; close it when done."""
-        return self.connect(self.resolve_endpoints())
+        endpoints = self.resolve_endpoints()
+        if self.connect is not None:
+            return self.connect(endpoints)
+        return GrpcClient(endpoints, credentials=self.credentials())
+
+    def credentials(self) -> Reloader | None:
+        """What to show to the endpoints; None: they are spoken to plainly. Raises ConfigError: files are no good."""
+        files = self.tls_files()
+        return Reloader(files) if files is not None else None
+
+    def tls_files(self) -> TlsFiles | None:
+        """The certificate files given, or the administrator's of the local cluster that the endpoints belong to."""
+        if self.tls is not None:
+            return self.tls
+        folder = self.folder or find_folder()
+        if folder is None or not LocalCluster.exists(folder):
+            return None
+        cluster = LocalCluster.open(folder)
+        theirs = not self.endpoints or set(self.resolve_endpoints()) <= set(cluster.spec.endpoints)
+        return cluster.pki.admin if cluster.spec.tls and theirs else None
 
     def local(self) -> LocalCluster:
         """The local cluster of the folder. Raises ConfigError if there is none."""

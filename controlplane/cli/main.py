@@ -81,7 +81,7 @@ class _Lazy(click.Group):
     help="The local cluster's folder. Default: the nearest .quarterdeck.",
 )
 @click.option("--ca", envvar="QUARTERDECK_CACERT", type=_FILE, help="Certificate authority of the replicas.")
-@click.option("--cert", envvar="QUARTERDECK_CERT", type=_FILE, help="Your certificate. Default: the local cluster's admin.")
+@click.option("--cert", envvar="QUARTERDECK_CERT", type=_FILE, help="Your certificate; the local cluster's admin's.")
 @click.option("--key", envvar="QUARTERDECK_KEY", type=_FILE, help="The key of that.")
 @click.pass_context
 def cli(

@@ -28,7 +28,7 @@ async def save_snapshot(settings: Settings, path: Path) -> tuple[int, int]:
     """
     failure: StatusError | None = None
     for endpoint in settings.resolve_endpoints():
-        client = OperatorClient(endpoint)
+        client = OperatorClient(endpoint, credentials=settings.credentials())
         try:
             return await _save(client, path)
         except StatusError as error:

@@ -18,6 +18,7 @@ from controlplane.cli.printers import node_status
 from controlplane.cli.tables import table
 from controlplane.client import GrpcClient, OperatorClient
 from controlplane.client.operator_client import leader_of
+from controlplane.client.tls import Credentials
 from controlplane.local.cluster import LocalCluster
 from controlplane.pb.k8s.core_v1_pb2 import Node, Pod
 from controlplane.pb.quarterdeck.v1 import operator_pb2
@@ -86,19 +87,19 @@ async def gather(settings: Settings) -> ClusterStatus:
     Raises:
         ConfigError: no cluster is named and none is found here.
     """
-    endpoints = settings.resolve_endpoints()
-    answers = await _ask_all(endpoints)
+    endpoints, credentials = settings.resolve_endpoints(), settings.credentials()
+    answers = await _ask_all(endpoints, credentials)
     # Replicas that were not named, but that those named know of.
     met = {answer.name for answer in answers.values() if answer}
     members = {m.client_endpoint: m for answer in answers.values() if answer for m in answer.members}
     more = [e for e, member in members.items() if e and e not in answers and member.name not in met]
-    answers |= await _ask_all(more)
+    answers |= await _ask_all(more, credentials)
     local = _local(settings, endpoints)
     replicas = sorted((_row(e, a, members.get(e), local) for e, a in answers.items()), key=lambda r: _natural(r.name))
     heard = [answer for answer in answers.values() if answer]
     leader, term = leader_of(heard, len(replicas))
     reachable = [endpoint for endpoint, answer in answers.items() if answer]
-    nodes, pods, ready = await _workload(reachable, local) if reachable else ([], {}, 0)
+    nodes, pods, ready = await _workload(reachable, local, credentials) if reachable else ([], {}, 0)
     store = next((_store(answer) for answer in heard if answer.store_members), [])
     return ClusterStatus(leader, term, replicas, nodes, store, pods, ready)
 
@@ -109,8 +110,10 @@ def _store(answer: operator_pb2.StatusResponse) -> list[StoreRow]:
     ]
 
 
-async def _ask_all(endpoints: Sequence[str]) -> dict[str, operator_pb2.StatusResponse | None]:
-    answers = await asyncio.gather(*(_ask(endpoint) for endpoint in endpoints))
+async def _ask_all(
+    endpoints: Sequence[str], credentials: Credentials | None
+) -> dict[str, operator_pb2.StatusResponse | None]:
+    answers = await asyncio.gather(*(_ask(endpoint, credentials) for endpoint in endpoints))
     return dict(zip(endpoints, answers, strict=True))
 
 
@@ -122,8 +125,8 @@ def _local(settings: Settings, endpoints: list[str]) -> LocalCluster | None:
     return cluster if set(endpoints) <= set(cluster.spec.endpoints) else None
 
 
-async def _ask(endpoint: str) -> operator_pb2.StatusResponse | None:
-    client = OperatorClient(endpoint, timeout_ms=_ASK_TIMEOUT_MS)
+async def _ask(endpoint: str, credentials: Credentials | None) -> operator_pb2.StatusResponse | None:
+    client = OperatorClient(endpoint, timeout_ms=_ASK_TIMEOUT_MS, credentials=credentials)
     try:
         return await client.status()
     except StatusError:
@@ -151,8 +154,10 @@ def _row(
     return ReplicaRow(name, endpoint, metrics, pid, "unreachable" if pid else "down", False, 0, 0, 0, "")
 
 
-async def _workload(endpoints: list[str], local: LocalCluster | None) -> tuple[list[NodeRow], dict[str, int], int]:
-    client = GrpcClient(endpoints)
+async def _workload(
+    endpoints: list[str], local: LocalCluster | None, credentials: Credentials | None
+) -> tuple[list[NodeRow], dict[str, int], int]:
+    client = GrpcClient(endpoints, credentials=credentials)
     try:
         nodes = await client.list(Node, serializable=True)
         pods = await client.list(Pod, serializable=True)

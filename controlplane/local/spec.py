@@ -72,7 +72,7 @@ class StoreMemberSpec:
 @dataclass(frozen=True, slots=True)
 class ClusterSpec:
     """The cluster of one folder. ``store``: the members of the etcd cluster that holds the state; empty: the replicas
-    hold it."""
+    hold it. ``tls``: replicas and agents speak TLS, with the certificates in the folder's pki/."""
 
     port_base: int
     token: str
@@ -83,6 +83,7 @@ class ClusterSpec:
     version: int = FORMAT_VERSION
     extra_replica_args: tuple[str, ...] = field(default=())
     store: tuple[StoreMemberSpec, ...] = field(default=())
+    tls: bool = False
 
     @property
     def initial_cluster(self) -> str:
@@ -149,7 +150,7 @@ class ClusterSpec:
             raise ConfigError(f"{path} is damaged ({error}); remove the folder {path.parent} to start anew") from error
 
 
-def plan(*, replicas: int, nodes: int, port_base: int, store: str = "embedded") -> ClusterSpec:
+def plan(*, replicas: int, nodes: int, port_base: int, store: str = "embedded", tls: bool = False) -> ClusterSpec:
     """A new cluster of that size. ``store``: ``embedded`` (in the replicas) or ``etcd`` (a cluster of its own).
 
     Raises:
@@ -176,6 +177,7 @@ def plan(*, replicas: int, nodes: int, port_base: int, store: str = "embedded") 
         replicas=tuple(_replica(port_base, i) for i in range(1, replicas + 1)),
         nodes=tuple(_node(port_base, j) for j in range(1, nodes + 1)),
         store=tuple(_store_member(port_base, i) for i in range(1, STORE_MEMBERS + 1)) if store == "etcd" else (),
+        tls=tls,
     )
 
 
