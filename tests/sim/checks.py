@@ -16,15 +16,16 @@ Watches and leases have checks of their own (``checks_watch``, ``checks_lease``)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+
+from google.protobuf.message import DecodeError
 
 from controlplane.pb.etcd.kv_pb2 import KeyValue
 from controlplane.pb.etcd.rpc_pb2 import RangeRequest
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Proposal, Reply
 from controlplane.raft.engine import Engine
 from controlplane.store.store import Restoring, Store
-from google.protobuf.message import DecodeError
 from tests.sim.checks_lease import LeaseChecks
 from tests.sim.checks_watch import WatchChecks
 from tests.sim.model import Change, Model, header_revision
@@ -274,10 +275,6 @@ class CheckedStore:
         self._checks = checks
         self._now = now
 
-    def __getattr__(self, name: str) -> object:
-        """Whatever else a driver asks of its state machine."""
-        return getattr(self.store, name)
-
     def apply(self, index: int, term: int, proposals: Sequence[Proposal]) -> list[bytes]:
         if index != self.store.applied_index + 1:
             raise ViolationError(f"{self._name} applies index {index} after {self.store.applied_index}")
@@ -286,13 +283,13 @@ class CheckedStore:
         self._checks.stands_at(self._name, index, self.store)
         return replies
 
-    def snapshot(self) -> object:
+    def snapshot(self) -> Iterable[bytes]:
         return self.store.snapshot()
 
-    def restore(self, chunks: object) -> None:
+    def restore(self, chunks: Iterable[bytes]) -> None:
         if self.store.applied_index > 0:
             self._checks.installs += 1
-        self.store.restore(chunks)  # type: ignore[arg-type]
+        self.store.restore(chunks)
         self._checks.stands_at(self._name, self.store.applied_index, self.store)
 
     def begin_restore(self) -> _CheckedRestore:

@@ -134,7 +134,7 @@ def _swap(operation: Operation) -> TxnRequest:
         key=operation.key,
         target=Compare.CompareTarget.MOD,
         result=Compare.CompareResult.EQUAL,
-        mod_revision=operation.expected,
+        mod_revision=operation.expected or 0,
     )
-    puts = [PutRequest(key=key, value=operation.value) for key in (operation.key, _SHADOW)]
+    puts = [PutRequest(key=key, value=operation.value or b"") for key in (operation.key, _SHADOW)]
     return TxnRequest(compare=[compare], success=[RequestOp(request_put=put) for put in puts])

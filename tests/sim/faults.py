@@ -7,6 +7,7 @@ else may hit everybody: then nothing is promised but safety.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from controlplane.base.errors import StorageError
 from controlplane.base.rand import SeededRand
@@ -82,7 +83,7 @@ class Faults:
     def stop(self) -> None:
         """Undo everything, and do nothing more."""
         self._calm = True
-        self._net.heal_all()
+        self._net.calm()
         for node in self._nodes:
             node.disk.capacity_bytes = 1 << 40
             node.disk.sync_failures = 0
@@ -110,7 +111,7 @@ class Faults:
             self._restart_later(node)
 
     def _restart_later(self, node: SimNode) -> None:
-        self._s.after(self._between(0.05, 1.5), lambda: self._restart(node))
+        self._s.after(self._between(0.05, self._options.down_max_s), lambda: self._restart(node))
 
     def _restart(self, node: SimNode) -> None:
         if not node.alive and not node.retired and (node is not self._rotten or node.stopped is None):
@@ -173,7 +174,7 @@ class Faults:
         names = [node.name for node in self._nodes]
         start = self._rand.randint(0, len(names) - 1)
         chain = names[start:] + names[:start]
-        neighbours = {*zip(chain, chain[1:], strict=False), *zip(chain[1:], chain, strict=False)}
+        neighbours = {*pairwise(chain), *pairwise(reversed(chain))}
         self._cut_for(self._between(0.3, 3.0), [p for p in self._peers() if p not in neighbours])
 
     def _flap(self) -> None:

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 from controlplane.base.errors import Code, StatusError
 from controlplane.base.rand import SeededRand
-from controlplane.pb.etcd.rpc_pb2 import LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, PutRequest
+from controlplane.pb.etcd.rpc_pb2 import (
+    LeaseGrantRequest,
+    LeaseGrantResponse,
+    LeaseKeepAliveRequest,
+    LeaseRevokeRequest,
+    PutRequest,
+)
 from tests.sim.checks import Checks
 from tests.sim.node import SimNode
 from tests.sim.rpc import PATIENCE_S, TIMEOUT_MS, Rpc
@@ -40,13 +46,11 @@ class LeaseClient:
         self._count += 1
         lease = self._number * 1_000 + self._count
         request_id, sent_at = rand.token(16), s.now
-        while True:
+        grant = LeaseGrantRequest(ID=lease, TTL=rand.randint(1, 3))
+        granted = None
+        while granted is None:
             try:
-                grant = LeaseGrantRequest(ID=lease, TTL=rand.randint(1, 3))
-                granted = await rpc.call(
-                    self._node(), lambda kv: kv.lease_grant(grant, request_id=request_id, timeout_ms=TIMEOUT_MS)
-                )
-                break
+                granted = await self._grant(grant, request_id)
             except StatusError as error:
                 if error.code not in _AGAIN:
                     raise
@@ -75,6 +79,11 @@ class LeaseClient:
             except StatusError as error:
                 if error.code not in (*_AGAIN, Code.NOT_FOUND):
                     raise
+
+    async def _grant(self, grant: LeaseGrantRequest, request_id: bytes) -> LeaseGrantResponse:
+        return await self._rpc.call(
+            self._node(), lambda kv: kv.lease_grant(grant, request_id=request_id, timeout_ms=TIMEOUT_MS)
+        )
 
     async def _put(self, put: PutRequest, request_id: bytes) -> None:
         await self._rpc.call(self._node(), lambda kv: kv.put(put, request_id=request_id, timeout_ms=TIMEOUT_MS))

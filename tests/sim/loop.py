@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tests.sim.scheduler import NodeClock, Scheduler
 
@@ -41,7 +41,13 @@ class _Job:
     future: asyncio.Future[Any] | None
 
 
-class SimLoop(asyncio.AbstractEventLoop):
+if TYPE_CHECKING:
+    _Loop = asyncio.BaseEventLoop  # which leaves no method of the interface out
+else:
+    _Loop = asyncio.AbstractEventLoop
+
+
+class SimLoop(_Loop):
     """One process. ``host`` is its address on the network."""
 
     def __init__(self, scheduler: Scheduler, clock: NodeClock, host: str, network: Network | None = None) -> None:
@@ -81,27 +87,33 @@ class SimLoop(asyncio.AbstractEventLoop):
         """Operations of helper threads that were asked for and have not happened."""
         return [job.operation for job in self._jobs]
 
+    # -- from outside ------------------------------------------------------------------------------------------
+
+    def post(self, callback: Callable[..., object], *args: Any) -> None:
+        """Have it called inside the process, if that still lives."""
+        self.call_soon(callback, *args)
+
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin a task inside the process."""
+        self.post(lambda: self.create_task(work()))
+
     # -- callbacks and timers ----------------------------------------------------------------------------------
 
     def time(self) -> float:
         return self.clock.monotonic()
 
-    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:  # type: ignore[override]
+    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> asyncio.Handle:  # type: ignore[override]
         handle = asyncio.Handle(callback, args, self, context)
         if not self.dead:
             self._ready.append(handle)
             self._arm()
         return handle
 
-    def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:  # type: ignore[override]
-        return self.call_at(self.time() + delay, callback, *args, context=context)
+    def call_later(self, delay: float, callback: Any, *args: Any, **options: Any) -> asyncio.TimerHandle:  # type: ignore[override]
+        return self.call_at(self.time() + delay, callback, *args, **options)
 
-    def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:  # type: ignore[override]
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+    def call_at(self, when: float, callback: Any, *args: Any, **options: Any) -> asyncio.TimerHandle:  # type: ignore[override]
+        handle = asyncio.TimerHandle(when, callback, args, self, options.get("context"))
         self._s.at(self.clock.virtual(when), lambda: self._due(handle))
         return handle
 
@@ -182,7 +194,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         future = job.future
         try:
             result = job.operation()
-        except Exception as error:  # noqa: BLE001 - whoever waits for it hears it
+        except Exception as error:
             if future is None:
                 raise
             if not future.done():

@@ -57,7 +57,7 @@ class Model:
     def apply(self, command: Command, term: int, newest_term: int) -> str:
         """Do it. Returns the kind of reply it must have; with :attr:`revision` as the revision in its header."""
         changes: list[Change] = []
-        kind = command.WhichOneof("op") or "rejection"
+        kind: str = command.WhichOneof("op") or "rejection"
         match kind:
             case "put":
                 if command.put.lease and command.put.lease not in self.leases:

@@ -123,7 +123,7 @@ class SimNode:
         loop.waits_for_nothing = self._breakage.send_before_sync
         self.alive = True
         self._net.started(self.name)
-        loop.call_soon(lambda: loop.create_task(self._run()) and None)
+        loop.spawn(self._run)
 
     async def _run(self) -> None:
         """The process, as ``app.py`` begins it, without its ports."""

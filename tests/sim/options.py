@@ -55,6 +55,9 @@ class Options:
     watchers: int = 2
     lease_clients: int = 0
     think_s: float = 0.05
+    down_max_s: float = 0.5
+    #: How many frames come twice, in runs where they do.
+    duplicate_share: float = 0.1
 
     def line(self) -> str:
         """As text, for the report of a failure."""
@@ -85,8 +88,10 @@ def draw(seed: int) -> Options:
         delay_max_s=pick(0.001, 0.005, 0.03),
         slow_share=pick(0.0, 0.02, 0.1),
         sync_max_s=pick(0.001, 0.004, 0.04),
-        clients=rand.randint(2, 4),
+        clients=rand.randint(2, 5),
         watchers=rand.randint(1, 3),
         lease_clients=int(pick(0, 0, 1)),
-        think_s=pick(0.03, 0.1),
+        think_s=pick(0.005, 0.03, 0.1),
+        down_max_s=pick(0.2, 0.5, 1.5),
+        duplicate_share=pick(0.02, 0.2, 0.5),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 from controlplane.base.errors import Code, StatusError
@@ -25,9 +26,9 @@ T = TypeVar("T")
 #: All clients live on one machine.
 HOST = "clients"
 #: What a replica is given for one request.
-TIMEOUT_MS = 1_000
+TIMEOUT_MS = 500
 #: When the client gives an answer up.
-PATIENCE_S = 1.5
+PATIENCE_S = 0.7
 
 
 class Rpc:
@@ -48,7 +49,7 @@ class Rpc:
             except Exception as error:  # noqa: BLE001 - a violation, or a defect of the client
                 self.scheduler.fail(error)
 
-        self.loop.call_soon(lambda: self.loop.create_task(run()) and None)
+        self.loop.spawn(run)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -76,16 +77,17 @@ class Rpc:
                 self._net.travel(node.name, HOST, lambda: fail(refused))
                 return
             node.waiting[number] = died
-            node.loop.call_soon(lambda: node.loop.create_task(handle()) and None)
+            node.loop.spawn(handle)
+
+        def answered(result: T) -> None:
+            if not answer.done():
+                answer.set_result(result)
 
         async def handle() -> None:
             try:
-                result = await ask(node.kv)
+                reply = partial(answered, await ask(node.kv))
             except StatusError as error:
-                problem = error
-                reply = lambda: fail(problem)
-            else:
-                reply = lambda: None if answer.done() else answer.set_result(result)
+                reply = partial(fail, error)
             node.waiting.pop(number, None)
             self._net.travel(node.name, HOST, reply)
 
@@ -128,7 +130,9 @@ class Rpc:
                 self.scheduler.fail(error)
             self._net.travel(node.name, HOST, ended)
 
-        loop.call_soon(begin)
-        return lambda: (
-            None if loop.dead else loop.call_soon(lambda: [task.cancel() for task in tasks] and None) and None
-        )
+        def end() -> None:
+            for task in tasks:
+                task.cancel()
+
+        loop.post(begin)
+        return lambda: loop.post(end)

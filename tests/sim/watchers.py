@@ -6,7 +6,7 @@ at another one. Told of a compaction, it begins again at the compacted revision,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from controlplane.base.rand import SeededRand
 from controlplane.etcd.local import LocalKV
@@ -15,7 +15,7 @@ from controlplane.store.keyspan import prefix_end
 from tests.sim.checks import Checks
 from tests.sim.net import SimNet
 from tests.sim.node import SimNode
-from tests.sim.rpc import HOST, Rpc
+from tests.sim.rpc import Rpc
 
 __all__ = ["SimWatcher"]
 
@@ -44,7 +44,7 @@ class SimWatcher:
         self._node = nodes[0]
         self._boot = -1
         self._stream = 0
-        self._end = lambda: None
+        self._end: Callable[[], None] = lambda: None
         self.moving = True
 
     async def run(self) -> None:
@@ -52,7 +52,7 @@ class SimWatcher:
         while True:
             node = self._node
             gone = not node.serving or node.boot != self._boot
-            if self.moving and (gone or self._rand.random() < 0.03) or gone:
+            if gone or (self.moving and self._rand.random() < 0.03):
                 self._move()
             await self._rpc.sleep(0.05 + 0.1 * self._rand.random())
 

@@ -90,7 +90,7 @@ class World:
         self.config.validate()
         self.net = SimNet(s, delay_s=(0.0002, options.delay_max_s), slow_share=options.slow_share)
         if "duplicate" in options.faults:
-            self.net.duplicate_share = s.pick([0.02, 0.2])
+            self.net.duplicate_share = options.duplicate_share
         self.net.add(HOST, [])
         self.members = [Member(n, f"r{n}", f"r{n}:1", f"r{n}") for n in range(1, options.size + 1)]
         self.nodes: list[SimNode] = []
