@@ -112,10 +112,10 @@ class HttpListener:
 async def _peek(connection: socket.socket) -> bytes:
     """The first byte, left where it is; empty when the caller has closed."""
     loop = asyncio.get_running_loop()
-    readable = loop.create_future()
-    loop.add_reader(connection.fileno(), lambda: readable.done() or readable.set_result(None))
+    readable = asyncio.Event()
+    loop.add_reader(connection.fileno(), readable.set)
     try:
-        await readable
+        await readable.wait()
     finally:
         loop.remove_reader(connection.fileno())
     return connection.recv(1, socket.MSG_PEEK)

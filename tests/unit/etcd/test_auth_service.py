@@ -21,6 +21,7 @@ from controlplane.etcd.tokens import TOKEN_TTL_S
 from controlplane.pb.etcd import auth_pb2, v3election_pb2, v3lock_pb2
 from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command
+from controlplane.raft.types import Outcome
 from tests.unit.etcd.fakes import FakeContext, InlineExecutor, Replica, put, settle
 
 P = auth_pb2.Permission
@@ -354,10 +355,10 @@ class Behind:
         self.asked = 0
         propose = desk.replica.raft.propose
 
-        async def overtaken(payload: bytes, *, request_id: bytes, timeout_ms: int) -> Any:
+        async def overtaken(payload: bytes, *, request_id: bytes, timeout_ms: int, born_index: int = 0) -> Outcome:
             if self.changes:
                 await propose(self.changes.pop(0).SerializeToString(), request_id=b"", timeout_ms=timeout_ms)
-            return await propose(payload, request_id=request_id, timeout_ms=timeout_ms)
+            return await propose(payload, request_id=request_id, timeout_ms=timeout_ms, born_index=born_index)
 
         desk.replica.raft.propose = overtaken  # type: ignore[method-assign]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -107,9 +108,9 @@ async def test_a_certificate_of_another_authority_is_counted(
     async with replica(1, addresses, pki.files(member("r1"))) as (_, events):
         host, port = addresses[1].split()
         reader, writer = await asyncio.open_connection(host, port, ssl=client_context(stranger))
-        with pytest.raises(OSError, match=r"(?i)unknown|verify|ca"):
-            await reader.read()
-            raise ConnectionResetError("unknown: closed")
+        # Refused: the connection breaks or ends; TLS 1.3 tells the client only when it reads.
+        with contextlib.suppress(OSError):
+            assert await reader.read() == b""
         writer.close()
         assert events.received == []
     assert refusals("quarterdeck_tls_handshakes_refused_total", port="peer") == before + 1
@@ -123,7 +124,7 @@ async def test_a_dialled_peer_must_have_the_certificate_of_the_member_wanted(
         replica(1, addresses, pki.files(member("r1"))) as (_, events),
         replica(2, addresses, pki.files(node("node-1"))) as (_, theirs),
     ):
-        while refusals("quarterdeck_peer_connections_refused_total", reason="certificate") < before + 2:
+        while refusals("quarterdeck_peer_connections_refused_total", reason="certificate") < before + 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert events.up == theirs.up == []
         assert events.died == []
