@@ -27,6 +27,8 @@ _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _OUR_WINDOW: Final = (1 << 30) - 1
 _WINDOW_START: Final = 65_535
 _FRAME_MAX: Final = 16_384
+_HEADER_TABLE_SIZE: Final = 1
+_TABLE_MAX: Final = 4_096
 
 #: (error text or None, messages received, the first message).
 Done = Callable[[str | None, int, bytes], None]
@@ -127,11 +129,11 @@ class H2Client(asyncio.Protocol):
                 ("content-type", "application/grpc"), ("te", "trailers"), ("user-agent", "quarterdeck-bench"),
             ]  # fmt: skip
             entries = self._encoder.header_table.dynamic_entries
-            before = len(entries)
+            before, resized = len(entries), bool(self._encoder.table_size_changes)
             block = self._encoder.encode(headers)
             if len(entries) != before:
                 self._paths.clear()  # the table moved: references made before point elsewhere now
-            else:
+            elif not resized:
                 self._paths[path] = block
         return block
 
@@ -193,6 +195,7 @@ class H2Client(asyncio.Protocol):
             elif not flags & _END_STREAM:
                 self._status(payload)
         elif kind == _SETTINGS and not flags & _ACK:
+            self._on_settings(payload)
             self._out += _frame(_SETTINGS, _ACK, 0, b"")
             self._flush_soon()
         elif kind == _PING and not flags & _ACK:
@@ -205,6 +208,12 @@ class H2Client(asyncio.Protocol):
             call.done(f"reset {int.from_bytes(payload, 'big')}", call.count, call.first)
         elif kind == _GOAWAY:
             self.close()
+
+    def _on_settings(self, payload: bytes) -> None:
+        for number, value in struct.iter_unpack(">HI", payload):
+            if number == _HEADER_TABLE_SIZE:
+                self._encoder.header_table_size = min(value, _TABLE_MAX)
+                self._paths.clear()
 
     def _on_data(self, stream_id: int, payload: bytes, flags: int) -> None:
         if flags & _PADDED:

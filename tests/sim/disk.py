@@ -109,6 +109,14 @@ class _SimFile:
             raise StorageError(f"cannot sync {self._name}: Input/output error")
         if self._disk.loses_syncs:
             return
+        if self._disk.sync_later is not None:
+            boot = self._disk.boots
+            self._disk.sync_later(lambda: self._make_durable() if boot == self._disk.boots else None)
+        else:
+            self._make_durable()
+
+    def _make_durable(self) -> None:
+        inode = self._inode
         durable = bytearray(inode.seen)
         for start, end in inode.dropped:
             durable[start:end] = bytes(len(durable[start:end]))
@@ -138,6 +146,7 @@ class SimDisk:
         syncs: file syncs that made something durable.
         sync_failures: so many of the next file syncs fail with EIO.
         loses_syncs: file syncs report success and do nothing.
+        sync_later: file syncs report success at once, and happen when this says so.
         capacity_bytes: size of the disk.
     """
 
@@ -150,6 +159,7 @@ class SimDisk:
         self.syncs = 0
         self.sync_failures = 0
         self.loses_syncs = False
+        self.sync_later: Callable[[Callable[[], None]], None] | None = None
         self.boots = 0
         #: How often it refused an operation.
         self.refused = 0
@@ -230,6 +240,14 @@ class SimDisk:
 
     def close(self) -> None:
         """Nobody else wants it."""
+
+    def durable_copy(self) -> SimDisk:
+        """What would be left if the machine stopped now and had written nothing it was not asked to sync."""
+        twin = SimDisk(0)
+        for path, directory in self._directories.items():
+            names = {name: _Inode(bytearray(i.durable), i.durable) for name, i in directory.durable.items()}
+            twin._directories[path] = _Directory(names, dict(names))
+        return twin
 
     # -- the Disk protocol ------------------------------------------------------------------------------------------
 

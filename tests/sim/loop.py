@@ -17,6 +17,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tests.sim.disk import PowerLoss
 from tests.sim.scheduler import NodeClock, Scheduler
 
 __all__ = ["Network", "SimLoop"]
@@ -38,7 +39,7 @@ class Network(Protocol):
 @dataclass(slots=True)
 class _Job:
     operation: Callable[[], Any]
-    future: asyncio.Future[Any] | None
+    future: asyncio.Future[Any]
 
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ class SimLoop(_Loop):
         self.dead = False
         #: Seconds that the next operation of a helper thread takes.
         self.operation_s: Callable[[], float] = lambda: 0.0
-        #: A broken build: whoever waits for a helper thread hears at once that it is done.
-        self.waits_for_nothing = False
+        #: The machine stopped in the middle of a disk operation.
+        self.on_power_loss: Callable[[], None] = lambda: None
         self._s = scheduler
         self._network = network
         self._ready: deque[asyncio.Handle] = deque()
@@ -178,9 +179,6 @@ class SimLoop(_Loop):
         self._jobs.append(job)
         start = max(self._s.now, self._busy_until.get(executor, 0.0))
         self._busy_until[executor] = end = start + self.operation_s()
-        if self.waits_for_nothing:
-            job.future = None
-            future.set_result(None)
         self._s.at(end, lambda: self._finish(job))
         return future
 
@@ -194,13 +192,13 @@ class SimLoop(_Loop):
         future = job.future
         try:
             result = job.operation()
+        except PowerLoss:
+            self.on_power_loss()
         except Exception as error:
-            if future is None:
-                raise
             if not future.done():
                 future.set_exception(error)
         else:
-            if future is not None and not future.done():
+            if not future.done():
                 future.set_result(result)
 
     # -- sockets -----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import Frame
+from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import Frame, RaftMessage
 from controlplane.transport.frames import HEADER_BYTES
 from tests.sim.loop import SimLoop
 from tests.sim.scheduler import Scheduler
@@ -127,6 +127,8 @@ class SimNet:
         self.delay_s = delay_s
         self._slow_share = slow_share
         self.duplicate_share = 0.0
+        #: Sees every Raft message as it leaves: (from, to, message).
+        self.tap: Callable[[str, str, RaftMessage], None] | None = None
         self._ways: dict[tuple[str, str], _Way] = {}
         self._listeners: dict[str, _Listener] = {}
         self._dark: set[str] = set()
@@ -237,6 +239,8 @@ class SimNet:
     def carry(self, end: _End, data: bytes) -> None:
         """Send bytes to the other end; none is the end of the stream."""
         way = self._ways[end.here, end.there]
+        if self.tap is not None and _is_raft(data):
+            self.tap(end.here, end.there, Frame.FromString(data[HEADER_BYTES:]).raft)
         pieces = [data]
         if len(data) > 8 and self._s.chance(0.02):
             cut = self._s.rand.randint(1, len(data) - 1)

@@ -98,6 +98,8 @@ class SimNode:
         self.stopped: BaseException | None = None
         #: Told that it stopped by itself; by default that is a violation.
         self.on_stop: Callable[[SimNode, BaseException], None] = lambda node, error: scheduler.fail(error)
+        #: Told that its disk stopped the machine.
+        self.on_power_loss: Callable[[SimNode], None] = lambda node: None
         #: It was removed from the cluster and must not be started again.
         self.retired = False
         self.loop: SimLoop
@@ -120,7 +122,9 @@ class SimNode:
         self.clock = NodeClock(self._s, self._s.between(1_000, 9_000), self._s.between(0.999, 1.001))
         self.loop = loop = SimLoop(self._s, self.clock, self.name, self._net)
         loop.operation_s = self._operation_s
-        loop.waits_for_nothing = self._breakage.send_before_sync
+        loop.on_power_loss = self.stop_in_power_loss
+        if self._breakage.send_before_sync:
+            self.disk.sync_later = lambda sync: self._s.after(self._operation_s(), sync)
         self.alive = True
         self._net.started(self.name)
         loop.spawn(self._run)
@@ -163,6 +167,8 @@ class SimNode:
             replica.on_leadership(self._note_leadership)
             await asyncio.wait([replica.failed])
             raise replica.failed.result()
+        except PowerLoss:
+            self.stop_in_power_loss()
         except (StorageError, CorruptStateError, RemovedError) as error:
             self.stop_by_itself(error)
         except Exception as error:  # noqa: BLE001 - a defect: it ends the run
@@ -175,6 +181,12 @@ class SimNode:
         self.retired = self.retired or isinstance(error, RemovedError)
         self.crash(power=False)
         self.on_stop(self, error)
+
+    def stop_in_power_loss(self) -> None:
+        """The disk was told to stop the machine at this operation."""
+        self.disk.stop_at = None
+        self.crash(power=True)
+        self.on_power_loss(self)
 
     def _read_locally(self) -> None:
         async def at_once(*, timeout_ms: int) -> int:

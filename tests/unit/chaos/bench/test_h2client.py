@@ -78,3 +78,12 @@ async def test_every_watcher_sees_every_write(target: Target) -> None:
 async def test_keep_alives_are_counted_as_answered(target: Target) -> None:
     sample = await load.keep_alives(target.endpoints, 3, 0.2)
     assert len(sample.latencies_s) >= 3
+
+
+async def test_calls_that_leave_before_the_servers_settings_arrive_are_understood(target: Target) -> None:
+    """RFC 7541, 4.2: until it has acknowledged a smaller table, a client may use the default one."""
+    client = await connect(target.endpoints[0])
+    request = e.PutRequest(key=b"k").SerializeToString()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(client.unary(PUT, request) for _ in range(3)))
+    client.close()
