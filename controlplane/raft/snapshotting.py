@@ -65,8 +65,9 @@ class _Sending:
     term: int
     heard_at: float
     offered_at: float = 0.0
-    #: The piece that was sent last, begins here.
+    #: The piece that was sent last: where it begins, and when. A reminder is no piece.
     sent_offset: int = -1
+    sent_at: float = 0.0
 
 
 class Snapshotting:
@@ -255,11 +256,11 @@ class Snapshotting:
             del self._sending[peer_id]
             engine.peer_installed(peer_id, ack.index)
             _log.info("snapshot taken over peer=%x index=%d", peer_id, ack.index)
-        elif ack.offset == sending.sent_offset and sending.heard_at - sending.offered_at < _OFFER_PERIOD_S:
+        elif ack.offset == sending.sent_offset and sending.heard_at - sending.sent_at < _OFFER_PERIOD_S:
             pass  # asked for twice, by the answer to a piece and the answer to a reminder: it is on its way
         elif ack.offset < sending.total_bytes:
             sending.sent_offset = ack.offset
-            sending.offered_at = sending.heard_at
+            sending.sent_at = sending.offered_at = sending.heard_at
             size = self._core.config.snapshot_chunk_bytes
             data = await self._io(lambda: self._store.read(sending.ref, ack.offset, size))
             if self._sending.get(peer_id) is sending:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
 from controlplane.base.clock import ManualClock
 from controlplane.base.rand import SeededRand
 from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import RaftMessage, SnapshotAck, SnapshotChunk
@@ -9,6 +13,7 @@ from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.core import Core
 from controlplane.raft.snapshot_format import SnapshotEncoder
+from controlplane.raft.snapshots import SnapshotRef, SnapshotSource
 from controlplane.raft.snapshotting import Snapshotting
 from controlplane.raft.storage import create_storage
 from controlplane.raft.types import Member
@@ -103,3 +108,80 @@ def test_a_broken_link_to_the_same_leader_costs_one_piece() -> None:
     file = snapshot_file(1)
     assert follower.offer(2, file, 0, 100).offset == 100
     assert follower.offer(2, file, 0, 0).offset == 100
+
+
+class FakeEngine:
+    """As much of a leader's engine as a transfer asks for."""
+
+    def __init__(self, *behind: int) -> None:
+        self.is_leader, self.term, self.first_index = True, 7, INDEX
+        self.behind = set(behind)
+
+    def peer_alive(self, peer_id: int) -> None: ...
+
+
+class Leader:
+    """A replica with a snapshot that followers need; their answers come by hand."""
+
+    def __init__(self, *behind: int) -> None:
+        self.clock = ManualClock()
+        self.sent: list[tuple[int, SnapshotChunk]] = []
+        disk = SimDisk(1)
+        storage = create_storage(disk, Identity(1, 1), clock=self.clock)
+        self.file = snapshot_file(1)
+        ref = SnapshotRef(INDEX, TERM)
+        receiver = storage.snapshots.receive(SnapshotSource(ref, len(self.file), self.file[-32:]))
+        receiver.append(0, self.file)
+        receiver.commit()
+        core: Any = SimpleNamespace(
+            engine=FakeEngine(*behind),
+            config=replace(RaftConfig(), snapshot_chunk_bytes=50),
+            send=lambda peer_id, message: self.sent.append((peer_id, message.snapshot_chunk)),
+        )
+        self.snapshotting = Snapshotting(
+            cluster_id=1,
+            core=core,
+            journal=storage.journal,
+            store=storage.snapshots,
+            state_machine=ToyMachine(),
+            newest=ref,
+            clock=self.clock,
+            io=at_once,
+        )
+
+    def hears(self, peer_id: int, offset: int) -> list[SnapshotChunk]:
+        """What it sends on being asked for this offset."""
+        self.sent.clear()
+        ack = SnapshotAck(index=INDEX, snapshot_term=TERM, offset=offset)
+        run_now(self.snapshotting.handle(peer_id, RaftMessage(term=7, snapshot_ack=ack)))
+        return [chunk for _, chunk in self.sent]
+
+
+def test_a_slow_follower_has_one_piece_on_its_way_however_often_it_asks() -> None:
+    leader = Leader(2)
+    leader.snapshotting.offer()
+    assert [c.offset for c in leader.hears(2, 0)] == [0]
+    assert leader.hears(2, 0) == [], "the answer to a reminder asked for a piece that was on its way"
+    assert [c.offset for c in leader.hears(2, 50)] == [50]
+    assert leader.hears(2, 50) == []
+
+
+def test_a_piece_that_was_lost_is_sent_again_after_a_reminder() -> None:
+    leader = Leader(2)
+    leader.snapshotting.offer()
+    leader.hears(2, 0)
+    leader.clock.advance(0.6)
+    leader.sent.clear()
+    leader.snapshotting.offer()
+    assert [(p, c.data) for p, c in leader.sent] == [(2, b"")]
+    leader.clock.advance(0.001)
+    assert [c.offset for c in leader.hears(2, 0)] == [0]
+
+
+def test_every_follower_that_is_behind_gets_its_own_stream() -> None:
+    leader = Leader(2, 3)
+    leader.snapshotting.offer()
+    assert sorted(p for p, _ in leader.sent) == [2, 3]
+    assert [c.offset for c in leader.hears(3, 0)] == [0]
+    assert [c.offset for c in leader.hears(3, 50)] == [50]
+    assert [c.offset for c in leader.hears(2, 0)] == [0], "a silent follower keeps nobody waiting"
