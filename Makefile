@@ -14,11 +14,11 @@ LOCAL_UP = --replicas $(REPLICAS) --nodes $(NODES) --port-base $(PORT_BASE) --st
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := controlplane node chaos tests
 
-.PHONY: help setup setup-dev cluster status down clean demo test check fix lint types layers gen gen-check sim lock
+.PHONY: help setup setup-dev cluster status down clean demo test check fix lint types layers gen gen-check sim clients bench lock
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo; echo "  Variables: REPLICAS=$(REPLICAS) NODES=$(NODES) PORT_BASE=$(PORT_BASE) STORE=$(STORE)|etcd TLS=$(TLS)|off (make cluster, make demo), SEED= SEEDS=$(SEEDS) (make sim)"
+	@echo; echo "  Variables: REPLICAS=$(REPLICAS) NODES=$(NODES) PORT_BASE=$(PORT_BASE) STORE=$(STORE)|etcd TLS=$(TLS)|off (make cluster, make demo), SEED= SEEDS=$(SEEDS) (make sim), BENCH=--quick (make bench)"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Quarterdeck needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12 ..." % sys.version.split()[0])'
@@ -62,6 +62,12 @@ test: setup-dev ## All tests
 
 sim: setup-dev ## Simulate SEEDS seeds, or replay one: make sim SEED=7
 	@PYTHONHASHSEED=0 $(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+clients: setup-dev ## The Python clients of etcd (aetcd, etcd3, etcd3gw) run their own tests against us
+	@$(BIN)/python -m tests.clients
+
+bench: setup-dev ## Ours beside a real etcd on this machine, about an hour; writes docs/benchmarks.md
+	@$(BIN)/python -m chaos.bench --out docs/benchmarks.md $(BENCH)
 
 check: lint types layers gen-check ## Lint, types, layers, generated code fresh
 
