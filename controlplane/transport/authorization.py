@@ -59,9 +59,9 @@ def authorize(caller: Identity | None, method: str) -> None:
         return
     match caller.kind:
         case IdentityKind.MEMBER:
-            allowed = method.startswith(_MEMBER)
+            allowed = _is_one_of(method, _MEMBER)
         case IdentityKind.NODE:
-            allowed = method.startswith(_NODE)
+            allowed = _is_one_of(method, _NODE)
         case _:
             allowed = not method.startswith(_NOT_USER)
     if not allowed:
@@ -77,6 +77,11 @@ def deny(caller: Identity, method: str, why: str) -> None:
     metrics.DENIED.labels(str(caller.kind), _service(method)).inc()
     _log.warning("event=denied caller=%r method=%s reason=%r", str(caller), method, why)
     raise StatusError(Code.PERMISSION_DENIED, f"{caller} may not call {method}: {why}")
+
+
+def _is_one_of(method: str, allowed: tuple[str, ...]) -> bool:
+    """Whether it is a method named there, or of a service named there (which ends with a slash)."""
+    return method in allowed or method[: method.rfind("/") + 1] in allowed
 
 
 def _service(method: str) -> str:
