@@ -14,7 +14,8 @@ import gc
 import logging
 import shutil
 import signal
-from collections.abc import Coroutine
+import ssl
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import uvloop
@@ -51,7 +52,7 @@ from controlplane.scheduler.scheduler import Scheduler
 from controlplane.supervision import health_port, supervise
 from controlplane.transport import server as grpc_server
 from controlplane.transport.authorization import AuthorizationInterceptor
-from controlplane.transport.tls import Reloader
+from controlplane.transport.tls import Reloader, TlsFiles, server_context
 
 __all__ = ["App", "run"]
 
@@ -305,6 +306,10 @@ def run(config: ReplicaConfig) -> None:
     uvloop.run(_run(config))
 
 
+def _outage_tls(files: TlsFiles) -> Callable[[], ssl.SSLContext]:
+    return lambda: server_context(files, protocols=("http/1.1",))
+
+
 async def _run(config: ReplicaConfig) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -322,7 +327,7 @@ async def _run(config: ReplicaConfig) -> None:
     await supervise(
         lambda had_data: App(config, had_data=had_data, place=place),
         stop,
-        outage=health_port(config.me.metrics),
+        outage=health_port(config.me.metrics, None if config.tls is None else _outage_tls(config.tls)),
         free_bytes=lambda: shutil.disk_usage(config.data_dir).free,
         clock=SystemClock(),
     )

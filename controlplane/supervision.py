@@ -15,6 +15,7 @@ import contextlib
 import errno
 import gc
 import logging
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
@@ -144,12 +145,16 @@ def _room(free_bytes: Callable[[], int]) -> int:
         return 0
 
 
-def health_port(listen: str) -> Outage:
-    """Between two lives their health port answers: alive, not ready, and why; metrics as ever."""
+def health_port(listen: str, tls: Callable[[], ssl.SSLContext] | None = None) -> Outage:
+    """Between two lives their health port answers: alive, not ready, and why; metrics as ever.
+
+    Args:
+        tls: a context for callers that speak TLS, made anew for each outage from the newest files.
+    """
 
     @asynccontextmanager
     async def serve(reason: Callable[[], str]) -> AsyncIterator[None]:
-        server = ObservabilityServer(listen, ready={"disk": reason})
+        server = ObservabilityServer(listen, ready={"disk": reason}, tls=tls() if tls is not None else None)
         try:
             await server.start()
         except ConfigError as error:
