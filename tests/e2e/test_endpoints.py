@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from controlplane.local.cluster import LocalCluster, etcdctl_environment
 from tests.conftest import find_program
 from tests.e2e.support import Qd, wait_until
 
@@ -92,8 +93,10 @@ def test_the_real_etcdctl_works_through_every_replica(qd: Qd) -> None:
     assert etcdctl is not None
     endpoints = [replica["client_endpoint"] for replica in qd.status()["replicas"]]
 
+    cluster = LocalCluster.open(qd.root)
+
     def run(*argv: str, endpoint: str) -> str:
-        environment = {**os.environ, "ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": endpoint}
+        environment = {**os.environ, **etcdctl_environment(cluster), "ETCDCTL_ENDPOINTS": f"https://{endpoint}"}
         done = subprocess.run(
             [etcdctl, *argv], env=environment, capture_output=True, text=True, timeout=30, check=False
         )
