@@ -106,6 +106,8 @@ class _SimFile:
             self._disk.sync_failures -= 1
             self._disk.refused += 1
             inode.dropped.append((len(inode.durable), len(inode.seen)))
+            if self._disk.hides_failures:
+                return
             raise StorageError(f"cannot sync {self._name}: Input/output error")
         if self._disk.loses_syncs:
             return
@@ -146,6 +148,7 @@ class SimDisk:
         syncs: file syncs that made something durable.
         sync_failures: so many of the next file syncs fail with EIO.
         loses_syncs: file syncs report success and do nothing.
+        hides_failures: a sync that fails reports success.
         sync_later: file syncs report success at once, and happen when this says so.
         capacity_bytes: size of the disk.
     """
@@ -159,6 +162,7 @@ class SimDisk:
         self.syncs = 0
         self.sync_failures = 0
         self.loses_syncs = False
+        self.hides_failures = False
         self.sync_later: Callable[[Callable[[], None]], None] | None = None
         self.boots = 0
         #: How often it refused an operation.

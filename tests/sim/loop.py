@@ -194,7 +194,7 @@ class SimLoop(_Loop):
             result = job.operation()
         except PowerLoss:
             self.on_power_loss()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whoever waits for it hears it
             if not future.done():
                 future.set_exception(error)
         else:

@@ -60,7 +60,8 @@ class Model:
         kind: str = command.WhichOneof("op") or "rejection"
         match kind:
             case "put":
-                if command.put.lease and command.put.lease not in self.leases:
+                lease = command.put.lease
+                if not command.put.key or (lease and lease not in self.leases):
                     kind = "rejection"
                 else:
                     self._put(changes, command.put)

@@ -13,7 +13,7 @@ links, handshakes and pings run on it; it knows of their frames only which ones 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,7 +129,7 @@ class SimNet:
         self.duplicate_share = 0.0
         #: Sees every Raft message as it leaves: (from, to, message).
         self.tap: Callable[[str, str, RaftMessage], None] | None = None
-        self._ways: dict[tuple[str, str], _Way] = {}
+        self._ways: defaultdict[tuple[str, str], _Way] = defaultdict(_Way)
         self._listeners: dict[str, _Listener] = {}
         self._dark: set[str] = set()
         self._ends: list[_End] = []
