@@ -19,7 +19,7 @@ from controlplane.cli.tables import table
 from controlplane.client import GrpcClient, OperatorClient
 from controlplane.client.operator_client import leader_of
 from controlplane.client.tls import Credentials
-from controlplane.local.cluster import LocalCluster
+from controlplane.local.cluster import LocalCluster, etcdctl_line
 from controlplane.pb.k8s.core_v1_pb2 import Node, Pod
 from controlplane.pb.quarterdeck.v1 import operator_pb2
 
@@ -249,6 +249,11 @@ async def status(context: click.Context, output: str) -> None:
     elif output == "yaml":
         click.echo(yaml.safe_dump(asdict(found), sort_keys=False).rstrip())
     else:
-        render(found, Console(highlight=False, soft_wrap=True))
+        console = Console(highlight=False, soft_wrap=True)
+        render(found, console)
+        settings = settings_of(context)
+        cluster = _local(settings, settings.resolve_endpoints())
+        if cluster is not None:
+            _print(console, f"etcdctl: {etcdctl_line(cluster)}")
     if found.leader is None:
         context.exit(EXIT_REFUSED)
