@@ -10,13 +10,14 @@ cut by dropping packets in the sender's namespace, silently, as a dead switch do
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from typing import Final, Self
 
-__all__ = ["Hosts", "HostsError", "missing"]
+__all__ = ["Hosts", "HostsError", "filter_text", "missing"]
 
 _TABLE: Final = "quarterdeck"
 _HOSTS_MAX: Final = 250
@@ -132,24 +133,35 @@ class Hosts:
             self._cut[name].clear()
             self._filter(name)
 
+    def dropped(self, name: str) -> int:
+        """Packets of the host that its links have swallowed since they were last cut, made lossy or healed."""
+        listed = json.loads(_run(*self.enter(name), "nft", "-j", "list", "table", "ip", _TABLE).stdout)
+        rules = (item["rule"] for item in listed["nftables"] if "rule" in item)
+        return sum(int(part["counter"]["packets"]) for rule in rules for part in rule["expr"] if "counter" in part)
+
     def _filter(self, name: str, *, loss_percent: int = 0) -> None:
         """Replace the host's filter by what is cut now: one transaction, no moment in between."""
-        rules = []
-        if self._cut[name]:
-            addresses = ", ".join(self.address(target) for target in sorted(self._cut[name]))
-            rules.append(f"ip daddr {{ {addresses} }} drop")
-        if loss_percent:
-            others = ", ".join(self.address(other) for other in self.names if other != name)
-            rules.append(f"ip daddr {{ {others} }} numgen random mod 100 < {loss_percent} drop")
-        body = "\n".join(rules)
-        text = (
-            f"table ip {_TABLE} {{}}\ndelete table ip {_TABLE}\n"
-            f"table ip {_TABLE} {{ chain out {{ type filter hook output priority 0;\n{body}\n}}\n}}\n"
-        )
+        others = [self.address(other) for other in self.names if other != name]
+        text = filter_text([self.address(target) for target in sorted(self._cut[name])], others, loss_percent)
         _run(*self.enter(name), "nft", "-f", "-", text=text)
 
     def _namespace(self, name: str) -> str:
         return f"{self._tag}-{name}"
+
+
+def filter_text(cut: Sequence[str], others: Sequence[str], loss_percent: int = 0) -> str:
+    """A sender's whole packet filter, for ``nft -f``: it replaces the one before in one transaction. Drops and counts
+    what goes to the addresses in ``cut``, and ``loss_percent`` of what goes to ``others``."""
+    rules = []
+    if cut:
+        rules.append(f"ip daddr {{ {', '.join(cut)} }} counter drop")
+    if loss_percent and others:
+        rules.append(f"ip daddr {{ {', '.join(others)} }} numgen random mod 100 < {loss_percent} counter drop")
+    body = "\n".join(rules)
+    return (
+        f"table ip {_TABLE} {{}}\ndelete table ip {_TABLE}\n"
+        f"table ip {_TABLE} {{ chain out {{ type filter hook output priority 0;\n{body}\n}}\n}}\n"
+    )
 
 
 def _run(*command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:

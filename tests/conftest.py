@@ -1,7 +1,8 @@
 """What all tests share: the ``needs`` marker, for tests that use a program of the machine.
 
 ``@pytest.mark.needs("etcdctl", "etcd-client")`` skips the test where the program is missing, and says which Debian
-package has it. In CI (the environment variable ``CI`` is set) nothing is skipped: a missing program is a failure.
+package has it. ``@pytest.mark.hosts`` is the same for tests that need network namespaces. In CI (the
+environment variable ``CI`` is set) nothing is skipped: a missing program is a failure.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import os
 import shutil
 
 import pytest
+
+from chaos.netns import missing
 
 #: Where programs stand that are not on an ordinary user's PATH.
 _MORE_PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
@@ -23,9 +26,14 @@ def find_program(name: str) -> str | None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs"):
         program, package = marker.args
-        if find_program(program) is not None:
-            continue
-        reason = f"NOT RUN: the program {program!r} is not installed (apt-get install {package})"
-        if os.environ.get("CI"):
-            pytest.fail(f"{reason}; CI skips nothing", pytrace=False)
-        pytest.skip(reason)
+        if find_program(program) is None:
+            _not_run(f"the program {program!r} is not installed (apt-get install {package})")
+    if item.get_closest_marker("hosts") is not None and (why := missing()) is not None:
+        _not_run(why)
+
+
+def _not_run(why: str) -> None:
+    reason = f"NOT RUN: {why}"
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason}; CI skips nothing", pytrace=False)
+    pytest.skip(reason)
