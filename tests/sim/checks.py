@@ -46,6 +46,8 @@ class Operation:
     floor: int
     #: A compare-and-swap: the mod revision the key must have (0: it must not exist). None: unconditional.
     expected: int | None = None
+    #: What the client believes that revision holds.
+    believed: bytes | None = None
     deletes: bool = False
     #: A delete that found nothing: it has no revision of its own.
     idle: bool = False
@@ -91,7 +93,8 @@ class Checks:
         self.compacted = 0
         self.swaps_refused = 0
         self.acked: dict[bytes, Operation] = {}
-        self.ended: list[Operation] = []
+        #: Every operation, ended or not.
+        self.asked: list[Operation] = []
         self.reads = 0
         self.installs = 0
         #: Told after each acknowledgement: the worst moment for something to break.
@@ -121,6 +124,9 @@ class Checks:
             progress.led, progress.match = engine.term, {}
         for peer, index in engine._sync._SyncObj__raftMatchIndex.items():
             peer_id = int(peer.member_id)
+            if peer_id not in engine.voters:
+                progress.match.pop(peer_id, None)  # whoever was removed is forgotten
+                continue
             if index < progress.match.get(peer_id, 0):
                 raise ViolationError(
                     f"leader {name} took the match index of {peer_id} back from {progress.match[peer_id]} to {index}"
@@ -193,10 +199,10 @@ class Checks:
 
     def begins(self, operation: Operation) -> None:
         operation.floor = self._floor
+        self.asked.append(operation)
 
     def write_acked(self, operation: Operation, revision: int, *, succeeded: bool, now: float) -> None:
         operation.returned_at, operation.revision, operation.succeeded = now, revision, succeeded
-        self.ended.append(operation)
         if operation.expected is not None:
             self._check_swap(operation, revision, succeeded=succeeded)
             if not succeeded:
@@ -232,7 +238,6 @@ class Checks:
         self.reads += 1
         operation.returned_at, operation.revision = now, revision
         operation.seen = kvs[0].value if kvs else None
-        self.ended.append(operation)
         if revision < operation.floor:
             raise ViolationError(
                 f"read of {operation.key!r} at revision {revision} is stale: {operation.floor} was seen before it began"

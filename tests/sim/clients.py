@@ -6,10 +6,13 @@ Owns what a client knows: it never learns more than a real one would.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
+from chaos.history import History, Kind, Op, Outcome
 from controlplane.base.errors import Code, StatusError
 from controlplane.base.rand import SeededRand
 from controlplane.etcd.local import LocalKV
+from controlplane.pb.etcd.kv_pb2 import KeyValue
 from controlplane.pb.etcd.rpc_pb2 import (
     Compare,
     DeleteRangeRequest,
@@ -25,7 +28,7 @@ from tests.sim.checks import Checks, Operation
 from tests.sim.node import SimNode
 from tests.sim.rpc import TIMEOUT_MS, Rpc
 
-__all__ = ["Client"]
+__all__ = ["Client", "Marker"]
 
 _TRIES_MAX = 30
 #: The second key of a swap, so that some revisions have more than one event.
@@ -45,7 +48,7 @@ class Client:
         self._rand = rand
         self._think_s = think_s
         self._count = 0
-        self._seen: dict[bytes, int] = {}
+        self._seen: dict[bytes, tuple[int, bytes | None]] = {}
         self.busy = False
         self.stopped = False
         self.gave_up = 0
@@ -71,7 +74,7 @@ class Client:
                 operation.value += b" " * rand.randint(1_000, 20_000)
             if rand.random() < 0.3:
                 # Mostly on what was last seen of the key, so that some succeed and some come too late.
-                operation.expected = self._seen.get(key, 0)
+                operation.expected, operation.believed = self._seen.get(key, (0, None))
         elif draw < 0.66:
             operation.deletes = True
         self._checks.begins(operation)
@@ -97,7 +100,7 @@ class Client:
         if not operation.writes:
             answer = await rpc.call(node, lambda kv: kv.range(RangeRequest(key=key), timeout_ms=TIMEOUT_MS))
             checks.read_answered(operation, answer.kvs, answer.header.revision, s.now)
-            self._seen[key] = answer.kvs[0].mod_revision if answer.kvs else 0
+            self._seen[key] = (answer.kvs[0].mod_revision, answer.kvs[0].value) if answer.kvs else (0, None)
             s.note("read", self._number, answer.header.revision)
             return
         succeeded = True
@@ -111,7 +114,7 @@ class Client:
             revision = (await rpc.call(node, lambda kv: _put(kv, operation))).header.revision
         checks.write_acked(operation, revision, succeeded=succeeded, now=s.now)
         if succeeded and not operation.deletes:
-            self._seen[key] = revision
+            self._seen[key] = (revision, operation.value)
         s.note("acked", self._number, revision)
 
 
@@ -138,3 +141,61 @@ def _swap(operation: Operation) -> TxnRequest:
     )
     puts = [PutRequest(key=key, value=operation.value or b"") for key in (operation.key, _SHADOW)]
     return TxnRequest(compare=[compare], success=[RequestOp(request_put=put) for put in puts])
+
+
+class Marker:
+    """Writes keys that nobody has written before, reads them back, and records both as load on real clusters does."""
+
+    def __init__(self, rpc: Rpc, nodes: Sequence[SimNode], history: History, rand: SeededRand) -> None:
+        self._rpc = rpc
+        self._nodes = nodes
+        self._history = history
+        self._rand = rand
+        self._process = 0
+        self.stopped = False
+
+    async def run(self) -> None:
+        """Until :attr:`stopped`."""
+        count = 0
+        while not self.stopped:
+            count += 1
+            await self._put(count)
+            await self._get(1 + self._rand.randint(0, count - 1))
+            await self._rpc.sleep(0.15 * self._rand.random())
+
+    async def _put(self, number: int) -> None:
+        key, value, request_id = f"m/{number}", f"mark {number}", self._rand.token(16)
+        put = PutRequest(key=key.encode(), value=value.encode())
+        node, called = self._node(), self._now()
+        revision, outcome = 0, "info"
+        try:
+            answer = await self._rpc.call(node, lambda kv: kv.put(put, request_id=request_id, timeout_ms=TIMEOUT_MS))
+            revision, outcome = answer.header.revision, "ok"
+        except StatusError as error:
+            outcome = "info" if error.unknown_outcome else "fail"
+        self._note("put", node, key, called, outcome, value=value, revision=revision)
+
+    async def _get(self, number: int) -> None:
+        key = f"m/{number}"
+        request = RangeRequest(key=key.encode())
+        node, called = self._node(), self._now()
+        try:
+            answer = await self._rpc.call(node, lambda kv: kv.range(request, timeout_ms=TIMEOUT_MS))
+        except StatusError:
+            return
+        found = answer.kvs[0] if answer.kvs else KeyValue()
+        value = found.value.decode() if answer.kvs else None
+        shown = {"mod_revision": found.mod_revision, "version": found.version}
+        self._note("get", node, key, called, "ok", value=value, revision=answer.header.revision, **shown)
+
+    def _note(self, kind: Kind, node: SimNode, key: str, called: int, outcome: str, **seen: Any) -> None:
+        number = len(self._history.ops) + 1
+        op = Op(number, f"p{self._process}", kind, node.name, key, called, self._now(), cast(Outcome, outcome), **seen)
+        self._history.ops.append(op)
+        self._process += outcome == "info"
+
+    def _node(self) -> SimNode:
+        return self._nodes[self._rand.randint(0, len(self._nodes) - 1)]
+
+    def _now(self) -> int:
+        return int(self._rpc.scheduler.now * 1e9)

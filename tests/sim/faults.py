@@ -7,11 +7,13 @@ else may hit everybody: then nothing is promised but safety.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
-from controlplane.base.errors import StorageError
+from controlplane.base.errors import StatusError, StorageError
 from controlplane.base.rand import SeededRand
 from controlplane.pb.etcd.rpc_pb2 import CompactionRequest
+from controlplane.raft.types import AddMember, Member, MemberChange, RemoveMember
 from tests.sim.checks import Checks
 from tests.sim.net import SimNet
 from tests.sim.node import SimNode
@@ -34,6 +36,7 @@ class Faults:
         nodes: list[SimNode],
         checks: Checks,
         seed: int,
+        add_node: Callable[[Member, list[Member]], SimNode],
     ) -> None:
         self._options = options
         self._s = scheduler
@@ -44,6 +47,9 @@ class Faults:
         self._rand = SeededRand(f"faults {seed}")
         self._calm = False
         self._ambush = False
+        self._changing = False
+        #: Makes a machine for a new member.
+        self._add_node = add_node
         #: Whose disk lost something for good.
         self._rotten: SimNode | None = None
         self.crashes = 0
@@ -65,6 +71,7 @@ class Faults:
             "wall": self._wall,
             "transfer": self._transfer,
             "compact": self._compact,
+            "members": self._members,
         }
         self._acts = [(name, act) for name, act in acts.items() if name in options.faults]
         checks.on_ack = self._on_ack
@@ -235,6 +242,44 @@ class Faults:
         target = None if self._chance(0.5) else self._any().me.id
         if node.leads:
             self._rpc.send(node, lambda kv: node.replica.transfer_leadership(target, timeout_ms=1_000))
+
+    def _members(self) -> None:
+        """A member comes, or one that is not the leader goes; one change at a time."""
+        if not self._changing:
+            self._changing = True
+            self._rpc.start(self._change_members)
+
+    async def _change_members(self) -> None:
+        try:
+            await self._change_one()
+        except StatusError as error:
+            self._s.note("no change", error.code)
+            self._changing = error.unknown_outcome
+
+    async def _change_one(self) -> None:
+        leader = self._leader()
+        active = [node for node in self._nodes if not node.retired]
+        if not leader.leads:
+            self._changing = False
+            return
+        # After a change of unknown fate nobody changes anything any more: the next one must know the members.
+        if len(active) > self._options.size:
+            victim = next(node for node in active if node is not leader)
+            await self._change(leader, RemoveMember(victim.me.id))
+            victim.retired = True
+            victim.crash(power=False)
+        else:
+            name = f"r{len(self._nodes) + 1}"
+            members = await self._change(leader, AddMember(f"{name}:1", learner=False, name=name))
+            me = next((m for m in members if m.peer_address == f"{name}:1"), None)
+            if me is not None:
+                node = self._add_node(replace(me, name=name), list(members))
+                self.mind(node)
+                node.start()
+        self._changing = False
+
+    async def _change(self, leader: SimNode, change: MemberChange) -> tuple[Member, ...]:
+        return await self._rpc.call(leader, lambda kv: leader.replica.change_members(change, timeout_ms=1_000))
 
     # -- chance ------------------------------------------------------------------------------------------------
 

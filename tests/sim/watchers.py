@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from controlplane.base.rand import SeededRand
 from controlplane.etcd.local import LocalKV
+from controlplane.pb.etcd.kv_pb2 import Event
 from controlplane.pb.etcd.rpc_pb2 import WatchCreateRequest, WatchResponse
 from controlplane.store.keyspan import prefix_end
 from tests.sim.checks import Checks
@@ -46,6 +47,8 @@ class SimWatcher:
         self._stream = 0
         self._end: Callable[[], None] = lambda: None
         self.moving = True
+        #: Hears every event, too.
+        self.on_events: Callable[[Sequence[Event]], None] = lambda events: None
 
     async def run(self) -> None:
         """For ever: is the replica still there, and is it time for another one?"""
@@ -101,5 +104,6 @@ class SimWatcher:
             return
         until = max(self.after, response.header.revision)
         self._checks.watches.saw(self.name, self._prefix, self.after, until, response.events)
+        self.on_events(response.events)
         self.after = until
         self._rpc.scheduler.note("saw", self.name, until)

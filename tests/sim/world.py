@@ -11,11 +11,12 @@ from controlplane.base.rand import SeededRand
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.types import Member
 from tests.sim.checks import Checks, ViolationError
-from tests.sim.clients import Client
+from tests.sim.clients import Client, Marker
 from tests.sim.faults import Faults
 from tests.sim.lease_clients import LeaseClient
 from tests.sim.net import SimNet
 from tests.sim.node import Breakage, SimNode
+from tests.sim.opinions import MARKS, Recording, search
 from tests.sim.options import Options, draw
 from tests.sim.rpc import HOST, Rpc
 from tests.sim.scheduler import Scheduler
@@ -97,10 +98,14 @@ class World:
         for member in self.members:
             self.add_node(member, self.members, services=services)
         self.rpc = Rpc(s, self.net)
-        self.faults = Faults(options, s, self.net, self.rpc, self.nodes, self.checks, seed)
+        self.faults = Faults(options, s, self.net, self.rpc, self.nodes, self.checks, seed, self.add_node)
         self.clients: list[Client] = []
         self.lease_clients: list[LeaseClient] = []
         self.watchers: list[SimWatcher] = []
+        self.recording: Recording | None = None
+        self.marker: Marker | None = None
+        #: Keys whose beginning the search has found in order.
+        self.searched = 0
 
     def add_node(self, me: Member, members: list[Member], *, services: bool = True) -> SimNode:
         """A machine for a member, not started."""
@@ -158,11 +163,23 @@ class World:
                 LeaseClient(n + 1, self.rpc, self.nodes, self.checks, SeededRand(f"{self.seed} l{n}"))
             )
             self.rpc.start(self.lease_clients[-1].run)
+        if options.recorded:
+            self._record()
         for n in range(options.watchers):
             prefix = b"k" if n == 0 else b"k%d" % n
             rand = SeededRand(f"{self.seed} w{n}")
             self.watchers.append(SimWatcher(n, self.rpc, self.net, self.nodes, self.checks, rand, prefix))
             self.rpc.start(self.watchers[-1].run)
+
+    def _record(self) -> None:
+        self.recording = recording = Recording(self.seed)
+        self.marker = Marker(self.rpc, self.nodes, recording.history, SeededRand(f"{self.seed} m"))
+        self.rpc.start(self.marker.run)
+        rand = SeededRand(f"{self.seed} wm")
+        watcher = SimWatcher(len(self.watchers), self.rpc, self.net, self.nodes, self.checks, rand, MARKS)
+        watcher.on_events = lambda events: recording.told(events, self.scheduler.now)
+        self.watchers.append(watcher)
+        self.rpc.start(watcher.run)
 
     def recover(self) -> None:
         """Peace: clients go on for a while; then every replica stands at the same index with everything acknowledged,
@@ -187,6 +204,10 @@ class World:
             self.checks.watches.caught_up(watcher.name, watcher.after)
         for node in self.core:
             self.checks.nothing_lost(node.name, node.machine.store)
+            if self.recording is not None:
+                self.recording.judge(node.machine.store, s.now)
+                self.recording.history.listings.pop()
+        self.searched = search(self.checks.asked)
 
     @property
     def core(self) -> list[SimNode]:
@@ -198,6 +219,8 @@ class World:
             return False
         for client in self.clients:
             client.stopped = True
+        if self.marker is not None:
+            self.marker.stopped = True
         return not any(client.busy for client in self.clients) and self._converged()
 
     def _converged(self) -> bool:
