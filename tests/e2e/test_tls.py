@@ -80,8 +80,9 @@ async def put(files: TlsFiles | None) -> str:
 async def session(files: TlsFiles, name: str) -> str:
     async with new_channel(CLIENT, credentials=Reloader(files)) as channel:
         call = NodesStub(channel).Session(timeout=5)
-        await call.write(node_pb2.AgentMessage(hello=node_pb2.Hello(node_name=name, protocol_version=1)))
         try:
+            # A refusal may be here before the hello leaves.
+            await call.write(node_pb2.AgentMessage(hello=node_pb2.Hello(node_name=name, protocol_version=1)))
             await call.read()
         except grpc.aio.AioRpcError as error:
             return error.code().name
@@ -118,7 +119,7 @@ async def test_each_certificate_opens_its_own_doors(pki: Pki) -> None:
     assert await put(pki.files(node("node-1"))) == "PERMISSION_DENIED"
     assert await put(None) == "UNAVAILABLE"
     assert await session(pki.files(node("node-9")), "node-8") == "PERMISSION_DENIED"
-    assert await session(pki.files(user("alice")), "node-8") in {"PERMISSION_DENIED", "INTERNAL"}
+    assert await session(pki.files(user("alice")), "node-8") == "PERMISSION_DENIED"
 
 
 def test_a_nodes_certificate_does_not_speak_raft(pki: Pki) -> None:
