@@ -81,8 +81,8 @@ class SimLoop(_Loop):
     def kill(self) -> None:
         """Nothing of it runs any more."""
         self.dead = True
-        self._ready.clear()
         self._s.bury(asyncio.all_tasks(self))
+        self._ready.clear()
 
     def unfinished(self) -> list[Callable[[], Any]]:
         """Operations of helper threads that were asked for and have not happened."""

@@ -5,11 +5,13 @@ Everything is in here, so that a failure can print it and a test can change one 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from controlplane.base.rand import SeededRand
 
-__all__ = ["FAULTS", "Options", "draw"]
+__all__ = ["FAULTS", "Options", "draw", "past_failure"]
 
 #: Every kind of fault there is, by the name that ``--without`` takes.
 FAULTS = (
@@ -100,3 +102,10 @@ def draw(seed: int) -> Options:
         down_max_s=pick(0.2, 0.5, 1.5),
         duplicate_share=pick(0.02, 0.2, 0.5),
     )
+
+
+def past_failure(path: Path) -> tuple[int, Options]:
+    """Seed and options of a file of the corpus. They are written out, so that a later :func:`draw` does not matter."""
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    options = {**entry["options"], "faults": frozenset(entry["options"]["faults"])}
+    return int(entry["seed"]), Options(**options)

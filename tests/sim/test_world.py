@@ -5,18 +5,35 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.sim.world import run_seed
+from tests.sim.options import Options, past_failure
+from tests.sim.world import World, run_seed
 
-#: Seeds that once found something. They stay.
-_PAST_FAILURES = [2, 3, 4]
+_CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
 
 
-@pytest.mark.parametrize("seed", [*_PAST_FAILURES, *range(1_000, 1_006)])
+@pytest.mark.parametrize("seed", range(1_000, 1_006))
 def test_nothing_acknowledged_is_lost_and_the_cluster_recovers(seed: int) -> None:
     assert run_seed(seed).acked > 0
+
+
+@pytest.mark.parametrize("entry", _CORPUS, ids=lambda entry: entry.stem)
+def test_what_once_failed_does_not_fail_again(entry: Path) -> None:
+    seed, options = past_failure(entry)
+    assert World(seed, options=options).run().acked > 0
+
+
+def test_a_run_has_second_opinions() -> None:
+    """The search judges keys, and the rules of real runs find something to check."""
+    world = World(3, options=Options(recorded=True, lease_clients=1, faults=frozenset({"crash"})))
+    world.run()
+    assert world.searched >= 4
+    assert world.recording is not None
+    assert len(world.recording.history.ops) > 20
+    assert len(world.recording.history.events) > 10
 
 
 def test_the_same_seed_is_the_same_run_and_another_seed_is_another() -> None:
