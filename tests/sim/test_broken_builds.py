@@ -273,6 +273,7 @@ BUILDS = {
     "skips events over a snapshot": Build(
         _inside(watchers_do_not_look_again_after_a_snapshot),
         "leader isolate",
+        first_seed=12,
         says="watch",
         options={**_SHORT_LOG, **_BUSY},
     ),
