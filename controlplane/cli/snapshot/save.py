@@ -1,4 +1,4 @@
-"""``qd snapshot``: save the whole state online, check a file, seed the members of a new cluster from one."""
+"""``qd snapshot save``: the whole state of a running cluster, as a file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ import click
 from controlplane.base.errors import ConfigError, StatusError
 from controlplane.cli.common import EXIT_UNREACHABLE, Settings, coroutine, err, fail, find_folder, settings_of
 from controlplane.client import OperatorClient
-from controlplane.config import parse_initial_cluster
-from controlplane.recovery import restore_member, verify
+from controlplane.recovery import verify
 
-__all__ = ["save_snapshot", "snapshot"]
-
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+__all__ = ["save", "save_snapshot"]
 
 
 async def save_snapshot(settings: Settings, path: Path) -> tuple[int, int]:
@@ -68,12 +65,7 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-@click.group()
-def snapshot() -> None:
-    """Save, verify and restore snapshots of the whole state."""
-
-
-@snapshot.command()
+@click.command()
 @click.argument("path", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.pass_context
 @coroutine
@@ -97,51 +89,3 @@ async def save(context: click.Context, path: Path | None) -> None:
         fail(f"no replica gave a snapshot: {error.message}", EXIT_UNREACHABLE)
     err.print(f"saved revision {revision}, {size} bytes, in {time.monotonic() - began:.2f} s; verified")
     click.echo(str(path))
-
-
-@snapshot.command("verify")
-@click.argument("path", type=_FILE)
-@coroutine
-async def verify_command(path: Path) -> None:
-    """Check a snapshot file wholly: checksum, structure, and that a store can be built from it."""
-    info, found = verify(path)
-    header = info.header
-    created = datetime.fromtimestamp(header.created_at_ms / 1000, UTC).isoformat(timespec="milliseconds")
-    for name, value in (
-        ("file", path),
-        ("format", f"{info.format_version} (state {header.state_format_version})"),
-        ("cluster", f"{header.cluster_id:x}"),
-        ("members", ", ".join(member.name for member in header.members)),
-        ("created", created),
-        ("revision", header.revision),
-        ("raft", f"index {header.index}, term {header.term}"),
-        ("keys", found.keys),
-        ("state hash", found.state_hash),
-        ("bytes", f"{info.file_bytes} ({info.state_bytes} uncompressed)"),
-        ("sha256", info.sha256),
-    ):
-        click.echo(f"{name + ':':<12} {value}")
-    click.echo("OK")
-
-
-@snapshot.command()
-@click.argument("path", type=_FILE)
-@click.option("--name", required=True, help="The member whose directory this is.")
-@click.option("--data-dir", required=True, type=click.Path(file_okay=False, path_type=Path), help="Empty or missing.")
-@click.option("--initial-cluster", required=True, help="NAME=PEER@CLIENT@METRICS,... as the replicas will be started.")
-@click.option("--cluster-token", required=True, help="A new one; start the replicas with the same.")
-@coroutine
-async def restore(path: Path, name: str, data_dir: Path, initial_cluster: str, cluster_token: str) -> None:
-    """Seed one member's data directory from a snapshot.
-
-    Run it for every member of the new cluster with the same file, cluster and token, then start them. The new cluster
-    goes on at a higher revision, and old watchers are told to list again. For the local cluster of this machine one
-    command does it all: qd local restore FILE
-    """
-    restored = restore_member(
-        path, data_dir, name=name, members=parse_initial_cluster(initial_cluster), cluster_token=cluster_token
-    )
-    click.echo(
-        f"{name}: {restored.keys} keys of revision {restored.snapshot_revision}, going on at {restored.revision}; "
-        f"state hash {restored.state_hash}"
-    )
