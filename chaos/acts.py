@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from chaos.faults import Faults, digest, digest_of_snapshot, read_everything
+from chaos.deeds import Faults, digest, digest_of_snapshot, read_everything
 from chaos.history import Mark, Recorder
 from chaos.load import Load
 from chaos.observe import Pods, PodView, Replicas, compare, processes_of_pods

@@ -88,7 +88,18 @@ def processes_of_pods(cluster: LocalCluster) -> Mapping[str, Sequence[int]]:
 class Pods:
     """The pods of one Deployment, live. Use as a context manager."""
 
-    def __init__(self, client: ApiClient, *, namespace: str, label_selector: str, clock: Clock, rand: Rand) -> None:
+    def __init__(
+        self,
+        client: ApiClient,
+        *,
+        namespace: str,
+        label_selector: str,
+        clock: Clock,
+        rand: Rand,
+        wait: bool = True,
+    ) -> None:
+        """``wait``: entering waits for the first list; without, nobody may answer for a long time."""
+        self._wait = wait
         self._clock = clock
         self._informer = Informer(
             client, Pod, namespace=namespace, label_selector=label_selector, clock=clock, rand=rand, backoff_cap_s=0.2
@@ -97,7 +108,8 @@ class Pods:
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._informer.run())
-        await self._informer.wait_synced()
+        if self._wait:
+            await self._informer.wait_synced()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -151,7 +163,23 @@ class Replicas:
 
     async def leader(self) -> tuple[str | None, int]:
         """The leader by majority, and its term."""
-        return leader_of(list((await self.statuses()).values()), len(self._clients))
+        return self.leader_among(await self.statuses())
+
+    def leader_among(self, answers: Mapping[str, operator_pb2.StatusResponse]) -> tuple[str | None, int]:
+        """The leader that these answers name by majority, and its term."""
+        return leader_of(list(answers.values()), len(self._clients))
+
+    @property
+    def names(self) -> list[str]:
+        """Everyone that is asked."""
+        return list(self._clients)
+
+    async def status(self, name: str) -> operator_pb2.StatusResponse | None:
+        """One replica's answer; None: it gave none."""
+        try:
+            return await self._clients[name].status()
+        except StatusError:
+            return None
 
     async def until_leader(self, *, other_than: str | None, timeout_s: float) -> tuple[str, int] | None:
         """The leader and its term, once a majority names one that is not ``other_than``; None: not within the time."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from chaos.acts import ACTS, Stage, node_ready
-from chaos.faults import Faults
+from chaos.deeds import Faults
 from chaos.history import Header, Recorder, load
 from chaos.load import Load, Rates
 from chaos.observe import POLL_S, Pods, Replicas, processes_of_pods

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from chaos.faults import Faults, digest, read_everything
+from chaos.deeds import Faults, digest, read_everything
 from controlplane.base.errors import Code
 from controlplane.client import ApiClient, EtcdClient, NotFoundError
 from controlplane.client.interface import ApiError

@@ -1,0 +1,233 @@
+"""Faults of processes: kill -9, SIGTERM, SIGSTOP for a while; a machine that dies with its pods; a zone.
+
+A target is a replica, an agent or a pod (``pod/NAME``: all its containers). Killed replicas and agents stay down until
+healed; the agent restarts a pod's containers by itself. Scheduler and controllers have no process of their own: they
+live in the leader's, and the selector says so.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from chaos.fault import JSON, Fault, FaultError, Strike, Undo
+from chaos.faults.params import known
+from chaos.ground import Ground, aside
+from chaos.observe import processes_of_pods
+from chaos.targets import quorum_lost
+from controlplane.base.errors import ConfigError
+from controlplane.base.rand import Rand
+from controlplane.local.procfs import stat_of
+
+__all__ = ["FAULTS"]
+
+
+class Kill(Fault):
+    """kill -9."""
+
+    name = "kill"
+    doc = "kill -9 of a replica, an agent (its pods run on), both down until healed; or of a pod's processes"
+    target = "leader"
+    params: Mapping[str, str] = {}
+
+    def plan(self, ground: Ground, targets: Sequence[str], params: Mapping[str, JSON], rand: Rand) -> Strike:
+        known(self.name, params, self.params)
+        return _strike(self.name, ground, targets, f"kill -9 {_names(ground, targets)}", starts=True)
+
+    async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
+        pods, processes = _split(strike.victims)
+        await aside(lambda: [ground.cluster.kill(name) for name in processes])
+        signal_pods(ground, pods, signal.SIGKILL)
+        return {}
+
+    async def heal(self, ground: Ground, undo: Undo) -> None:
+        await start(ground, undo.args["start"])
+
+
+class Stop(Fault):
+    """SIGTERM."""
+
+    name = "stop"
+    doc = "SIGTERM of a replica, which hands over, or of an agent, which stops its pods; down until healed"
+    target = "leader"
+    params: Mapping[str, str] = {}
+
+    def plan(self, ground: Ground, targets: Sequence[str], params: Mapping[str, JSON], rand: Rand) -> Strike:
+        known(self.name, params, self.params)
+        _no_pods(self.name, targets)
+        nodes = tuple(name for name in targets if name in ground.seen.nodes)
+        return _strike(self.name, ground, targets, f"SIGTERM to {_names(ground, targets)}", starts=True, excused=nodes)
+
+    async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
+        killed = [name for name in strike.victims if await aside(ground.cluster.stop, name)]
+        return {"had_to_be_killed": killed} if killed else {}
+
+    async def heal(self, ground: Ground, undo: Undo) -> None:
+        await start(ground, undo.args["start"])
+
+
+class Pause(Fault):
+    """SIGSTOP, and SIGCONT when healed."""
+
+    name = "pause"
+    doc = "SIGSTOP of a replica, an agent or a pod's processes, until healed (SIGCONT)"
+    target = "leader"
+    params: Mapping[str, str] = {}
+
+    def plan(self, ground: Ground, targets: Sequence[str], params: Mapping[str, JSON], rand: Rand) -> Strike:
+        known(self.name, params, self.params)
+        struck = _strike(self.name, ground, targets, f"SIGSTOP {_names(ground, targets)}", starts=False)
+        # The process groups themselves: who heals may not be able to ask the API which pod had which.
+        undo = tuple(Undo(self.name, {"continue": name, "groups": _groups(ground, name)}) for name in targets)
+        return replace(struck, undo=undo)
+
+    async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
+        pods, processes = _split(strike.victims)
+        for name in processes:
+            if not ground.cluster.kill(name, signal.SIGSTOP):
+                raise FaultError(f"{name} does not run: it cannot be paused")
+        signal_pods(ground, pods, signal.SIGSTOP)
+        return {}
+
+    async def proof(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
+        _, processes = _split(strike.victims)
+        stats = {name: stat_of(ground.cluster.processes.pid(name) or 0) for name in processes}
+        states = {name: stat.state if stat is not None else "gone" for name, stat in stats.items()}
+        return {"bit": all(state == "T" for state in states.values()), "states": states}
+
+    async def heal(self, ground: Ground, undo: Undo) -> None:
+        for group, start_ticks in undo.args["groups"]:
+            stat = stat_of(group)
+            if stat is not None and stat.start_ticks == start_ticks:
+                os.killpg(group, signal.SIGCONT)
+        if undo.args["continue"] in ground.cluster.names:
+            ground.cluster.kill(undo.args["continue"], signal.SIGCONT)
+
+
+class NodeDeath(Fault):
+    """What a dead machine is: its agent and every process of its pods gone at once."""
+
+    name = "node-death"
+    doc = "kill -9 of an agent and of all its pods' processes, as a machine dies; down until healed"
+    target = "busiest-node"
+    params: Mapping[str, str] = {}
+
+    def plan(self, ground: Ground, targets: Sequence[str], params: Mapping[str, JSON], rand: Rand) -> Strike:
+        known(self.name, params, self.params)
+        for name in targets:
+            if name not in ground.seen.nodes:
+                raise ConfigError(f"{self.name}: {name} is no node; there are: {', '.join(ground.seen.nodes)}")
+        left = {pod.node for pod in ground.seen.pods if pod.ready} - set(targets)
+        if not left:
+            raise ConfigError(f"{self.name}: all pods are on {', '.join(targets)}: nothing would be left to serve")
+        says = f"kill -9 {', '.join(targets)} with {_pods_on(ground, targets)} pods"
+        return _strike(self.name, ground, targets, says, starts=True, excused=tuple(targets))
+
+    async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
+        killed = [await aside(ground.cluster.kill_node, name) for name in strike.victims]
+        return {"pods_killed": sum(killed)}
+
+    async def heal(self, ground: Ground, undo: Undo) -> None:
+        await start(ground, undo.args["start"])
+
+
+class ZoneLoss(Fault):
+    """A rack without power: replica, agents and pods of one zone at once."""
+
+    name = "zone-loss"
+    doc = "kill -9 of everything in a zone (a replica, agents, their pods) at once; down until healed"
+    target = "zone"
+    params: Mapping[str, str] = {}
+
+    def plan(self, ground: Ground, targets: Sequence[str], params: Mapping[str, JSON], rand: Rand) -> Strike:
+        known(self.name, params, self.params)
+        _no_pods(self.name, targets)
+        nodes = tuple(name for name in targets if name in ground.seen.nodes)
+        says = f"kill -9 {_names(ground, targets)} with {_pods_on(ground, nodes)} pods"
+        return _strike(self.name, ground, targets, says, starts=True, excused=nodes)
+
+    async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
+        nodes = [name for name in strike.victims if name in ground.seen.nodes]
+        others = [name for name in strike.victims if name not in nodes]
+        await aside(lambda: [ground.cluster.kill(name) for name in others])
+        return {"pods_killed": sum([await aside(ground.cluster.kill_node, name) for name in nodes])}
+
+    async def heal(self, ground: Ground, undo: Undo) -> None:
+        await start(ground, undo.args["start"])
+
+
+FAULTS: Final[tuple[Fault, ...]] = (Kill(), Stop(), Pause(), NodeDeath(), ZoneLoss())
+
+
+async def start(ground: Ground, name: str) -> None:
+    """Start it if it is still part of the cluster and does not run; not waited for until it serves."""
+    if name in ground.cluster.names:
+        await aside(ground.cluster.start, name)
+
+
+def signal_pods(ground: Ground, names: Sequence[str], signum: signal.Signals) -> int:
+    """Send a signal to every container's process group of these pods; returns how many groups."""
+    if not names:
+        return 0
+    groups = processes_of_pods(ground.cluster)
+    uids = {pod.name: pod.uid for pod in ground.pods.views()}
+    sent = 0
+    for name in names:
+        for group in groups.get(uids.get(name, ""), ()):
+            try:
+                os.killpg(group, signum)
+                sent += 1
+            except ProcessLookupError:
+                pass  # it ended between the look and the signal
+    return sent
+
+
+def _strike(
+    fault: str, ground: Ground, targets: Sequence[str], says: str, *, starts: bool, excused: tuple[str, ...] = ()
+) -> Strike:
+    for name in targets:
+        if not name.startswith("pod/") and name not in ground.cluster.names:
+            raise ConfigError(f"{fault}: no process {name!r}; there are: {', '.join(ground.cluster.names)}")
+    pods, processes = _split(targets)
+    undo = tuple(Undo(fault, {"start": name}) for name in processes) if starts else ()
+    gone = [name for name in processes if name in ground.seen.replicas]
+    return Strike(
+        fault=fault, victims=tuple(targets), args={}, undo=undo, says=says,
+        quorum_lost=bool(gone) and quorum_lost(ground.seen, gone),
+        excused=(*excused, *(f"pod/{name}" for name in pods)),
+    )  # fmt: skip
+
+
+def _groups(ground: Ground, target: str) -> list[tuple[int, int]]:
+    """(process group, start time of its leader) of a pod's containers; of any other target none."""
+    if not target.startswith("pod/"):
+        return []
+    uid = next((pod.uid for pod in ground.pods.views() if f"pod/{pod.name}" == target), "")
+    stats = ((group, stat_of(group)) for group in processes_of_pods(ground.cluster).get(uid, ()))
+    return [(group, stat.start_ticks) for group, stat in stats if stat is not None]
+
+
+def _split(victims: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Pods (without ``pod/``) and processes."""
+    return (
+        [name.removeprefix("pod/") for name in victims if name.startswith("pod/")],
+        [name for name in victims if not name.startswith("pod/")],
+    )
+
+
+def _no_pods(fault: str, targets: Sequence[str]) -> None:
+    if any(name.startswith("pod/") for name in targets):
+        raise ConfigError(f"{fault}: {', '.join(targets)}: wants a replica or a node, not a pod")
+
+
+def _pods_on(ground: Ground, nodes: Sequence[str]) -> int:
+    return sum(1 for pod in ground.seen.pods if pod.node in nodes and not pod.deleting)
+
+
+def _names(ground: Ground, targets: Sequence[str]) -> str:
+    """``r2, the leader of term 4, r3``."""
+    seen = ground.seen
+    return ", ".join(f"{name}, the leader of term {seen.term}" if name == seen.leader else name for name in targets)

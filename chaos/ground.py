@@ -1,0 +1,131 @@
+"""What faults and probes stand on: one cluster, who speaks for it, and what is broken of it.
+
+Owns the connections and the undo list; decides nothing. Opened from the cluster's folder alone, also while the cluster
+does not serve, because ``qd chaos heal`` must work then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, ParamSpec, TypeVar
+
+from chaos.observe import Pods, Replicas
+from chaos.targets import Seen
+from chaos.undo import UndoList
+from controlplane.base.clock import Clock, SystemClock
+from controlplane.base.errors import StatusError
+from controlplane.base.rand import Rand, SystemRand
+from controlplane.client import ApiClient, EtcdClient, GrpcClient
+from controlplane.local.cluster import LocalCluster
+
+__all__ = ["NAMESPACE", "WORKLOAD", "Ground", "aside"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+NAMESPACE: Final = "default"
+#: The Deployment and the Service that experiments are run on.
+WORKLOAD: Final = "web"
+_PATIENCE_S: Final = 30.0
+_ASK_AGAIN_S: Final = 0.2
+#: Faults that take a replica out of service while they last: it counts as down from the strike on.
+TAKES_DOWN: Final = frozenset(
+    {"kill", "stop", "pause", "zone-loss", "lose-disk", "member-replace", "lose-control-plane"}
+)
+
+
+@dataclass(slots=True)
+class Ground:
+    """One cluster. ``links``: what cuts and slows its links, if its processes are on hosts or behind proxies."""
+
+    cluster: LocalCluster
+    client: ApiClient
+    kv: EtcdClient
+    replicas: Replicas
+    pods: Pods
+    links: object | None
+    clock: Clock
+    rand: Rand
+    say: Callable[[str], None]
+    undo: UndoList
+    seen: Seen
+    #: The snapshot that a lost control plane is restored from.
+    snapshot: Path | None = None
+    #: What replicas are known to be down beyond what was struck here; for tests and remote grounds.
+    extra_down: set[str] = field(default_factory=set)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        cluster: LocalCluster,
+        *,
+        say: Callable[[str], None],
+        clock: Clock | None = None,
+        rand: Rand | None = None,
+        broken: bool = False,
+    ) -> AsyncIterator[Ground]:
+        """``broken``: do not wait for the cluster to answer."""
+        clock, rand = clock or SystemClock(), rand or SystemRand()
+        spec = cluster.spec
+        credentials, kv_credentials = cluster.credentials(), cluster.kv_credentials()
+        async with (
+            GrpcClient(spec.endpoints, credentials=credentials) as client,
+            EtcdClient(spec.kv_endpoints, foreign=bool(spec.store), credentials=kv_credentials) as kv,
+            Replicas({r.name: r.client for r in spec.replicas}, clock, credentials) as replicas,
+            Pods(
+                client, namespace=NAMESPACE, label_selector=f"app={WORKLOAD}", clock=clock, rand=rand, wait=not broken
+            ) as pods,
+        ):
+            yield cls(
+                cluster=cluster, client=client, kv=kv, replicas=replicas, pods=pods, links=None, clock=clock,
+                rand=rand, say=say, undo=UndoList(cluster.root / "chaos"),
+                seen=Seen(tuple(r.name for r in spec.replicas), tuple(n.name for n in spec.nodes)),
+            )  # fmt: skip
+
+    async def look(self) -> Seen:
+        """See the cluster anew: who leads, who answers, which pods there are. Also kept as ``seen``."""
+        answers = await self.replicas.statuses()
+        leader, term = self.replicas.leader_among(answers)
+        spec = self.cluster.spec
+        names = tuple(r.name for r in spec.replicas)
+        struck = {
+            victim for entry in self.undo.entries if entry.strike.fault in TAKES_DOWN for victim in entry.strike.victims
+        }
+        silent = {name for name in names if name not in answers}
+        self.seen = Seen(
+            replicas=names,
+            nodes=tuple(n.name for n in spec.nodes),
+            leader=leader,
+            term=term,
+            down=frozenset((struck | silent | self.extra_down) & set(names)),
+            pods=tuple(self.pods.views()),
+        )
+        return self.seen
+
+    async def patiently(self, call: Callable[[], Awaitable[T]], *, timeout_s: float = _PATIENCE_S) -> T:
+        """Call until the cluster answers: for what must be done although it may not serve yet. Raises StatusError: the
+        last refusal, when the time is up."""
+        deadline_s = self.clock.monotonic() + timeout_s
+        while True:
+            try:
+                return await call()
+            except StatusError:
+                if self.clock.monotonic() > deadline_s:
+                    raise
+                await self.clock.sleep(_ASK_AGAIN_S)
+
+
+async def aside(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run it in a thread, and to its end even if the caller is cancelled: nobody undoes what is still being done, and
+    the loop carries the load meanwhile."""
+    work = asyncio.create_task(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise

@@ -1,0 +1,103 @@
+"""Who is hit is decided without effect, says what undoes it, and is taken back by that alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chaos.fault import FaultError
+from chaos.faults import REGISTRY, fault_named
+from controlplane.base.errors import ConfigError
+from controlplane.base.rand import SeededRand
+from tests.unit.chaos.faults.rig import ground
+
+RAND = SeededRand(1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "targets", "struck", "healed"),
+    [
+        ("kill", ["r2"], ["SIGKILL r2"], ["start r2"]),
+        ("kill", ["node-1"], ["SIGKILL node-1"], ["start node-1"]),
+        ("stop", ["r1"], ["stop r1"], ["start r1"]),
+        ("pause", ["r2"], ["SIGSTOP r2"], ["SIGCONT r2"]),
+        ("node-death", ["node-1"], ["kill node node-1"], ["start node-1"]),
+        ("zone-loss", ["r1", "node-1"], ["SIGKILL r1", "kill node node-1"], ["start r1", "start node-1"]),
+    ],
+)
+async def test_struck_and_healed(
+    tmp_path: Path, fault: str, targets: list[str], struck: list[str], healed: list[str]
+) -> None:
+    on, cluster = ground(tmp_path)
+    strike = fault_named(fault).plan(on, targets, {}, RAND)
+    assert cluster.calls == []
+    assert strike.victims == tuple(targets)
+    await fault_named(fault).strike(on, strike)
+    assert cluster.calls == struck
+    cluster.calls.clear()
+    for undo in strike.undo:
+        await fault_named(undo.fault).heal(on, undo)
+    assert cluster.calls == healed
+
+
+def test_a_leader_is_named_as_one(tmp_path: Path) -> None:
+    on, _ = ground(tmp_path)
+    assert fault_named("kill").plan(on, ["r2"], {}, RAND).says == "kill -9 r2, the leader of term 4"
+
+
+def test_the_loss_of_a_quorum_is_known_before(tmp_path: Path) -> None:
+    on, _ = ground(tmp_path)
+    assert not fault_named("kill").plan(on, ["r1"], {}, RAND).quorum_lost
+    assert fault_named("kill").plan(on, ["r1", "r3"], {}, RAND).quorum_lost
+    on, _ = ground(tmp_path, down=frozenset({"r3"}))
+    assert fault_named("pause").plan(on, ["r1"], {}, RAND).quorum_lost
+    assert not fault_named("kill").plan(on, ["node-1"], {}, RAND).quorum_lost
+
+
+def test_pods_of_a_dead_node_have_a_reason_to_go(tmp_path: Path) -> None:
+    on, _ = ground(tmp_path)
+    assert fault_named("node-death").plan(on, ["node-2"], {}, RAND).excused == ("node-2",)
+    assert fault_named("kill").plan(on, ["pod/web-1"], {}, RAND).excused == ("pod/web-1",)
+    assert fault_named("kill").plan(on, ["node-2"], {}, RAND).excused == ()
+
+
+@pytest.mark.parametrize(
+    ("fault", "targets", "params", "says"),
+    [
+        ("kill", ["r9"], {}, "no process 'r9'"),
+        ("kill", ["r1"], {"signal": 9}, "unknown parameter 'signal'"),
+        ("node-death", ["r1"], {}, "r1 is no node"),
+        ("node-death", ["node-1", "node-2", "node-3"], {}, "nothing would be left"),
+        ("stop", ["pod/web-1"], {}, "not a pod"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    tmp_path: Path, fault: str, targets: list[str], params: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        fault_named(fault).plan(ground(tmp_path)[0], targets, params, RAND)
+
+
+async def test_what_does_not_run_cannot_be_paused(tmp_path: Path) -> None:
+    on, cluster = ground(tmp_path)
+    cluster.refuse = {"r1"}
+    with pytest.raises(FaultError, match="r1 does not run"):
+        await fault_named("pause").strike(on, fault_named("pause").plan(on, ["r1"], {}, RAND))
+
+
+async def test_a_pause_that_did_not_take_is_no_proof(tmp_path: Path) -> None:
+    on, _ = ground(tmp_path)
+    strike = fault_named("pause").plan(on, ["r1"], {}, RAND)
+    assert (await fault_named("pause").proof(on, strike))["bit"] is False
+
+
+def test_an_unknown_fault_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'node-death'"):
+        fault_named("node-deth")
+
+
+def test_every_fault_says_what_it_is() -> None:
+    for name, fault in REGISTRY.items():
+        assert fault.name == name
+        assert len(fault.doc.split()) > 4
