@@ -56,6 +56,9 @@ class LocalCluster:
         self.processes = Processes(root / "run", root / "logs")
         #: What to put before a process's command: chaos starts each on a host of its own.
         self.enter: Callable[[str], list[str]] = lambda _name: []
+        #: Replicas and agents that run the code of another source tree, by name: a rolling upgrade's old version. Read
+        #: at each start; whose name is not here runs this program's own code. Not kept in the folder.
+        self.sources: dict[str, Path] = {}
 
     @classmethod
     def create(cls, root: Path, spec: ClusterSpec) -> LocalCluster:
@@ -182,7 +185,14 @@ class LocalCluster:
             argv = self._node_argv(self.node(name))
         else:
             argv = self._replica_argv(self.replica(name))
-        return self.processes.start(name, [*self.enter(name), *argv], env=_environment(), cwd=self.root)
+        return self.processes.start(name, [*self.enter(name), *argv], env=self._environment(name), cwd=self.root)
+
+    def _environment(self, name: str) -> dict[str, str]:
+        environment = _environment()
+        if name in self.sources:
+            # Before site-packages, where this program's own tree is found.
+            environment["PYTHONPATH"] = str(self.sources[name].resolve())
+        return environment
 
     def _replica_argv(self, me: ReplicaSpec) -> list[str]:
         return [

@@ -44,6 +44,18 @@ def test_replicas_and_agents_are_started_with_their_flags_and_no_foreign_environ
     assert "shh" not in replica + node
 
 
+def test_a_process_may_run_another_source_tree_and_only_that_one_does(cluster: LocalCluster, tmp_path: Path) -> None:
+    cluster.python = script(tmp_path / "shows-path", 'echo "path=$PYTHONPATH."; exec sleep 60')
+    cluster.sources["r2"] = tmp_path / "old"
+    start_all(cluster)
+    until(lambda: all("path=" in cluster.processes.log_tail(n) for n in cluster.names), "their output")
+    assert {n: cluster.processes.log_tail(n) for n in ("r1", "r2", "node-1")} == {
+        "r1": "path=.",
+        "r2": f"path={tmp_path / 'old'}.",
+        "node-1": "path=.",
+    }
+
+
 def test_a_second_look_finds_what_runs(cluster: LocalCluster) -> None:
     start_all(cluster)
     found = LocalCluster.open(cluster.root)
