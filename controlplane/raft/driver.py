@@ -1,11 +1,8 @@
 """One running replica: the core's turns on an asyncio loop, with a real log, real links and real time.
 
-Owns the loop of turns, their durability and their pace. Knows the order, not the meaning: consensus is in ``core``,
-bytes on disk in ``storage``, links in ``transport.peer``, snapshots in ``snapshotting``.
-
-A turn: step the core, write and sync the log once (in a helper thread), and only then send its messages and answer
-its waiters. While a sync runs, inputs gather for the next turn: that is the group commit. A replica that has nothing
-to do sleeps until something arrives or a timer is due.
+Owns its beginning, its end, and what others may ask of it. Knows the order, not the meaning: consensus is in ``core``,
+the loop of turns in ``turns``, bytes on disk in ``storage``, links in ``transport.peer``, snapshots in
+``snapshotting``, who the others are in ``roster``.
 
 Fail-stop: any exception out of a turn (a full disk included: the log takes nothing more, so nothing can be
 acknowledged) ends the replica. ``failed`` carries the reason, every waiter gets an honest outcome, the others go on.
@@ -18,13 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from controlplane.base import failpoints
 from controlplane.base.clock import Clock, SystemClock
 from controlplane.base.errors import Code, RemovedError, StatusError, StoppedError, StorageError
 from controlplane.base.rand import Rand, SystemRand
@@ -37,10 +33,12 @@ from controlplane.raft.disk import OpenDisk, RealDisk
 from controlplane.raft.founding import Founding, read_founding, write_founding
 from controlplane.raft.members import CHANNEL, MemberChanges
 from controlplane.raft.membership import Membership, membership_of
+from controlplane.raft.roster import Roster, address_of
+from controlplane.raft.snapshot_work import SnapshotWork
 from controlplane.raft.snapshotting import Snapshotting
 from controlplane.raft.storage import Storage, create_storage, has_run_before, open_storage
+from controlplane.raft.turns import Turns
 from controlplane.raft.types import (
-    Applied,
     LeadershipListener,
     Member,
     MemberChange,
@@ -60,11 +58,7 @@ _log = logging.getLogger("quarterdeck.raft")
 
 T = TypeVar("T")
 
-#: Writes in one entry from which on the next turn waits a moment for more of them.
-_PACE_FROM_WRITES = 4
-_SLOW_STEP_S = 0.1
 _SLOW_READ_S = 1.0
-_SNAPSHOT_INBOX_MAX = 64
 #: How long a stopping leader waits for a follower to take over, and for its own writes to be answered.
 _STEP_ASIDE_S = 1.0
 _DRAIN_S = 0.3
@@ -130,19 +124,15 @@ class Replica:
         self._core: Core | None = None
         self._links: PeerLinks | None = None
         self._snapshotting: Snapshotting | None = None
-        self._snapshot_inbox: asyncio.Queue[tuple[int, raft_pb2.RaftMessage]] = asyncio.Queue(_SNAPSHOT_INBOX_MAX)
-        self._helpers: set[asyncio.Task[None]] = set()
+        self._snapshot_work: SnapshotWork | None = None
         self._task: asyncio.Task[None] | None = None
         self._sync_thread = ThreadPoolExecutor(1, thread_name_prefix="wal-sync")
         self._snapshot_thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._stopping = False
-        self._kicked = False
-        self._sleeper: asyncio.Future[None] | None = None
+        self._turns: Turns | None = None
+        self._roster: Roster | None = None
         self._seen_leader: int | None = None
-        self._seen_members = -1
-        self._learner = False
         self._seen_dropped = 0
-        self._turn_ended: list[asyncio.Future[None]] = []
         self._changes = MemberChanges(self, self._clock, self._rand)
         #: Members whose link is up.
         self._linked: set[int] = set()
@@ -190,7 +180,8 @@ class Replica:
                 rand=self._rand,
                 membership=None if self._storage.snapshot is None else membership_of(self._storage.snapshot.header),
             )
-            self._compare_settings()
+            self._roster = Roster(self._core.engine, self._me)
+            self._roster.compare_settings(self._settings)
             self._snapshotting = Snapshotting(
                 cluster_id=self._cluster_id,
                 core=self._core,
@@ -203,7 +194,7 @@ class Replica:
             )
             self._links = PeerLinks(
                 cluster_id=self._cluster_id,
-                me=_address(
+                me=address_of(
                     replace(self._core.engine.memberships.active.get(self._me.id) or self._me, name=self._me.name)
                 ),
                 peers=[],
@@ -217,7 +208,20 @@ class Replica:
             self.serve(CHANNEL, self._changes.serve)
             for channel, handler in self._handlers.items():
                 self._links.serve(channel, handler)
-            self._follow_members()
+            self._snapshot_work = SnapshotWork(
+                self._snapshotting, self._storage, sync_thread=self._sync_thread, kick=self._kick, fail=self._fail
+            )
+            self._turns = Turns(
+                core=self._core,
+                storage=self._storage,
+                config=self._config,
+                clock=self._clock,
+                sync_thread=self._sync_thread,
+                send=self._links.send,
+                released=self._released,
+                attend=self._snapshot_work.attend,
+            )
+            self._roster.follow(self._links)
             await self._links.start()
         except BaseException:
             self._close_files()
@@ -231,8 +235,8 @@ class Replica:
             self._core.engine.last_index,
             self._core.engine.applied_index,
         )
-        self._task = asyncio.create_task(self._run(), name="raft-turns")
-        self._help(self._handle_snapshot_messages())
+        self._task = asyncio.create_task(self._run(self._turns), name="raft-turns")
+        self._snapshot_work.start()
 
     async def stop(self) -> None:
         """Hand leadership over if we have it, answer every waiter, close everything. Idempotent."""
@@ -256,16 +260,17 @@ class Replica:
             await self._clock.sleep(0.002)
 
     async def _shut(self) -> None:
-        self._answer(self._the_core().abandon("the replica stopped"))
-        for waiter in self._turn_ended:
-            if not waiter.done():
-                waiter.set_result(None)
-        for helper in self._helpers:
-            helper.cancel()
-        await asyncio.gather(*self._helpers, return_exceptions=True)
+        if self._turns is not None:
+            self._turns.answer(self._the_core().abandon("the replica stopped"))
+            self._turns.wake_waiters()
+        if self._snapshot_work is not None:
+            await self._snapshot_work.stop()
         if self._links is not None:
             await self._links.stop()
         self._close_files()
+
+    async def _io(self, operation: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._snapshot_thread, operation)
 
     def _close_files(self) -> None:
         self._sync_thread.shutdown()
@@ -275,13 +280,9 @@ class Replica:
         if self._disk is not None:
             self._disk.close()
 
-    # -- the loop of turns -------------------------------------------------------------------------------------
-
-    async def _run(self) -> None:
+    async def _run(self, turns: Turns) -> None:
         try:
-            while not self._stopping:
-                turn = await self._turn()
-                await self._wait(turn)
+            await turns.run(lambda: self._stopping)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - fail-stop: whatever it was, this replica must not go on
@@ -302,129 +303,21 @@ class Replica:
             self.failed.set_result(error)
         self._kick()
 
-    # -- snapshots ---------------------------------------------------------------------------------------------
+    # -- between two turns -------------------------------------------------------------------------------------
 
-    async def _io(self, operation: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._snapshot_thread, operation)
-
-    def _help(self, work: Coroutine[None, None, None]) -> None:
-        """Run beside the turns; its failure is the replica's."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._helpers.add(task)
-        task.add_done_callback(self._helper_ended)
-
-    def _helper_ended(self, task: asyncio.Task[None]) -> None:
-        self._helpers.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(error)
-
-    async def _handle_snapshot_messages(self) -> None:
-        assert self._snapshotting is not None
-        while True:
-            peer_id, message = await self._snapshot_inbox.get()
-            await self._snapshotting.handle(peer_id, message)
-            self._kick()
-
-    async def _cut_snapshot(self) -> None:
-        assert self._snapshotting is not None
-        with metrics.SNAPSHOT_SAVE_SECONDS.time():
-            await self._snapshotting.cut()
-        self._kick()
-
-    async def _attend_snapshots(self, turn: Turn) -> None:
-        """Between two turns: hand over messages, start what is due, drop log segments nobody needs."""
-        snapshotting, storage = self._snapshotting, self._storage
-        assert snapshotting is not None
-        assert storage is not None
-        for item in turn.snapshot_messages:
-            if self._snapshot_inbox.full():
-                break  # the leader offers again
-            self._snapshot_inbox.put_nowait(item)
-        snapshotting.offer()
-        if snapshotting.due:
-            self._help(self._cut_snapshot())
-        if (index := snapshotting.compact_to) is not None:
-            snapshotting.compact_to = None
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._sync_thread, storage.wal.compact_to, index)
-
-    async def _turn(self) -> Turn:
-        core, storage = self._the_core(), self._storage
-        assert storage is not None
-        self._kicked = False
-        started = self._clock.monotonic()
-        turn = core.step()
-        if self._clock.monotonic() - started > _SLOW_STEP_S:
-            metrics.SLOW_APPLY.inc()
-        flush = storage.journal.take_dirty()
-        if flush is not None:
-            loop = asyncio.get_running_loop()
-            try:
-                await loop.run_in_executor(self._sync_thread, storage.wal.write_and_sync, flush)
-            except StorageError:
-                self._answer(turn.withheld("the log could not be written"))
-                raise
-        self._release(turn)
-        await self._attend_snapshots(turn)
-        return turn
-
-    def _release(self, turn: Turn) -> None:
-        """The turn is durable: let its effects out."""
-        links = self._links
+    def _released(self, turn: Turn) -> None:
+        """Its messages and answers are out."""
+        core, links, roster = self._the_core(), self._links, self._roster
         assert links is not None
-        failpoints.hit("raft.send.before")
-        for peer_id, message in turn.messages:
-            if not links.send(peer_id, message) and message.HasField("append_entries"):
-                metrics.HEARTBEAT_SEND_FAILURES.inc()
-        if turn.outcomes:
-            failpoints.hit("raft.answer.before")
-        self._answer(turn)
+        assert roster is not None
         for term, leading in turn.leadership:
             _log.info("leadership name=%s term=%d leading=%s", self._me.name, term, leading)
             for listener in self._listeners:
                 listener(term, leading)
         self._observe(turn)
-        self._follow_members()
-        ended, self._turn_ended = self._turn_ended, []
-        for waiter in ended:
-            if not waiter.done():
-                waiter.set_result(None)
-        removed_at = self._the_core().removed_at
-        if removed_at is not None:
-            self._outcast(removed_at)
-
-    def _answer(self, turn: Turn) -> None:
-        for done, outcome in turn.outcomes:
-            if not isinstance(outcome, Applied):
-                metrics.PROPOSALS_FAILED.inc()
-            done(outcome)
-        for read_done, result in turn.reads:
-            if isinstance(result, StatusError):
-                metrics.READ_INDEXES_FAILED.inc()
-            read_done(result)
-        for moved, error in turn.transfers:
-            moved(error)
-
-    async def _wait(self, turn: Turn) -> None:
-        """Every way through here gives the loop to the sockets at least once."""
-        core = self._the_core()
-        if turn.batched >= _PACE_FROM_WRITES:
-            await self._clock.sleep(self._config.pace_ms / 1000)
-        if core.has_work or self._kicked:
-            await asyncio.sleep(0)
-            return
-        delay_s = core.next_wake() - self._clock.monotonic()
-        if delay_s <= 0:
-            await asyncio.sleep(0)
-            return
-        loop = asyncio.get_running_loop()
-        self._sleeper = loop.create_future()
-        timer = loop.call_later(delay_s + 0.0005, self._kick)
-        try:
-            await self._sleeper
-        finally:
-            timer.cancel()
-            self._sleeper = None
+        roster.follow(links)
+        if core.removed_at is not None:
+            self._fail(roster.removed(core.removed_at, self._data_dir))
 
     async def next_turn(self, *, deadline: float) -> None:
         """Return when a turn has ended, or at ``deadline`` (monotonic seconds).
@@ -432,18 +325,9 @@ class Replica:
         Raises:
             StatusError: Unavailable, the replica stops.
         """
-        if self._stopping:
-            raise StatusError(Code.UNAVAILABLE, "etcdserver: server stopped", unknown_outcome=True)
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._turn_ended.append(ended)
-        try:
-            async with asyncio.timeout(max(0.0, deadline - self._clock.monotonic())):
-                await ended
-        except TimeoutError:
-            return
-        finally:
-            if ended in self._turn_ended:
-                self._turn_ended.remove(ended)
+        if self._turns is None:
+            raise StoppedError("the replica is not running")
+        await self._turns.next_turn(deadline=deadline, stopping=self._stopping)
 
     def kick(self) -> None:
         """There is something to do: a turn, soon."""
@@ -455,9 +339,8 @@ class Replica:
         return self._the_core()
 
     def _kick(self) -> None:
-        self._kicked = True
-        if self._sleeper is not None and not self._sleeper.done():
-            self._sleeper.set_result(None)
+        if self._turns is not None:
+            self._turns.kick()
 
     def _observe(self, turn: Turn) -> None:
         core = self._the_core()
@@ -473,60 +356,15 @@ class Replica:
         if turn.batched:
             metrics.TURN_WRITES.observe(turn.batched)
 
-    # -- members -----------------------------------------------------------------------------------------------
-
     def _name_of(self, member_id: int) -> str:
         """Its name; its id, while it has none."""
-        members = self._the_core().engine.memberships.all
-        found = next((m for membership in reversed(members) for m in membership.members if m.id == member_id), None)
-        return found.name if found is not None and found.name else f"{member_id:x}"
-
-    def _follow_members(self) -> None:
-        """Keep links to those that the engine speaks to, and tell those that left."""
-        core, links = self._the_core(), self._links
-        if self._seen_members == core.engine.members_version or links is None:
-            return
-        self._seen_members = core.engine.members_version
-        active = core.engine.memberships.active
-        self._learner = self._me.id in active.learners
-        spoken_to = [_address(m) for m in core.engine.correspondents]
-        removed = {r.id: r.index for r in core.engine.memberships.all[0].removed}
-        links.set_peers(spoken_to, removed, keep=core.engine.farewells)
-        _log.info("members name=%s members=%s", self._me.name, ",".join(m.name or f"{m.id:x}" for m in active.members))
-
-    def _compare_settings(self) -> None:
-        """What the settings say otherwise than the replicated membership does not count: say so."""
-        active = {m.name: m for m in self._the_core().engine.memberships.active.members}
-        for member in self._settings:
-            known = active.get(member.name)
-            if known is None:
-                _log.warning("setting ignored: %s is not a member", member.name)
-            elif member.peer_address != known.peer_address:
-                text = (
-                    "setting ignored: %s has the peer address %s in the cluster, not %s; change it with member update"
-                )
-                _log.warning(text, known.name, known.peer_address, member.peer_address)
-        for name in sorted(active.keys() - {m.name for m in self._settings} - {""}):
-            _log.warning("settings lack a member: %s at %s", name, active[name].peer_address)
+        assert self._roster is not None
+        return self._roster.name_of(member_id)
 
     def _on_outcast(self, peer: PeerAddress, ack: HelloAck) -> None:
         """A peer says that we do not belong any more."""
-        if ack.removed_at_index:
-            self._outcast(ack.removed_at_index)
-        else:
-            text = (
-                f"member {self._me.name} ({self._me.id:x}) has lived before, as {peer.name} remembers, and its data "
-                "directory is new. Without its log it must not come back as the one it was: remove the member and add "
-                "a new one"
-            )
-            self._fail(RemovedError(text))
-
-    def _outcast(self, index: int) -> None:
-        text = (
-            f"member {self._me.name} ({self._me.id:x}) was removed from the cluster at index {index}; its data are no "
-            f"longer of use. To bring this machine back, empty {self._data_dir} and add a new member"
-        )
-        self._fail(RemovedError(text))
+        assert self._roster is not None
+        self._fail(self._roster.refused(peer, ack, self._data_dir))
 
     # -- PeerEvents --------------------------------------------------------------------------------------------
 
@@ -644,7 +482,7 @@ class Replica:
     @property
     def is_learner(self) -> bool:
         """See RaftHandle."""
-        return self._learner
+        return self._roster is not None and self._roster.is_learner
 
     def on_leadership(self, listener: LeadershipListener) -> None:
         """See RaftHandle."""
@@ -684,7 +522,3 @@ class Replica:
         if self._core is None:
             raise StoppedError("the replica is not running")
         return self._core
-
-
-def _address(member: Member) -> PeerAddress:
-    return PeerAddress(member.id, member.name, member.peer_address)

@@ -122,7 +122,7 @@ class Checks:
     def _matches(self, name: str, progress: _Progress, engine: Engine) -> None:
         if progress.led != engine.term:
             progress.led, progress.match = engine.term, {}
-        for peer, index in engine._sync._SyncObj__raftMatchIndex.items():
+        for peer, index in engine._library.sync._SyncObj__raftMatchIndex.items():
             peer_id = int(peer.member_id)
             if peer_id not in engine.voters:
                 progress.match.pop(peer_id, None)  # whoever was removed is forgotten

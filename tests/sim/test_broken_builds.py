@@ -62,15 +62,15 @@ def matching_entries_are_truncated(node: SimNode) -> None:
 
 def votes_are_counted_as_they_come(node: SimNode) -> None:
     """Pre-votes too: their majority would hide most of this."""
-    engine: Any = node.core.engine
-    on_vote = engine._on_vote
+    elections: Any = node.core.engine._elections
+    on_vote = elections.on_vote
 
     def count(peer_id: int, term: int) -> None:
-        engine._votes = (term, set())
+        elections._votes = (term, set())
         on_vote(peer_id, term)
 
-    engine._on_vote = count
-    pre_votes = engine._pre_votes
+    elections.on_vote = count
+    pre_votes = elections._pre_votes
     answers = [0, 0]
 
     def granted(peer_id: int, seq: int) -> None:

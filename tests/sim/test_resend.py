@@ -193,7 +193,7 @@ class _Ours(_Replica):
         return self.engine.is_leader
 
     def stand(self) -> None:
-        self.engine._pull_in_election(0, 0)
+        self.engine._elections.pull_in(0, 0)
 
 
 Maker = Callable[[int, ManualClock, SeededRand], _Replica]

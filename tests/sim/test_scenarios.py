@@ -267,7 +267,7 @@ def test_09_fails_when_a_commit_index_goes_back() -> None:
         def back() -> Any:
             turn = step()
             if core.engine.commit_index > 10:
-                core.engine._set_commit(5)
+                core.engine._library.set_commit(5)
                 node._checks.stepped(node.name, node.boot, core.engine)
             return turn
 
@@ -498,7 +498,7 @@ def test_16_a_chain_partition_costs_one_election_at_most() -> None:
 def test_16_fails_without_pre_vote() -> None:
     def hasty(node: SimNode) -> None:
         engine: Any = node.core.engine
-        engine._pre_votes.won = lambda *_, **__: True
+        engine._elections._pre_votes.won = lambda *_, **__: True
 
     with pytest.raises((ViolationError, AssertionError)):
         chain(_inside(hasty))

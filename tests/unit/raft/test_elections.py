@@ -106,7 +106,7 @@ def test_a_replica_stuck_in_a_later_term_is_heard_and_comes_back() -> None:
     fleet = Fleet(3)
     leader = fleet.elect()
     stuck = leader % 3 + 1
-    fleet.cores[stuck].engine._enter(50)
+    fleet.cores[stuck].engine._elections.enter(50)
     fleet.pass_time(3)
     assert {c.engine.leader for c in fleet.cores.values()} == {fleet.leader()}
     assert fleet.cores[stuck].engine.term > 50

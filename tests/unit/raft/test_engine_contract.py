@@ -66,12 +66,12 @@ def test_module_name_is_looked_up_in_the_module(name: str) -> None:
     ],
 )
 def test_private_name_exists_with_its_type(name: str, kind: Any) -> None:
-    assert isinstance(getattr(engine()._sync, name), kind)
+    assert isinstance(getattr(engine()._library.sync, name), kind)
 
 
 @pytest.mark.parametrize("name", ["_SyncObj__raftLeader", "_SyncObj__serializer"])
 def test_private_name_exists(name: str) -> None:
-    assert hasattr(engine()._sync, name)
+    assert hasattr(engine()._library.sync, name)
 
 
 def test_roles_are_numbered_as_expected() -> None:
@@ -136,5 +136,5 @@ def test_an_engine_opens_no_pipe_and_starts_no_thread() -> None:
     import threading
 
     before = threading.active_count()
-    assert not hasattr(engine()._sync, "_SyncObj__pipeNotifier")
+    assert not hasattr(engine()._library.sync, "_SyncObj__pipeNotifier")
     assert threading.active_count() == before
