@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from chaos.history import Op
+from chaos.history import KEYED, WRITES, Op
 
-__all__ = ["Served", "Window", "longest_gap_s", "served"]
+__all__ = ["Second", "Served", "Window", "longest_gap_s", "per_second", "served"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,10 @@ def longest_gap_s(moments_ns: Iterable[int], window: Window) -> float:
 def served(ops: Sequence[Op], window: Window) -> Served:
     """Count what was served in a window."""
     touching = [op for op in ops if window.touches(op)]
-    acked = [op.return_ns for op in touching if op.kind == "put" and op.outcome == "ok" and window.holds(op.return_ns)]
-    read = [op.return_ns for op in touching if op.kind == "get" and op.outcome == "ok" and window.holds(op.return_ns)]
-    keyed = [op for op in touching if op.kind != "http"]
+    answered = [op for op in touching if op.outcome == "ok" and window.holds(op.return_ns)]
+    acked = [op.return_ns for op in answered if op.kind in WRITES]
+    read = [op.return_ns for op in answered if op.kind == "get"]
+    keyed = [op for op in touching if op.kind in KEYED]
     http = [op for op in touching if op.kind == "http"]
     return Served(
         writes_acknowledged=len(acked),
@@ -68,3 +69,38 @@ def served(ops: Sequence[Op], window: Window) -> Served:
         http_attempts_failed=sum(op.attempts_failed for op in http),
         http_requests_failed=sum(1 for op in http if op.outcome != "ok"),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Second:
+    """One second: what ended in it. ``at_s`` counts from the window's begin."""
+
+    at_s: int
+    writes_acknowledged: int = 0
+    operations_ok: int = 0
+    operations_not_ok: int = 0
+    requests_ok: int = 0
+    requests_failed: int = 0
+
+    @property
+    def availability(self) -> float | None:
+        """The part of what ended that was answered; None: nothing ended."""
+        ok = self.operations_ok + self.requests_ok
+        ended = ok + self.operations_not_ok + self.requests_failed
+        return ok / ended if ended else None
+
+
+def per_second(ops: Iterable[Op], window: Window) -> list[Second]:
+    """The window in seconds, empty ones included."""
+    counts = [[0] * 5 for _ in range(max(0, window.end_ns - window.begin_ns) // 1_000_000_000 + 1)]
+    for op in ops:
+        if not window.holds(op.return_ns):
+            continue
+        row = counts[(op.return_ns - window.begin_ns) // 1_000_000_000]
+        ok = op.outcome == "ok"
+        if op.kind == "http":
+            row[3 if ok else 4] += 1
+        elif op.kind in KEYED:
+            row[0] += ok and op.kind in WRITES
+            row[1 if ok else 2] += 1
+    return [Second(at_s, *row) for at_s, row in enumerate(counts)]

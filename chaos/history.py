@@ -1,7 +1,9 @@
 """The history of a run: what clients asked and were told, what was broken when. JSON lines, written as it happens.
 
-Owns the record types and the file format (version 1, in the first line). Every time is in nanoseconds of ONE monotonic
-clock, that of the process which ran the load. Knows nothing of right and wrong: see ``checkers``.
+Owns the record types and the file format (version 1, in the first line; record kinds and fields are only ever added,
+each with a default, so that what was written before stays readable). Every time is in nanoseconds of ONE monotonic
+clock, that of the process which ran the load. Knows nothing of right and wrong: see ``checkers``. docs/verdicts.md
+describes the format for those who write histories of other systems.
 
 Invariants: an operation is written once, when its outcome is known; a process has at most one operation outstanding
 and gets a new name after an operation of unknown outcome, which therefore stays concurrent with all that follows.
@@ -10,8 +12,8 @@ and gets a new name after an operation of unknown outcome, which therefore stays
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TextIO, get_args
@@ -21,24 +23,44 @@ from controlplane.base.errors import ConfigError
 
 __all__ = [
     "FORMAT_VERSION",
+    "KEYED",
+    "WRITES",
+    "Change",
+    "Compare",
     "Event",
     "Header",
     "History",
+    "Hold",
     "Kind",
     "Listing",
     "Mark",
     "Op",
     "Outcome",
+    "PodSeen",
+    "ProcessSeen",
     "Recorder",
+    "Roles",
     "Row",
+    "Seen",
+    "Step",
+    "Told",
     "load",
 ]
 
 FORMAT_VERSION: Final = 1
 
-Kind = Literal["put", "get", "http"]
+Kind = Literal["put", "get", "http", "delete", "txn", "grant", "keepalive", "revoke", "compact"]
+#: Operations on keys, and those of them that may write.
+KEYED: Final = frozenset({"put", "get", "delete", "txn"})
+WRITES: Final = frozenset({"put", "delete", "txn"})
 #: ok: it happened. fail: it did not, for certain. info: nobody knows.
 Outcome = Literal["ok", "fail", "info"]
+#: What a transaction compares for equality: (key, of what, with what). A key that is not there has 0 for its numbers.
+Compare = tuple[str, Literal["value", "create", "mod", "version"], "str | int"]
+#: A step of a transaction's branch: ("get", key), ("put", key, value) or ("delete", key).
+Step = tuple[str, ...]
+#: What a get saw: (value, create revision, mod revision, version); None: no such key.
+Seen = tuple[str, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +73,11 @@ class Header:
     endpoints: list[str]
     #: Where the state is: in our replicas, which apply a repeated write once, or in an etcd cluster, which does not.
     store: str = "embedded"
+    #: Names of keys that several clients fight over, locks, and keys with leases; empty: there are none.
+    shared_prefix: str = ""
+    #: One moment on both clocks: the recorder's monotonic one and the wall's. 0: not recorded.
+    anchor_ns: int = 0
+    anchor_wall_ms: int = 0
     format_version: int = FORMAT_VERSION
 
 
@@ -61,6 +88,13 @@ class Op:
     ``value`` is what was written, or what was read (None: the key was not there). ``revision`` is that of the reply's
     header: for a write its own, for a read the state it shows. ``mod_revision`` and ``version`` are the read key's.
     ``attempts_failed`` counts attempts of one HTTP request that had no answer, the last one included.
+
+    ``part`` is the part of the load: ``kv`` writes every key once, ``txn`` and ``append`` fight over few, ``lease``
+    and ``lock`` say what they are. A ``delete``'s ``value`` is never set. A ``txn`` has ``compares``, two branches,
+    and, when its outcome is known, ``succeeded`` and the ``results`` of the branch that was taken: for a get what it
+    saw, for others None. ``serializable`` reads may be old, not wrong. ``member`` and ``term`` are those of the reply's
+    header. ``lease`` is the lease granted, renewed, revoked, or attached to the key, ``ttl_s`` the time it was promised
+    (0: it is gone).
     """
 
     id: int
@@ -77,6 +111,18 @@ class Op:
     version: int = 0
     attempts_failed: int = 0
     error: str = ""
+    part: str = "kv"
+    create_revision: int = 0
+    serializable: bool = False
+    member: str = ""
+    term: int = 0
+    lease: int = 0
+    ttl_s: int = 0
+    succeeded: bool | None = None
+    compares: Sequence[Compare] = ()
+    then: Sequence[Step] = ()
+    otherwise: Sequence[Step] = ()
+    results: Sequence[Seen | None] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +171,88 @@ class Mark:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One event of a watch response. ``value`` is None if the key was deleted. ``was`` and ``was_revision`` are what
+    the event said the key had been, with its mod revision; None and 0: it said nothing."""
+
+    key: str
+    value: str | None
+    create_revision: int
+    mod_revision: int
+    version: int
+    was: str | None = None
+    was_revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One response of one watch. ``watch`` names the watcher, ``segment`` counts its watches, from 1; the first
+    response of each is ``created`` and says from which revision it was asked (0: from then on). ``revision`` is the
+    header's; ``progress``: it promises that everything up to there has come."""
+
+    watch: str
+    segment: int
+    received_ns: int
+    revision: int
+    changes: Sequence[Change] = ()
+    created: bool = False
+    prefix: str = ""
+    start_revision: int = 0
+    prev_kv: bool = False
+    progress: bool = False
+    canceled: bool = False
+    compact_revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A client believed for that time that it held a lock. ``token``: the lock key's create revision."""
+
+    process: str
+    key: str
+    token: int
+    lease: int
+    from_ns: int
+    until_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class PodSeen:
+    """What the API says of a pod of a workload, when that changed. ``gone``: there is no such pod any more."""
+
+    at_ns: int
+    workload: str
+    uid: str
+    name: str
+    node: str = ""
+    ready: bool = False
+    deleting: bool = False
+    restarts: int = 0
+    gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSeen:
+    """A pod's process on a node began, or ended, as the machine says, whatever the API says."""
+
+    at_ns: int
+    workload: str
+    uid: str
+    node: str
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Who leads, and what each replica said it is, when that changed. A replica that does not answer is not named."""
+
+    at_ns: int
+    term: int
+    leader: str
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class History:
     """A whole file, in memory."""
@@ -134,6 +262,11 @@ class History:
     events: list[Event] = field(default_factory=list)
     listings: list[Listing] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
+    holds: list[Hold] = field(default_factory=list)
+    pods: list[PodSeen] = field(default_factory=list)
+    processes: list[ProcessSeen] = field(default_factory=list)
+    roles: list[Roles] = field(default_factory=list)
     #: The last line was cut off: the run was killed.
     torn: bool = False
 
@@ -141,8 +274,27 @@ class History:
         """Operations of these kinds."""
         return [op for op in self.ops if op.kind in kinds]
 
+    def of_part(self, *parts: str) -> list[Op]:
+        """Operations of these parts of the load."""
+        return [op for op in self.ops if op.part in parts]
 
-_FIELDS: Final = {kind: tuple(f.name for f in fields(kind)) for kind in (Header, Op, Event, Listing, Mark)}
+
+_Record = Header | Op | Event | Listing | Mark | Told | Hold | PodSeen | ProcessSeen | Roles
+#: Of each kind its fields, with their defaults: those are not written.
+_FIELDS: Final = {
+    kind: tuple((f.name, f.default if f.default_factory is MISSING else MISSING) for f in fields(kind))
+    for kind in (Header, Op, Event, Listing, Mark, Told, Hold, PodSeen, ProcessSeen, Roles)
+}
+_ALWAYS: Final = frozenset({"format_version", "revision"})
+#: Kinds of lines that are one record as it is.
+_PLAIN: Final[Mapping[str, tuple[type[Any], str]]] = {
+    "event": (Event, "events"),
+    "mark": (Mark, "marks"),
+    "hold": (Hold, "holds"),
+    "pod": (PodSeen, "pods"),
+    "process": (ProcessSeen, "processes"),
+    "roles": (Roles, "roles"),
+}
 
 
 class Recorder:
@@ -154,7 +306,8 @@ class Recorder:
         # Line buffered: what a line says has happened, is in the file when this process is killed.
         self._file: TextIO = path.open("x", buffering=1, encoding="utf-8")
         self._next_id = 1
-        self._put("header", header)
+        self.header = replace(header, anchor_ns=self.now_ns(), anchor_wall_ms=clock.wall_ms())
+        self._put("header", self.header)
 
     def now_ns(self) -> int:
         """Now, on the clock of this history."""
@@ -183,16 +336,41 @@ class Recorder:
         self._put("mark", mark)
         return mark
 
-    def _put(self, kind: str, record: Header | Op | Event | Listing | Mark) -> None:
+    def told(self, told: Told) -> None:
+        """A watcher had a response."""
+        self._put("told", told)
+
+    def hold(self, hold: Hold) -> None:
+        """A client no longer believes that it holds a lock."""
+        self._put("hold", hold)
+
+    def pod(self, pod: PodSeen) -> None:
+        """The API says something new of a pod."""
+        self._put("pod", pod)
+
+    def process(self, process: ProcessSeen) -> None:
+        """A pod's process began or ended."""
+        self._put("process", process)
+
+    def roles(self, roles: Roles) -> None:
+        """Another replica leads, or one changed its role."""
+        self._put("roles", roles)
+
+    def _put(self, kind: str, record: _Record) -> None:
         # Not dataclasses.asdict: it copies deeply, and a listing of thousands of rows must not hold up the load.
         line: dict[str, Any] = {"t": kind}
-        for name in _FIELDS[type(record)]:
+        for name, default in _FIELDS[type(record)]:
             value = getattr(record, name)
-            if value is not None:
+            if name in _ALWAYS or (value is not None and value != default):
                 line[name] = value
         if isinstance(record, Listing):
             line["rows"] = [
                 (row.key, row.value, row.create_revision, row.mod_revision, row.version) for row in record.rows
+            ]
+        elif isinstance(record, Told) and record.changes:
+            line["changes"] = [
+                (c.key, c.value, c.create_revision, c.mod_revision, c.version, c.was, c.was_revision)
+                for c in record.changes
             ]
         self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
 
@@ -250,15 +428,28 @@ def _header(path: Path, line: str) -> Header:
 def _add(history: History, raw: dict[str, Any]) -> None:
     kind = raw.pop("t")
     if kind == "op":
-        if raw["kind"] not in get_args(Kind) or raw["outcome"] not in get_args(Outcome):
-            raise ValueError(f"an operation of kind {raw['kind']!r} and outcome {raw['outcome']!r}")
-        history.ops.append(Op(**raw))
-    elif kind == "event":
-        history.events.append(Event(**raw))
+        history.ops.append(_op(raw))
     elif kind == "listing":
         rows: Iterable[list[Any]] = raw.pop("rows")
         history.listings.append(Listing(**raw, rows=[Row(*row) for row in rows]))
-    elif kind == "mark":
-        history.marks.append(Mark(**raw))
+    elif kind == "told":
+        changes: Iterable[list[Any]] = raw.pop("changes", ())
+        history.told.append(Told(**raw, changes=[Change(*change) for change in changes]))
+    elif kind in _PLAIN:
+        of, where = _PLAIN[kind]
+        getattr(history, where).append(of(**raw))
     else:
         raise ValueError(f"a record of kind {kind!r}")
+
+
+_KINDS: Final = frozenset(get_args(Kind))
+_OUTCOMES: Final = frozenset(get_args(Outcome))
+
+
+def _op(raw: dict[str, Any]) -> Op:
+    if raw["kind"] not in _KINDS or raw["outcome"] not in _OUTCOMES:
+        raise ValueError(f"an operation of kind {raw['kind']!r} and outcome {raw['outcome']!r}")
+    for name in ("compares", "then", "otherwise", "results"):
+        if name in raw:
+            raw[name] = tuple(None if item is None else tuple(item) for item in raw[name])
+    return Op(**raw)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 from chaos.history import Listing, Recorder
 from chaos.workload import Board, Pace, Reader, ServiceClient, Watcher, Writer, read_prefix
 from controlplane.base.clock import Clock
-from controlplane.base.errors import QuarterdeckError
+from controlplane.base.errors import ConfigError, QuarterdeckError
 from controlplane.base.rand import Rand
 from controlplane.client import EtcdClient
 from controlplane.client.tls import Credentials
 
-__all__ = ["Load", "LoadError", "Rates"]
+__all__ = ["DEFAULT_PARTS", "PARTS", "Load", "LoadError", "Rates"]
+
+#: Everything a load can be made of, and what it is made of if nobody says.
+PARTS: Final = ("kv", "watch", "http")
+DEFAULT_PARTS: Final = ("kv", "watch", "http")
 
 _CATCH_UP_TIMEOUT_S = 5.0
 
@@ -50,8 +54,16 @@ class Load:
         rand: Rand,
         foreign: bool = False,
         credentials: Credentials | None = None,
+        parts: Collection[str] = DEFAULT_PARTS,
     ) -> None:
-        """``foreign``: the endpoints are etcd's own members. ``credentials``: shown to them."""
+        """``foreign``: the endpoints are etcd's own members. ``credentials``: shown to them.
+
+        Raises:
+            ConfigError: a part that there is not.
+        """
+        if unknown := sorted(set(parts) - set(PARTS)):
+            raise ConfigError(f"workload {', '.join(unknown)} is unknown; there are: {', '.join(PARTS)}")
+        self._parts = frozenset(parts)
         self._foreign = foreign
         self._credentials = credentials
         self._prefix = prefix
@@ -84,9 +96,14 @@ class Load:
 
     async def start(self) -> None:
         """Begin: the watcher before the first write. Raises ApiError."""
-        await self._watcher.begin()
-        self._watching = asyncio.create_task(self._watcher.run())
-        parts: list[Writer | Reader | ServiceClient] = [*self._writers, *self._readers, *self._http]
+        if "watch" in self._parts:
+            await self._watcher.begin()
+            self._watching = asyncio.create_task(self._watcher.run())
+        parts: list[Writer | Reader | ServiceClient] = []
+        if "kv" in self._parts:
+            parts += [*self._writers, *self._readers]
+        if "http" in self._parts:
+            parts += self._http
         self._tasks = [asyncio.create_task(part.run(self._stopping)) for part in parts]
 
     def check(self) -> None:
@@ -102,7 +119,8 @@ class Load:
         await asyncio.gather(*self._tasks)
         revision, rows = await read_prefix(self._clients[0], self._prefix)
         # What has not come by then is missing; the checkers will say so.
-        await self._watcher.reached(max((row.mod_revision for row in rows), default=0), _CATCH_UP_TIMEOUT_S)
+        if self._watching is not None:
+            await self._watcher.reached(max((row.mod_revision for row in rows), default=0), _CATCH_UP_TIMEOUT_S)
         self._recorder.listing(Listing("final", 0, revision, self._recorder.now_ns(), rows))
 
     async def close(self) -> None:

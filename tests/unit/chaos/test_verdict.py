@@ -215,3 +215,87 @@ def test_of_repetitions_only_what_did_not_pass_is_listed() -> None:
     assert "leader-kill: 1 of 2 PASS" in text
     assert "FAIL         leader-kill #2: no pod restarted" in text
     assert "another replica leads" not in text
+
+
+def tried(
+    *,
+    budgets: dict[str, Any] | None = None,
+    fault: bool = True,
+    proof: dict[str, Any] | None = None,
+    **observed: object,
+) -> Story:
+    """A trial of an experiment that says its budgets itself."""
+    made = Story()
+    made.mark("begin", "isolate", title="Isolate", seed="7", budgets=budgets or {}, workload=["kv", "watch", "http"])
+    made.steady(30)
+    if fault:
+        made.mark("fault", "isolate", id="f1", fault="partition", victims=["r1"], says="cut r1 off")
+    made.steady(3)
+    if proof is not None:
+        made.mark("healed", "isolate", id="f1", proof=proof)
+    made.mark("recovered", "isolate")
+    made.steady(30)
+    made.mark("observed", "isolate", **{**UNTOUCHED, **observed})
+    return made
+
+
+def test_an_experiment_is_judged_by_the_budgets_it_brought() -> None:
+    made = tried(budgets={"leader_s": 0.5, "converged_s": 2.0}, **OBSERVED["leader-kill"], converged_s=1.0)
+    report, found = judged(made.history())
+    assert report.verdict is Verdict.PASS
+    assert (report.acts[0].title, report.acts[0].seed) == ("Isolate", "7")
+    assert "everything as it should be within 2 s" in found
+    late = tried(budgets={"converged_s": 2.0}, converged_s=2.5)
+    assert failed(late.history()) == ["everything as it should be within 2 s"]
+    never = tried(budgets={"converged_s": 2.0}, converged_s=None)
+    assert failed(never.history()) == ["everything as it should be within 2 s"]
+
+
+def test_a_budget_for_what_nobody_looked_at_proves_nothing() -> None:
+    report, _ = judged(tried(budgets={"converged_s": 2.0}).history())
+    assert report.verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_trial_that_broke_nothing_proves_nothing() -> None:
+    report, found = judged(tried(fault=False).history())
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert found["a fault was injected"].verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_fault_that_left_no_trace_proves_nothing() -> None:
+    assert judged(tried(proof={"packets_dropped": 0, "bit": False}).history())[0].verdict is Verdict.INCONCLUSIVE
+    assert judged(tried(proof={"packets_dropped": 9, "bit": True}).history())[0].verdict is Verdict.PASS
+
+
+def test_a_fault_that_cannot_be_made_here_proves_nothing() -> None:
+    made = Story()
+    made.mark("begin", "isolate", budgets={})
+    made.steady(30)
+    made.mark("impossible", "isolate", reason="needs root")
+    report, found = judged(made.history())
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert found["the fault can be made here"].note == "needs root"
+
+
+def test_where_downtime_is_expected_a_gap_and_unanswered_operations_are_allowed() -> None:
+    def cut(budgets: dict[str, Any]) -> History:
+        made = tried(budgets=budgets, first_write_s=1.5)
+        made.marks.pop()
+        made.put(outcome="info", applied=False)
+        made.now_ns += 4 * SECOND
+        made.mark("observed", "isolate", **UNTOUCHED, first_write_s=1.5)
+        return made.history()
+
+    assert failed(cut({})) == ["writes acknowledged again within 1 s", "no operation failed"]
+    assert failed(cut({"downtime": True, "first_write_s": 2})) == []
+    assert failed(cut({"downtime": True, "first_write_s": 1})) == ["a write acknowledged within 1 s"]
+
+
+def test_requests_are_asked_for_only_where_the_load_made_them() -> None:
+    made = tried()
+    made.ops = [op for op in made.ops if op.kind != "http"]
+    assert judged(made.history())[0].verdict is Verdict.INCONCLUSIVE
+    made.marks[0] = replace(made.marks[0], detail={**made.marks[0].detail, "workload": ["kv", "watch"]})
+    report, found = judged(made.history())
+    assert report.verdict is Verdict.PASS
+    assert "no request failed after one retry" not in found

@@ -11,7 +11,7 @@ from chaos.findings import Finding, Verdict
 from chaos.verdict import ActReport, Report
 from controlplane.cli.tables import table
 
-__all__ = ["as_dict", "render", "render_repeats"]
+__all__ = ["as_dict", "pods_restarted", "render", "render_repeats"]
 
 #: Numbers of an act that repetitions are compared by: (heading, how to take it).
 _NUMBERS: Final[Sequence[tuple[str, Callable[[ActReport], float | None]]]] = (
@@ -28,7 +28,7 @@ _NUMBERS: Final[Sequence[tuple[str, Callable[[ActReport], float | None]]]] = (
     ("operations unknown", lambda act: act.served.operations_unknown),
     ("HTTP attempts failed", lambda act: act.served.http_attempts_failed),
     ("HTTP requests failed", lambda act: act.served.http_requests_failed),
-    ("pods restarted", lambda act: _pods_restarted(act)),
+    ("pods restarted", lambda act: pods_restarted(act)),
 )
 
 
@@ -87,7 +87,11 @@ def as_dict(report: Report) -> dict[str, Any]:
                 "act": act.act,
                 "n": act.n,
                 "verdict": act.verdict.value,
+                "title": act.title,
+                "seed": act.seed,
                 "duration_s": act.duration_s,
+                "budgets": asdict(act.budgets),
+                "faults": [dict(fault) for fault in act.faults],
                 "served": asdict(act.served),
                 "observed": dict(act.observed),
                 "findings": _findings(act.findings),
@@ -108,7 +112,7 @@ def _name(act: ActReport) -> str:
 
 def _row(act: ActReport) -> list[str]:
     served = act.served
-    restarted = _pods_restarted(act)
+    restarted = pods_restarted(act)
     return [
         _name(act),
         str(served.writes_acknowledged),
@@ -136,8 +140,9 @@ def _recovery(act: ActReport) -> str:
     return next((text.format(act.observed[key]) for key, text in _RECOVERIES if act.observed.get(key)), "-")
 
 
-def _pods_restarted(act: ActReport) -> int | None:
-    if not act.observed:
+def pods_restarted(act: ActReport) -> int | None:
+    """Pods that stopped without need, restarted or replaced; None: nobody looked."""
+    if "pods_restarted" not in act.observed:
         return None
     return int(act.observed["pods_restarted"]) + int(act.observed["pods_replaced_without_need"])
 

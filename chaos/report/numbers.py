@@ -1,0 +1,59 @@
+"""The numbers of a trial, each beside its budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chaos.report.text import pods_restarted
+from chaos.verdict import ActReport
+
+__all__ = ["Number", "numbers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """One number, as text. ``over``: more than the budget."""
+
+    name: str
+    value: str
+    budget: str
+    over: bool
+
+
+def numbers(act: ActReport) -> list[Number]:
+    """Every number there is of the trial, and every budget, also of what was not measured."""
+    served, seen, budgets = act.served, act.observed, act.budgets
+    rows: list[tuple[str, float | None, float | None, str]] = [
+        ("longest gap between acknowledged writes", served.longest_write_gap_s, budgets.write_gap_s, "s"),
+        ("longest gap between answered reads", served.longest_read_gap_s, budgets.read_gap_s, "s"),
+        ("time to a new leader", seen.get("leader_s"), budgets.leader_s, "s"),
+        ("time until pods were Ready elsewhere", seen.get("replaced_s"), budgets.replaced_s, "s"),
+        ("time until all pods were Ready", seen.get("scaled_s"), None, "s"),
+        ("first write after the loss", seen.get("first_write_s"), budgets.first_write_s, "s"),
+        ("time until all was as it should be", seen.get("converged_s"), budgets.converged_s, "s"),
+        ("cluster whole again", seen.get("recovered_s"), None, "s"),
+        ("writes acknowledged", served.writes_acknowledged, None, ""),
+        ("reads answered", served.reads_answered, None, ""),
+        ("operations failed", served.operations_failed, budgets.operations_failed, ""),
+        ("operations of unknown outcome", served.operations_unknown, budgets.operations_unknown, ""),
+        ("requests of the Service", served.http_requests, None, ""),
+        ("requests failed after one retry", served.http_requests_failed, budgets.requests_failed, ""),
+        ("first attempts failed", served.http_attempts_failed, None, ""),
+        ("pods restarted or replaced without need", pods_restarted(act), budgets.pods_restarted, ""),
+    ]
+    return [
+        Number(
+            name,
+            _text(value, unit),
+            _text(budget, unit),
+            over=value is not None and budget is not None and value > budget,
+        )
+        for name, value, budget, unit in rows
+        if value is not None or budget is not None
+    ]
+
+
+def _text(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    return f"{float(value):.3f} s" if unit else f"{value:,g}"

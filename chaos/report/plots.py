@@ -1,0 +1,263 @@
+"""The pictures of a report, as SVG text: who led and what was broken, how long answers took, how clients were served.
+
+Colours are put in as marks that the page's style sheet resolves, so one picture reads in light and in dark. Text that
+comes from a history is text to matplotlib too, never a formula.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from chaos.availability import Window, per_second
+from chaos.history import History, Op
+
+__all__ = ["Span", "availability", "fault_spans", "latency", "timeline"]
+
+#: A colour of the drawing -> the page's own.
+_COLOURS: Final = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--faint)",
+    "#030303": "var(--leader)",
+    "#040404": "var(--follower)",
+    "#050505": "var(--bad)",
+    "#060606": "var(--write)",
+    "#070707": "var(--read)",
+    "#080808": "var(--request)",
+    "#090909": "var(--fault)",
+    "#0a0a0a": "var(--unknown)",
+}
+_INK, _FAINT, _LEADER, _FOLLOWER, _BAD, _WRITE, _READ, _REQUEST, _FAULT, _UNKNOWN = _COLOURS
+_POINTS_MAX: Final = 1_200
+_LABEL_CHARS_MAX: Final = 48
+_SETTINGS: Final[Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "quarterdeck",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": _FAINT,
+    "grid.alpha": 0.35,
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+_WIDTH_IN: Final = 10.5
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A fault from its strike until it was healed (or the trial's end), in seconds of the run."""
+
+    name: str
+    begin_s: float
+    end_s: float
+
+
+def fault_spans(history: History, begin_ns: int) -> list[Span]:
+    """Every fault of the run."""
+    spans = []
+    for mark in history.marks:
+        if mark.name != "fault":
+            continue
+        same = [m for m in history.marks if (m.act, m.n) == (mark.act, mark.n) and m.at_ns >= mark.at_ns]
+        number = mark.detail.get("id")
+        healed = [m.at_ns for m in same if m.name == "healed" and m.detail.get("id") == number]
+        later = healed or [m.at_ns for m in same if m.name == "recovered"] or [m.at_ns for m in same]
+        victims = mark.detail.get("victims") or [
+            mark.detail[key] for key in ("replica", "member", "node") if key in mark.detail
+        ]
+        name = str(mark.detail.get("fault", mark.act))
+        said = _label(f"{name} {', '.join(map(str, victims))}".strip())
+        spans.append(Span(said, (mark.at_ns - begin_ns) / 1e9, (later[0] - begin_ns) / 1e9))
+    return spans
+
+
+def timeline(history: History, window: Window) -> str:
+    """Roles by replica, faults, and what went wrong."""
+    spans = fault_spans(history, window.begin_ns)
+    names = sorted({name for seen in history.roles for name in seen.roles})
+    lanes = max(1, _lanes(spans))
+    with mpl.rc_context(_SETTINGS):
+        figure, axes = _figure(0.9 + 0.3 * (len(names) + lanes + 1))
+        for row, name in enumerate(names):
+            _roles(axes, history, window, name, len(names) - row)
+        for span, lane in zip(spans, _assign(spans), strict=True):
+            at = -lane
+            axes.barh(at, max(span.end_s - span.begin_s, 0.05), left=span.begin_s, height=0.6, color=_FAULT, alpha=0.5)
+            if len(spans) <= 12:
+                axes.text(span.begin_s, at, f" {span.name}", va="center", fontsize=8)
+        bottom = -lanes
+        wrong = [op for op in history.ops if op.outcome != "ok" or op.attempts_failed]
+        for colour, kind in ((_UNKNOWN, "info"), (_BAD, "fail")):
+            at_s = [(op.return_ns - window.begin_ns) / 1e9 for op in wrong if op.outcome == kind][:_POINTS_MAX]
+            axes.scatter(at_s, [bottom] * len(at_s), marker="|", s=60, color=colour, linewidths=1)
+        retried = [(op.return_ns - window.begin_ns) / 1e9 for op in wrong if op.outcome == "ok"][:_POINTS_MAX]
+        axes.scatter(retried, [bottom] * len(retried), marker="|", s=25, color=_REQUEST, linewidths=0.8)
+        ticks = [*range(len(names), 0, -1), 0, bottom]
+        axes.set_yticks(ticks, [*map(_label, names), "faults", "errors"])
+        axes.set_ylim(bottom - 0.7, len(names) + 0.7)
+        axes.grid(visible=False, axis="y")
+        _seconds(axes, window)
+        return _svg(figure, "who led, what was broken, and what went wrong")
+
+
+def _roles(axes: Axes, history: History, window: Window, name: str, row: int) -> None:
+    """One replica's bar: what it was, from one sighting to the next; a gap while it did not answer."""
+    ends = [*(seen.at_ns for seen in history.roles[1:]), window.end_ns]
+    for seen, end_ns in zip(history.roles, ends, strict=True):
+        role = seen.roles.get(name)
+        if role is None or end_ns < window.begin_ns:
+            continue
+        begin_s = max(0.0, (seen.at_ns - window.begin_ns) / 1e9)
+        long_s = (min(end_ns, window.end_ns) - window.begin_ns) / 1e9 - begin_s
+        leads = name == seen.leader
+        axes.barh(
+            row, long_s, left=begin_s, height=0.55, color=_LEADER if leads else _FOLLOWER, alpha=0.9 if leads else 0.5
+        )
+        if leads and long_s > (window.end_ns - window.begin_ns) / 1e9 / 25:
+            axes.text(begin_s + long_s / 2, row, f"term {seen.term}", ha="center", va="center", fontsize=8)
+
+
+def latency(history: History, window: Window) -> str:
+    """How long each operation took, by when it was asked; what was not answered stands out. The slowest and the failed
+    are all drawn, of the rest a sample."""
+    with mpl.rc_context(_SETTINGS):
+        figure, axes = _figure(2.9)
+        _shade(axes, history, window)
+        groups: Sequence[tuple[str, str, frozenset[str]]] = (
+            ("requests", _REQUEST, frozenset({"http"})),
+            ("reads", _READ, frozenset({"get"})),
+            ("writes", _WRITE, frozenset({"put", "delete", "txn"})),
+        )
+        for label, colour, kinds in groups:
+            mine = _sample([op for op in history.ops if op.kind in kinds and op.outcome == "ok"])
+            if mine:
+                axes.scatter(*_points(mine, window), s=4, color=colour, label=label, linewidths=0, alpha=0.7)
+        for label, colour, outcome in (("failed", _BAD, "fail"), ("unknown", _UNKNOWN, "info")):
+            bad = [op for op in history.ops if op.outcome == outcome][:_POINTS_MAX]
+            if bad:
+                axes.scatter(*_points(bad, window), s=18, color=colour, marker="x", label=label, linewidths=1)
+        axes.set_yscale("log")
+        axes.set_ylabel("answer after, ms")
+        axes.yaxis.set_major_formatter("{x:g}")
+        if history.ops:
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, markerscale=2)
+        _seconds(axes, window)
+        return _svg(figure, "latency of every operation")
+
+
+def _sample(ops: Sequence[Op]) -> Sequence[Op]:
+    if len(ops) <= _POINTS_MAX:
+        return ops
+    slowest = sorted(ops, key=lambda op: op.call_ns - op.return_ns)[: _POINTS_MAX // 4]
+    every = len(ops) // (_POINTS_MAX * 3 // 4) + 1
+    return [*slowest, *ops[::every]]
+
+
+def _points(ops: Iterable[Op], window: Window) -> tuple[list[float], list[float]]:
+    ops = list(ops)
+    at_s = [(op.call_ns - window.begin_ns) / 1e9 for op in ops]
+    return at_s, [max(op.return_ns - op.call_ns, 1_000) / 1e6 for op in ops]
+
+
+def availability(history: History, window: Window) -> str:
+    """Per second: writes acknowledged, and the part of everything asked that was answered."""
+    seconds = per_second(history.ops, window)
+    with mpl.rc_context(_SETTINGS):
+        figure, axes = _figure(2.6)
+        _shade(axes, history, window)
+        at_s = [second.at_s + 0.5 for second in seconds]
+        written = [second.writes_acknowledged for second in seconds]
+        axes.bar(at_s, written, width=0.9, color=_WRITE, alpha=0.55, label="writes acknowledged per second")
+        axes.set_ylabel("writes/s")
+        right = axes.twinx()
+        known = [(x, second.availability) for x, second in zip(at_s, seconds, strict=True)]
+        right.plot(
+            [x for x, part in known if part is not None],
+            [part * 100 for _, part in known if part is not None],
+            color=_LEADER, linewidth=1.4, label="answered, %",
+        )  # fmt: skip
+        right.set_ylim(-3, 103)
+        right.set_ylabel("answered, %")
+        right.grid(visible=False)
+        handles = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+        axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+        _seconds(axes, window)
+        return _svg(figure, "availability per second")
+
+
+def _shade(axes: Axes, history: History, window: Window) -> None:
+    for span in fault_spans(history, window.begin_ns):
+        axes.axvspan(span.begin_s, max(span.end_s, span.begin_s + 0.05), color=_FAULT, alpha=0.15, linewidth=0)
+
+
+def _lanes(spans: Sequence[Span]) -> int:
+    return max(_assign(spans), default=0) + 1
+
+
+def _assign(spans: Sequence[Span]) -> list[int]:
+    """A lane for each, so that those at the same time do not cover each other."""
+    ends: list[float] = []
+    lanes = []
+    for span in spans:
+        lane = next((n for n, end_s in enumerate(ends) if end_s <= span.begin_s), len(ends))
+        if lane == len(ends):
+            ends.append(0.0)
+        ends[lane] = span.end_s
+        lanes.append(lane)
+    return lanes
+
+
+def _figure(height_in: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _seconds(axes: Axes, window: Window) -> None:
+    axes.set_xlim(0, max(1.0, (window.end_ns - window.begin_ns) / 1e9))
+    axes.set_xlabel("seconds of the run")
+
+
+def _label(text: str) -> str:
+    """Short, and of characters that can be drawn."""
+    printable = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return printable if len(printable) <= _LABEL_CHARS_MAX else printable[: _LABEL_CHARS_MAX - 1] + "…"
+
+
+def _svg(figure: Figure, title: str) -> str:
+    out = io.StringIO()
+    with warnings.catch_warnings():
+        # Letters that the measuring font lacks are the browser's to draw: text stays text in the picture.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Its own width and height would win over the page's.
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    # Ids are per picture in matplotlib, and one page holds several.
+    prefix = "".join(word[0] for word in title.split())
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    for drawn, shown in _COLOURS.items():
+        text = text.replace(drawn, shown)
+    return text
