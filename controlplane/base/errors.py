@@ -7,6 +7,7 @@
     ├── ConfigError            a setting is wrong: says which, what it is, what is allowed
     ├── CorruptStateError      bytes on disk or state in memory are not what they must be: fail-stop
     ├── StorageError           the disk refused (ENOSPC, EIO): the replica stops acknowledging
+    ├── NotCoveredError        a backup does not hold what was asked for: says what it holds
     ├── RemovedError           this replica is no longer a member, or must not come back as the one it was
     └── StoppedError           the component is shutting down
 
@@ -21,6 +22,7 @@ __all__ = [
     "Code",
     "ConfigError",
     "CorruptStateError",
+    "NotCoveredError",
     "QuarterdeckError",
     "RemovedError",
     "StatusError",
@@ -89,6 +91,10 @@ class StorageError(QuarterdeckError):
     def __init__(self, message: str, *, errno: int = 0) -> None:
         super().__init__(message)
         self.errno = errno
+
+
+class NotCoveredError(QuarterdeckError):
+    """A backup does not hold the state that was asked for, or not without a doubt. The message says what it holds."""
 
 
 class RemovedError(QuarterdeckError):

@@ -42,7 +42,7 @@ from controlplane.store.keyspan import Span
 from controlplane.store.leases import Lease, Leases
 from controlplane.store.mvcc import Keyspace, Pin, Version, frame_kv, kv_bytes
 
-__all__ = ["FORMAT_VERSION", "Loaded", "Loading", "cut", "load"]
+__all__ = ["FORMAT_VERSION", "Loaded", "Loading", "cut", "load", "peek"]
 
 FORMAT_VERSION: Final = 2
 _READS: Final = (1, 2)
@@ -130,6 +130,22 @@ def load(chunks: Iterable[bytes]) -> Loaded:
     for chunk in chunks:
         loading.feed(chunk)
     return loading.finish()
+
+
+def peek(chunk: bytes) -> StateHeader:
+    """The header of a stream, from its first chunk as :func:`cut` made it; nothing is verified.
+
+    Raises:
+        CorruptStateError: there is none.
+    """
+    at = len(MAGIC) + _HEAD_BYTES
+    if not chunk.startswith(MAGIC + b"H"):
+        raise CorruptStateError("snapshot: no header")
+    size = int.from_bytes(chunk[at - 4 : at], "big")
+    try:
+        return StateHeader.FromString(chunk[at : at + size])
+    except DecodeError as error:
+        raise CorruptStateError(f"snapshot: the header does not decode: {error}") from error
 
 
 class Loading:
