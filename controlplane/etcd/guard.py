@@ -8,14 +8,19 @@ leader, as in etcd, so that its client moves to a replica on the majority's side
 
 from __future__ import annotations
 
-from typing import Final
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from functools import wraps
+from typing import Any, Final, TypeVar
 
 from controlplane.base.clock import Clock
 from controlplane.base.errors import Code, StatusError
 from controlplane.etcd.context import Context, requires_leader
 from controlplane.raft.types import RaftHandle
 
-__all__ = ["PATIENCE_ELECTIONS", "LeaderGuard", "no_leader"]
+__all__ = ["PATIENCE_ELECTIONS", "LeaderGuard", "guarded", "no_leader"]
+
+ServicerT = TypeVar("ServicerT")
 
 PATIENCE_ELECTIONS: Final = 3
 
@@ -49,3 +54,33 @@ class LeaderGuard:
         while without < PATIENCE_ELECTIONS:
             await self._clock.sleep(self._election_timeout_s)
             without = without + 1 if self._raft.status().leader is None else 0
+
+
+def guarded(servicer: ServicerT, guard: LeaderGuard, *, but: Collection[str] = ()) -> ServicerT:
+    """The same servicer, each of whose calls the guard checks before anything else; not those in ``but``."""
+    for name, method in inspect.getmembers(servicer, inspect.ismethod):
+        # Calls are named as in the proto file, with a capital.
+        if name[0].isupper() and name not in but:
+            setattr(
+                servicer, name, _stream(method, guard) if inspect.isasyncgenfunction(method) else _unary(method, guard)
+            )
+    return servicer
+
+
+def _unary(method: Callable[[Any, Context], Awaitable[Any]], guard: LeaderGuard) -> Callable[[Any, Context], Any]:
+    @wraps(method)
+    async def call(request: Any, context: Context) -> Any:
+        guard.check(context)
+        return await method(request, context)
+
+    return call
+
+
+def _stream(method: Callable[[Any, Context], AsyncIterator[Any]], guard: LeaderGuard) -> Callable[[Any, Context], Any]:
+    @wraps(method)
+    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+        guard.check(context)
+        async for response in method(request, context):
+            yield response
+
+    return call

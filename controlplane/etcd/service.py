@@ -10,7 +10,7 @@ from controlplane.etcd.auth_service import AuthService
 from controlplane.etcd.authorizer import Authorizer
 from controlplane.etcd.cluster_service import ClusterService
 from controlplane.etcd.concurrency_service import ElectionService, LockService
-from controlplane.etcd.guard import LeaderGuard
+from controlplane.etcd.guard import LeaderGuard, guarded
 from controlplane.etcd.kv_service import KVService
 from controlplane.etcd.lease_service import LeaseService
 from controlplane.etcd.local import LocalKV
@@ -57,13 +57,14 @@ def add_services(
     authorizer = Authorizer(store.auth, kv.barrier, tokens)
     auth = AuthService(kv, store.auth, authorizer, tokens, passwords or Passwords(rand), rand)
     guard = LeaderGuard(raft, clock, election_timeout_ms=election_timeout_ms)
-    rpc_pb2_grpc.add_AuthServicer_to_server(auth, server)
+    # Of these, a learner serves its status and its backup, as in etcd; of KV, what is read from its own state.
+    cluster = ClusterService(kv, raft, authorizer, tls=tls)
+    maintenance = MaintenanceService(kv, raft, store, authorizer, clock, tls=tls)
+    rpc_pb2_grpc.add_AuthServicer_to_server(guarded(auth, guard), server)
+    rpc_pb2_grpc.add_ClusterServicer_to_server(guarded(cluster, guard), server)
+    rpc_pb2_grpc.add_MaintenanceServicer_to_server(guarded(maintenance, guard, but=("Status", "Snapshot")), server)
+    v3lock_pb2_grpc.add_LockServicer_to_server(guarded(LockService(kv, authorizer, clock), guard), server)
+    v3election_pb2_grpc.add_ElectionServicer_to_server(guarded(ElectionService(kv, authorizer, clock), guard), server)
     rpc_pb2_grpc.add_KVServicer_to_server(KVService(kv, guard, authorizer), server)
     rpc_pb2_grpc.add_LeaseServicer_to_server(LeaseService(kv, guard, authorizer), server)
-    rpc_pb2_grpc.add_ClusterServicer_to_server(ClusterService(kv, raft, authorizer, tls=tls), server)
-    rpc_pb2_grpc.add_MaintenanceServicer_to_server(
-        MaintenanceService(kv, raft, store, authorizer, clock, tls=tls), server
-    )
-    v3lock_pb2_grpc.add_LockServicer_to_server(LockService(kv, authorizer, clock), server)
-    v3election_pb2_grpc.add_ElectionServicer_to_server(ElectionService(kv, authorizer, clock), server)
     rpc_pb2_grpc.add_WatchServicer_to_server(WatchService(kv, store, guard, authorizer, clock, rand), server)
