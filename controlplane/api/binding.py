@@ -169,7 +169,10 @@ def _batches(ready: Sequence[_Ready]) -> Iterator[list[_Ready]]:
 
 
 async def _commit(kv: KVStore, batch: Sequence[_Ready], options: api_pb2.WriteOptions) -> list[bool]:
-    """Which pods of the batch were bound."""
+    """Which pods of the batch were bound.
+
+    Under no request id: the mod revisions it compares never come back, so that however often and however late it is
+    tried, at most one attempt binds a pod, and whoever tries again reads that it is bound."""
     fence = options.fence if options.fence.key else None
     request = etcd.TxnRequest(
         compare=[mod_compare(fence.key, fence.mod_revision)] if fence else [],

@@ -2,8 +2,10 @@
 
 Speaks to our replicas and to etcd's members. Every write ends in one of three types: :class:`Acknowledged`,
 :class:`Failed` (it had no effect) or :class:`Unknown`. Each carries a request id in the metadata ``qd-request-id``;
-our replicas apply a retry under the same id once, so retrying is on by default. Against a real etcd, which ignores the
-id, construct it with ``foreign=True``: a repeated write could happen twice there, so none of unknown fate is repeated.
+our replicas apply a retry under the same id once, so retrying is on by default. A retry also says how old the write is
+(``qd-log-index``), so that a replica that may have forgotten its id refuses it. Against a real etcd, which ignores
+both, construct it with ``foreign=True``: a repeated write could happen twice there, so none of unknown fate is
+repeated.
 
 Knows nothing of the resource API.
 """
@@ -23,7 +25,7 @@ from controlplane.base.rand import Rand, SystemRand
 from controlplane.client.backoff import Backoff
 from controlplane.client.endpoints import CLIENT_CHANNEL_OPTIONS, ETCD_CHANNEL_OPTIONS, EndpointPool
 from controlplane.client.interface import ApiError, UnavailableError
-from controlplane.client.retry import retry_unavailable
+from controlplane.client.retry import LOG_INDEX_KEY, log_index_in, retry_unavailable
 from controlplane.client.status import to_api_error, was_definite
 from controlplane.pb.etcd import kv_pb2, rpc_pb2
 from controlplane.pb.etcd.rpc_pb2_grpc import KVStub, MaintenanceStub, WatchStub
@@ -109,6 +111,8 @@ class EtcdClient:
         self._timeout_s = timeout_ms / 1000
         self._attempt_timeout_s = attempt_timeout_ms / 1000
         self._retry_writes = retry_writes and not foreign
+        #: A log index that a replica told with an earlier write; 0: none yet.
+        self._heard_index = 0
         options = ETCD_CHANNEL_OPTIONS if foreign else CLIENT_CHANNEL_OPTIONS
         self.pool = EndpointPool(endpoints, rand=self._rand, options=options, credentials=credentials, first=first)
 
@@ -203,19 +207,27 @@ class EtcdClient:
 
     async def _write(self, method: str, request: Any, of: type[ResponseT]) -> Outcome[ResponseT]:
         """The outcome of one logical write: attempts under one request id until one is definite or the time is up."""
-        metadata = ((REQUEST_ID_KEY, self._rand.token(_REQUEST_ID_BYTES).hex()),)
+        request_id = (REQUEST_ID_KEY, self._rand.token(_REQUEST_ID_BYTES).hex())
+        metadata: tuple[tuple[str, str], ...] = (request_id,)
+        heard_index, born_index = self._heard_index, 0
         deadline_s = self._clock.monotonic() + self._timeout_s
         backoff = Backoff(self._rand, base_s=0.01, cap_s=0.25)
         unknown = False
         while True:
             endpoint = self.pool.current
             remaining_s = deadline_s - self._clock.monotonic()
-            call = getattr(KVStub(self.pool.channel(endpoint)), method)
+            method_of = getattr(KVStub(self.pool.channel(endpoint)), method)
             try:
-                response = await call(request, timeout=min(remaining_s, self._attempt_timeout_s), metadata=metadata)
+                call = method_of(request, timeout=min(remaining_s, self._attempt_timeout_s), metadata=metadata)
+                response = await call
+                self._heard_index = log_index_in(await call.initial_metadata()) or self._heard_index
                 return Acknowledged(response.header.revision, cast(ResponseT, response), endpoint)
             except grpc.aio.AioRpcError as error:
                 self._note_failure(endpoint, error)
+                # The earliest that was told of this write; of an earlier one, if none was.
+                born_index = born_index or log_index_in(error.initial_metadata()) or heard_index
+                if born_index:
+                    metadata = (request_id, (LOG_INDEX_KEY, str(born_index)))
                 failure = to_api_error(error, write=True)
                 unknown = unknown or not was_definite(error)
                 if error.code() not in _NOT_ANSWERED:

@@ -8,9 +8,9 @@ repeated under one request id, so a write that is acknowledged happened once.
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 
@@ -19,7 +19,7 @@ from controlplane.base.rand import Rand, SystemRand
 from controlplane.client import metrics
 from controlplane.client.endpoints import EndpointPool
 from controlplane.client.interface import UnavailableError
-from controlplane.client.retry import retry_unavailable
+from controlplane.client.retry import log_index_in, retry_unavailable
 from controlplane.client.status import to_api_error
 from controlplane.client.typed import TypedClient
 from controlplane.pb.quarterdeck.v1 import api_pb2
@@ -33,9 +33,6 @@ TIMEOUT_MS = 10_000
 #: One attempt on one replica. After each round over all replicas it doubles, so that a slow answer is not asked for
 #: for ever in pieces too small for it.
 ATTEMPT_TIMEOUT_MS = 1_000
-
-#: What a replica says of its log before it proposes a write.
-_LOG_INDEX_KEY: Final = "qd-log-index"
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -206,11 +203,11 @@ class _RemoteCalls:
                 call = method(self._stub(endpoint))(request, timeout=timeout_s)
                 answer = await call
                 if write:
-                    self._heard_index = _log_index(await call.initial_metadata()) or self._heard_index
+                    self._heard_index = log_index_in(await call.initial_metadata()) or self._heard_index
                 return answer
             except grpc.aio.AioRpcError as error:
                 code = error.code().name
-                born_index = born_index or _log_index(error.initial_metadata())
+                born_index = born_index or log_index_in(error.initial_metadata())
                 self._note_failure(endpoint, error)
                 raise to_api_error(error, write=write) from error
             finally:
@@ -232,12 +229,6 @@ class _RemoteCalls:
         if known is None or known[0] is not channel:
             known = self._stubs[endpoint] = (channel, ResourcesStub(channel))
         return known[1]
-
-
-def _log_index(metadata: Iterable[tuple[str, str | bytes]] | None) -> int:
-    """What the replica said of its log before it proposed the write; 0: nothing."""
-    told = dict(metadata or ()).get(_LOG_INDEX_KEY, "")
-    return int(told) if isinstance(told, str) and told.isdecimal() else 0
 
 
 def _retried(request: RequestT, born_index: int) -> RequestT:

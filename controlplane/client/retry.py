@@ -1,13 +1,14 @@
 """The one retry loop of API clients. Owns when to try again and what is known when it gives up.
 
 Only :class:`UnavailableError` is tried again: every other answer is an answer. A write is safe to repeat because every
-attempt carries the same request id, which the store applies once.
+attempt carries the same request id, which the store applies once. Another replica cannot know when a write was first
+tried, which it must to tell a forgotten id from a new one: so replicas tell how far their log is, and a retry says it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, TypeVar
 
 from controlplane.base.clock import Clock
 from controlplane.base.errors import Code
@@ -15,7 +16,10 @@ from controlplane.base.rand import Rand
 from controlplane.client.backoff import Backoff
 from controlplane.client.interface import ApiError, UnavailableError
 
-__all__ = ["retry_unavailable"]
+__all__ = ["LOG_INDEX_KEY", "log_index_in", "retry_unavailable"]
+
+#: Metadata key of a log index: what a replica says before it proposes a write, and what a retry of an etcd write says.
+LOG_INDEX_KEY: Final = "qd-log-index"
 
 T = TypeVar("T")
 
@@ -55,3 +59,9 @@ async def retry_unavailable(
         except ApiError as error:
             error.unknown_outcome = error.unknown_outcome or unknown
             raise
+
+
+def log_index_in(metadata: Iterable[tuple[str, str | bytes]] | None) -> int:
+    """What the replica said of its log before it proposed the write; 0: nothing."""
+    told = dict(metadata or ()).get(LOG_INDEX_KEY, "")
+    return int(told) if isinstance(told, str) and told.isdecimal() else 0

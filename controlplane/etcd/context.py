@@ -12,10 +12,12 @@ import grpc
 from controlplane.base.errors import Code, StatusError
 
 __all__ = [
+    "LOG_INDEX_KEY",
     "REQUEST_ID_KEY",
     "REQUIRE_LEADER_KEY",
     "TOKEN_KEYS",
     "Context",
+    "born_index_of",
     "request_id_of",
     "requires_leader",
     "timeout_ms_of",
@@ -30,8 +32,13 @@ REQUIRE_LEADER_KEY: Final = "hasleader"
 TOKEN_KEYS: Final = ("token", "authorization")
 #: Ours: 32 hex digits, unique for the write; a retry with the same id has no second effect.
 REQUEST_ID_KEY: Final = "qd-request-id"
+#: Ours, with a request id. In the initial metadata of a write's answer: a log index from before it was proposed. In a
+#: retry: that index, as the first attempt was told it, or one from before that. A store that may have forgotten the
+#: ids of that time refuses the retry instead of doing it again.
+LOG_INDEX_KEY: Final = "qd-log-index"
 
 _REQUEST_ID_BYTES: Final = 16
+_INDEX_DIGITS_MAX: Final = 19
 #: Given to work whose client named no deadline longer than this; grpc says "for ever" as a huge number.
 _TIMEOUT_MS_MAX: Final = 3_600_000
 
@@ -60,6 +67,18 @@ def request_id_of(context: Context) -> bytes:
     if len(request_id) != _REQUEST_ID_BYTES:
         raise StatusError(Code.INVALID_ARGUMENT, f"metadata {REQUEST_ID_KEY}: want 32 hexadecimal digits")
     return request_id
+
+
+def born_index_of(context: Context) -> int:
+    """Of a retry: a log index from before its first attempt; 0: it is none, or says none.
+
+    Raises:
+        StatusError: InvalidArgument, it is not a decimal number of 64 bits.
+    """
+    text = _metadata(context, LOG_INDEX_KEY) or "0"
+    if not (text.isascii() and text.isdecimal()) or len(text) > _INDEX_DIGITS_MAX or int(text) >> 63:
+        raise StatusError(Code.INVALID_ARGUMENT, f"metadata {LOG_INDEX_KEY}: want a decimal number below 2^63")
+    return int(text)
 
 
 def requires_leader(context: Context) -> bool:

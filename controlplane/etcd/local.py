@@ -117,6 +117,11 @@ class LocalKV:
         return self._store.revision
 
     @property
+    def applied_index(self) -> int:
+        """Index of the log entry applied last on this replica."""
+        return self._store.applied_index
+
+    @property
     def compact_revision(self) -> int:
         """Older revisions are gone."""
         return self._store.compact_revision
@@ -229,8 +234,9 @@ class LocalKV:
         request_id: bytes = b"",
         timeout_ms: int | None = None,
         caller: Caller | None = None,
+        born_index: int = 0,
     ) -> rpc_pb2.PutResponse:
-        reply = await self._write(Command(put=request), request_id, timeout_ms, caller)
+        reply = await self._write(Command(put=request), request_id, timeout_ms, caller, born_index)
         return self._stamped(reply.put)
 
     async def delete_range(
@@ -240,8 +246,9 @@ class LocalKV:
         request_id: bytes = b"",
         timeout_ms: int | None = None,
         caller: Caller | None = None,
+        born_index: int = 0,
     ) -> rpc_pb2.DeleteRangeResponse:
-        reply = await self._write(Command(delete_range=request), request_id, timeout_ms, caller)
+        reply = await self._write(Command(delete_range=request), request_id, timeout_ms, caller, born_index)
         return self._stamped(reply.delete_range)
 
     async def txn(

@@ -63,6 +63,27 @@ async def test_a_write_of_unknown_fate_is_repeated_elsewhere_under_the_same_id(s
     assert all(len(i) == 32 and int(i, 16) >= 0 for i in ids)
 
 
+async def test_a_retry_elsewhere_says_how_old_the_write_is(start: Start) -> None:
+    first, second = await start(0.0, 5.0), await start(unavailable(unknown=True))
+    first.log_index, second.log_index = 100, 900
+    async with connect(first, second) as client:
+        await client.put(b"k", b"v")
+        first.log_index = 500
+        await client.put(b"k", b"v")
+    assert [m.get("qd-log-index") for m in first.metadata] == [None, None, "500"]
+    assert [m.get("qd-log-index") for m in second.metadata] == ["500"]
+
+
+async def test_a_retry_whose_first_replica_said_nothing_names_what_was_heard_before(start: Start) -> None:
+    first, second = await start(0.0, 5.0), await start()
+    first.log_index = 100
+    async with connect(first, second) as client:
+        await client.put(b"k", b"v")
+        first.log_index = 0
+        await client.put(b"k", b"v")
+    assert [m.get("qd-log-index") for m in second.metadata] == ["100"]
+
+
 async def test_without_retries_an_unknown_fate_is_the_outcome(start: Start) -> None:
     first, second = await start(unavailable(unknown=True)), await start()
     async with connect(first, second, retry_writes=False) as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +57,7 @@ class FakeContext:
         certificate: bytes | None = None,
     ) -> None:
         self.written: asyncio.Queue[Any] = asyncio.Queue()
+        self.initial: dict[str, str] = {}
         self.gate = asyncio.Event()
         self.gate.set()
         self._metadata = tuple((metadata or {}).items())
@@ -71,6 +73,9 @@ class FakeContext:
 
     def time_remaining(self) -> float | None:
         return self._remaining_s
+
+    async def send_initial_metadata(self, metadata: Iterable[tuple[str, str]]) -> None:
+        self.initial.update(metadata)
 
     async def write(self, message: Any) -> None:
         """Waits while ``gate`` is closed, as grpc does when the client does not read."""

@@ -11,13 +11,14 @@ from prometheus_client import CollectorRegistry
 
 from controlplane.base.errors import Code, StatusError
 from controlplane.etcd.cluster_service import ETCD_VERSION, ClusterService
-from controlplane.etcd.context import request_id_of, timeout_ms_of
+from controlplane.etcd.context import born_index_of, request_id_of, timeout_ms_of
 from controlplane.etcd.guard import LeaderGuard
 from controlplane.etcd.kv_service import KVService
 from controlplane.etcd.lease_service import LeaseService
 from controlplane.etcd.maintenance_service import MaintenanceService
 from controlplane.etcd.metrics import StateMetrics
 from controlplane.pb.etcd import rpc_pb2 as e
+from controlplane.store.dedup import Dedup
 from tests.unit.etcd.fakes import FakeContext, Replica, put, settle
 
 PLAIN: Any = FakeContext()
@@ -149,6 +150,48 @@ async def test_a_client_gives_its_own_request_id(replica: Replica) -> None:
         await service.Put(e.PutRequest(key=b"k"), context)
     assert replica.kv.revision == 2
     assert replica.raft.proposals[0].request_id == b"\x00" * 15 + b"\xff"
+
+
+async def test_a_write_under_a_request_id_tells_how_far_the_log_is_before_it_is_proposed(replica: Replica) -> None:
+    service = KVService(replica.kv, guard(replica), replica.authorizer)
+    for _ in range(3):
+        await put(replica.kv, b"k")
+    named: Any = FakeContext({"qd-request-id": "00" * 16})
+    replica.raft.fail_next()
+    with pytest.raises(StatusError):
+        await service.Put(e.PutRequest(key=b"k"), named)
+    assert named.initial == {"qd-log-index": "3"}
+    nameless: Any = FakeContext()
+    await service.Put(e.PutRequest(key=b"k"), nameless)
+    assert nameless.initial == {}
+
+
+async def test_a_retry_older_than_what_is_remembered_is_refused_with_its_fate_unknown(replica: Replica) -> None:
+    replica.store._dedup = Dedup(entries_max=2)
+    await put(replica.kv, b"k")
+    service = KVService(replica.kv, guard(replica), replica.authorizer)
+    first: Any = FakeContext({"qd-request-id": "01" * 16})
+    await service.Put(e.PutRequest(key=b"k", value=b"1"), first)
+    for _ in range(5):
+        await put(replica.kv, b"k", b"2")
+    again: Any = FakeContext({"qd-request-id": "01" * 16, "qd-log-index": first.initial["qd-log-index"]})
+    calls = (
+        service.Put(e.PutRequest(key=b"k", value=b"1"), again),
+        service.DeleteRange(e.DeleteRangeRequest(key=b"k"), again),
+        service.Txn(e.TxnRequest(success=[e.RequestOp(request_put=e.PutRequest(key=b"k"))]), again),
+    )
+    for call in calls:
+        with pytest.raises(StatusError) as refused:
+            await call
+        assert refused.value.unknown_outcome
+    assert (await replica.kv.range(e.RangeRequest(key=b"k"))).kvs[0].value == b"2"
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "²", "9" * 20, str(1 << 63)])
+def test_a_malformed_log_index_is_refused_not_ignored(text: str) -> None:
+    context: Any = FakeContext({"qd-log-index": text})
+    with pytest.raises(StatusError, match="qd-log-index"):
+        born_index_of(context)
 
 
 @pytest.mark.parametrize("text", ["", "00", "zz" * 16, "00" * 17])
