@@ -251,6 +251,11 @@ class App:
                 reign.result()  # a crash ends the replica
 
     async def _lead(self, term: int) -> None:
+        """A reign; another begins in the same term when a restore has replaced what this one stood on."""
+        while True:
+            await self._rule(term)
+
+    async def _rule(self, term: int) -> None:
         fence = await self.backbone.take_charge(term)
         log.info("event=leading name=%s term=%d fence=%d", self._config.name, term, fence.mod_revision)
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ from controlplane.etcd.gateway import Gateway
 from controlplane.etcd.integrity import CorruptMemberError, Integrity
 from controlplane.etcd.local import LocalKV
 from controlplane.etcd.metrics import StateMetrics
+from controlplane.etcd.restoring import LiveRestore
 from controlplane.external.backbone import External
 from controlplane.joining import keep_published
 from controlplane.pb.quarterdeck.v1 import api_pb2, operator_pb2_grpc
@@ -116,7 +118,8 @@ class Backbone(Protocol):
         ...
 
     async def keep_house(self) -> None:
-        """What the store needs done by the leader, for as long as it leads: until cancelled."""
+        """What the store needs done by the leader, for as long as it leads. Returns when the state was replaced under
+        it: then it has to take charge anew."""
         ...
 
 
@@ -168,6 +171,13 @@ class Embedded:
             quota_bytes=config.quota_backend_bytes,
         )  # fmt: skip
         self.integrity = Integrity(self.kv, self.raft, self.store, clock)
+        self.restoring = LiveRestore(
+            self.kv, self.raft, self.store, clock, rand, lambda: shutil.disk_usage(config.data_dir).free
+        )
+        #: Set when a restore has replaced the state.
+        self._replaced = asyncio.Event()
+        self._reign_of = 0
+        self.store.leases.listen(lambda _: self._note_replaced())
         self.compactor = AutoCompactor(
             self.kv, clock, self._leads,
             parse_retention(config.auto_compaction_mode, config.auto_compaction_retention),
@@ -198,7 +208,7 @@ class Embedded:
             Both(server, self._gateway_table), self.kv, self.raft, self.store, clock=self._clock,
             election_timeout_ms=self._config.election_ms_max, tls=self._config.tls is not None,
         )  # fmt: skip
-        operator = OperatorService(self.raft, self.store, self._clock)
+        operator = OperatorService(self.raft, self.store, self._clock, self.restoring)
         operator_pb2_grpc.add_OperatorServicer_to_server(operator, server)
 
     async def start(self) -> None:
@@ -212,6 +222,7 @@ class Embedded:
         self._work = (
             loop.create_task(self.integrity.run(), name="integrity"),
             loop.create_task(self.compactor.run(), name="compactor"),
+            loop.create_task(self.restoring.run(), name="restoring"),
             loop.create_task(keep_published(self.raft, self._config.me, self._clock), name="publish"),
         )
         for task in self._work:
@@ -247,11 +258,19 @@ class Embedded:
         await self.kv.stop()
 
     async def take_charge(self, term: int) -> api_pb2.Fence:
+        self._reign_of = self.store.restored_index
         return await take_charge(self.kv, name=self._config.name, term=term, clock=self._clock)
 
     async def keep_house(self) -> None:
-        """Nothing: compaction also has to go on where taking charge does not, for lack of space."""
-        await asyncio.Event().wait()
+        """Wait for a restore, which takes the leader key with everything else. Compaction is not done here: it also has
+        to go on where taking charge does not, for lack of space."""
+        while self.store.restored_index == self._reign_of:
+            self._replaced.clear()
+            await self._replaced.wait()
+
+    def _note_replaced(self) -> None:
+        if self.store.restored_index != self._reign_of:
+            self._replaced.set()
 
 
 def _certificate_behind(request: web.BaseRequest) -> Mapping[str, Sequence[bytes]]:

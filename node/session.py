@@ -255,6 +255,10 @@ class _Live:
                 case "heartbeat_ack":
                     while self._unanswered and self._unanswered[0][0] <= message.heartbeat_ack.sequence:
                         self._unanswered.popleft()
+                case "welcome":
+                    # The control plane's state was replaced by a snapshot's: it knows of nothing that was said since.
+                    self._batch_sent_s = None
+                    session._begin(session.replica, message.welcome)
                 case "assignments":
                     session._handler.assigned(message.assignments)
                 case "status_ack":

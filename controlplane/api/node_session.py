@@ -54,6 +54,8 @@ class NodeSession:
         self._clock = clock
         self._assignments = AssignmentLog()
         self._full: node_pb2.Assignments | None = None
+        self._welcome: node_pb2.Welcome | None = None
+        self._renewal = asyncio.Event()
         self._batches: deque[node_pb2.StatusBatch] = deque()
         self._batches_changed = asyncio.Event()
         self._batches_stored = asyncio.Event()
@@ -81,10 +83,23 @@ class NodeSession:
         if self._close_error is not None:
             raise self._close_error
 
-    async def run(self, welcome: node_pb2.Welcome, requests: AsyncIterator[node_pb2.AgentMessage], send: Send) -> None:
-        """Talk until the agent ends the stream. Raises what :meth:`close` was given, or StatusError."""
-        await send(node_pb2.ReplicaMessage(welcome=welcome))
-        await run_until_first(self._read(requests), self._write(send), self._list(), self._store())
+    def renew(self) -> None:
+        """The state was replaced: the node is registered, welcomed and told all its pods again, and says all it knows
+        of them."""
+        self._assignments = AssignmentLog()
+        self._full = None
+        self._renewal.set()
+
+    async def run(
+        self,
+        welcome: Callable[[], Awaitable[node_pb2.Welcome]],
+        requests: AsyncIterator[node_pb2.AgentMessage],
+        send: Send,
+    ) -> None:
+        """Talk until the agent ends the stream. ``welcome`` registers the node. Raises what :meth:`close` was given, or
+        StatusError."""
+        await send(node_pb2.ReplicaMessage(welcome=await welcome()))
+        await run_until_first(self._read(requests), self._write(send), self._list(welcome), self._store())
 
     async def _read(self, requests: AsyncIterator[node_pb2.AgentMessage]) -> None:
         async for message in requests:
@@ -126,18 +141,26 @@ class NodeSession:
             self._batches_changed.clear()
             await self._batches_changed.wait()
 
-    async def _list(self) -> None:
-        """Read the full list of assignments; then nothing more, until cancelled."""
+    async def _list(self, welcome: Callable[[], Awaitable[node_pb2.Welcome]]) -> None:
+        """Read the full list of assignments; then once more with each renewal, until cancelled."""
+        renewed: node_pb2.Welcome | None = None
         while True:
             try:
+                if self._renewal.is_set():
+                    renewed = await welcome()
+                    self._renewal.clear()
+                assignments = self._assignments
                 pods, revision = await self._list_once()
-                break
             except UnavailableError as error:
                 log.info("assignments wait node=%s reason=%s", self.node_name, error)
                 await self._clock.sleep(_LIST_RETRY_S)
-        self._full = self._assignments.start(pods, revision)
-        self._to_send.set()
-        await asyncio.Event().wait()
+                continue
+            if assignments is not self._assignments:
+                continue  # renewed meanwhile
+            self._welcome, renewed = renewed, None
+            self._full = assignments.start(pods, revision)
+            self._to_send.set()
+            await self._renewal.wait()
 
     async def _list_once(self) -> tuple[list[Pod], int]:
         # Linearizable: an older list could lack a pod that another replica told this agent of, and stop it.
@@ -154,6 +177,9 @@ class NodeSession:
         while True:
             await self._to_send.wait()
             self._to_send.clear()
+            if self._welcome is not None:
+                renewed, self._welcome = self._welcome, None
+                await send(node_pb2.ReplicaMessage(welcome=renewed))
             if self._full is not None:
                 full, self._full = self._full, None
                 await send(node_pb2.ReplicaMessage(assignments=full))

@@ -10,12 +10,18 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from controlplane.base.clock import Clock
+from controlplane.base.errors import Code, StatusError
 from controlplane.base.version import VERSION
+from controlplane.etcd.restoring import LiveRestore
+from controlplane.pb.quarterdeck.internal.v1 import command_pb2
+from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader
 from controlplane.pb.quarterdeck.v1 import operator_pb2, operator_pb2_grpc
 from controlplane.raft.types import RaftHandle
 from controlplane.store.store import Store
+from controlplane.transport.callers import caller_of
 
 __all__ = ["OperatorService"]
 
@@ -26,8 +32,9 @@ _BARRIER_TIMEOUT_MS = 5_000
 class OperatorService(operator_pb2_grpc.OperatorServicer):
     """Serves the operator API of one replica."""
 
-    def __init__(self, raft: RaftHandle, store: Store, clock: Clock) -> None:
+    def __init__(self, raft: RaftHandle, store: Store, clock: Clock, restoring: LiveRestore | None = None) -> None:
         self._raft = raft
+        self._restoring = restoring
         self._store = store
         self._clock = clock
         self._started_s = clock.monotonic()
@@ -81,3 +88,52 @@ class OperatorService(operator_pb2_grpc.OperatorServicer):
             for start in range(0, len(data), _CHUNK_BYTES):
                 yield operator_pb2.SnapshotChunk(data=data[start : start + _CHUNK_BYTES], revision=revision)
                 revision = 0
+
+    async def Restore(  # noqa: N802 - as above
+        self, request: operator_pb2.RestoreRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> operator_pb2.RestoreResponse:
+        """One step. Administrators only (the certificate, see ``transport.authorization``); where the etcd API asks who
+        one is, nobody without such a certificate.
+
+        Raises:
+            StatusError: as :class:`LiveRestore` does; PermissionDenied; InvalidArgument, no step.
+        """
+        restoring, restore_id = self._restoring, request.id
+        if restoring is None:
+            raise StatusError(Code.UNIMPLEMENTED, "this replica cannot restore into a running cluster")
+        identity = caller_of(context)
+        if self._store.auth.enabled and (identity is None or not identity.is_admin):
+            raise StatusError(
+                Code.PERMISSION_DENIED, "authentication is on: a restore needs an administrator's certificate"
+            )
+        absent: list[str] = []
+        match request.WhichOneof("step"):
+            case "begin":
+                opened = await restoring.begin(_begin_of(request), state_bytes=request.begin.state_bytes)
+                progress, absent = opened.progress, list(opened.absent)
+            case "chunk":
+                progress = await restoring.chunk(restore_id, request.chunk.number, request.chunk.records)
+            case "commit":
+                progress = await restoring.commit(restore_id, request.commit.digest)
+            case "abort":
+                progress = await restoring.abort(restore_id)
+            case _:
+                raise StatusError(Code.INVALID_ARGUMENT, "a restore has the steps begin, chunk, commit and abort")
+        return operator_pb2.RestoreResponse(
+            next=progress.next,
+            digest=progress.digest,
+            revision=progress.header.revision,
+            keys=progress.staged_keys,
+            absent=absent,
+        )
+
+
+def _begin_of(request: operator_pb2.RestoreRequest) -> command_pb2.RestoreBegin:
+    begin = request.begin
+    try:
+        header = SnapshotHeader.FromString(begin.header)
+    except DecodeError as error:
+        raise StatusError(Code.INVALID_ARGUMENT, "the snapshot's header does not decode") from error
+    return command_pb2.RestoreBegin(
+        id=request.id, snapshot=header, file_sha256=begin.file_sha256, total_bytes=begin.total_bytes, force=begin.force
+    )

@@ -59,6 +59,8 @@ class PodCache(Protocol):
 
     def on_change(self, handler: Callable[[Pod | None, Pod | None], None], /) -> None: ...
 
+    def on_relist(self, handler: Callable[[], None], /) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
@@ -118,6 +120,7 @@ class Sessions(node_pb2_grpc.NodesServicer):
         #: What the leader knows of every node's contact; evidence only while this replica leads.
         self.table = SessionTable()
         pods.on_change(self._pod_changed)
+        pods.on_relist(self._relisted)
         cell.serve(SESSIONS_CHANNEL, self._hear)
         cell.on_leadership(self._leadership_changed)
 
@@ -167,8 +170,10 @@ class Sessions(node_pb2_grpc.NodesServicer):
         requests: AsyncIterator[node_pb2.AgentMessage],
         send: Send,
     ) -> None:
-        node = await self._registration.register(hello)
-        await session.run(self._welcome(node.spec.podCIDR), requests, send)
+        async def welcome() -> node_pb2.Welcome:
+            return self._welcome((await self._registration.register(hello)).spec.podCIDR)
+
+        await session.run(welcome, requests, send)
 
     async def _hello(self, requests: AsyncIterator[node_pb2.AgentMessage]) -> node_pb2.Hello:
         async for message in requests:
@@ -227,6 +232,13 @@ class Sessions(node_pb2_grpc.NodesServicer):
         session = self._sessions.get(pod.spec.nodeName) if pod is not None else None
         if session is not None:
             session.pod_changed(old, new)
+
+    def _relisted(self) -> None:
+        """The state may have been replaced by a snapshot's, in which nodes may lack and pods be older: begin anew in
+        every session, without breaking any."""
+        log.info("event=sessions_renewed sessions=%d", len(self._sessions))
+        for session in self._sessions.values():
+            session.renew()
 
     # -- reports ---------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from controlplane.local.spec import STORES, ClusterSpec, plan
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment
 from controlplane.pb.k8s.core_v1_pb2 import Node, Service
 
-__all__ = ["Waiter", "bring_up", "local", "wait_nodes", "wait_replicas"]
+__all__ = ["Waiter", "bring_up", "local", "restore_local", "wait_nodes", "wait_replicas"]
 
 _POLL_S = 0.05
 _START_LOOK_S = 0.3
@@ -422,7 +422,11 @@ async def restore(context: click.Context, path: Path, yes: bool, timeout_s: floa
     Refused while a replica runs. Agents and pods run on through it; what was written after the snapshot is lost. With
     an etcd cluster as the store the file is one of `etcdctl snapshot save`, and the members get new data.
     """
-    cluster = settings_of(context).local()
+    await restore_local(settings_of(context).local(), path, yes=yes, timeout_s=timeout_s)
+
+
+async def restore_local(cluster: LocalCluster, path: Path, *, yes: bool, timeout_s: float = 60.0) -> None:
+    """What ``qd local restore`` does, and ``qd snapshot restore`` where no replica runs."""
     if not yes:
         click.confirm(f"Replace the data of {len(cluster.spec.replicas)} replicas by {path}?", abort=True, err=True)
     began = time.monotonic()

@@ -91,6 +91,8 @@ class Informer(Generic[ObjT]):
         self._handlers: list[Handler[ObjT]] = []
         self._complete = 0  # every event up to this revision has been delivered
         self._must_list = True
+        self._relist_handlers: list[Callable[[], None]] = []
+        #: The cache has had a list, and its place in the stream is not known to be gone.
         self.synced = asyncio.Event()
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -124,7 +126,8 @@ class Informer(Generic[ObjT]):
         return self._complete
 
     async def wait_synced(self) -> None:
-        """Return once the first list is in the cache."""
+        """Return once a list is in the cache that the present state can follow from: the first, or the one after the
+        place was lost."""
         await self.synced.wait()
 
     # -- set-up ----------------------------------------------------------------------------------------------------
@@ -144,6 +147,11 @@ class Informer(Generic[ObjT]):
         for obj in self.list():
             handler(None, obj)
 
+    def on_relist(self, handler: Callable[[], None]) -> None:
+        """Call ``handler`` whenever everything was listed again because the place in the stream was gone. The state may
+        have been replaced by a snapshot's: what somebody concluded from versions growing no longer holds."""
+        self._relist_handlers.append(handler)
+
     # -- running ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -156,6 +164,7 @@ class Informer(Generic[ObjT]):
             except ExpiredError as error:
                 log.info("place expired resource=%s revision=%d reason=%s", self._resource, self._complete, error)
                 self._must_list = True
+                self.synced.clear()
             except UnavailableError as error:
                 log.debug("stream broke resource=%s reason=%s", self._resource, error)
             except ApiError as error:
@@ -184,9 +193,13 @@ class Informer(Generic[ObjT]):
             self._remove(key)
         for obj in fresh.values():
             self._store(obj, even_older=True)
+        again = self._complete > 0
         self._complete = int(page.resource_version)
         self._must_list = False
         self.synced.set()
+        if again:
+            for handler in self._relist_handlers:
+                handler()
 
     async def _follow(self) -> None:
         metrics.INFORMER_WATCHES.labels(self._resource).inc()

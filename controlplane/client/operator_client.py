@@ -58,6 +58,14 @@ class OperatorClient:
         finally:
             call.cancel()
 
+    async def restore(self, request: operator_pb2.RestoreRequest, *, timeout_ms: int) -> operator_pb2.RestoreResponse:
+        """One step of a restore into the running cluster."""
+        try:
+            response: operator_pb2.RestoreResponse = await self._stub().Restore(request, timeout=timeout_ms / 1000)
+        except grpc.aio.AioRpcError as error:
+            raise to_api_error(error, write=True) from error
+        return response
+
     def _stub(self) -> Any:
         if self._channel is None:
             self._channel = new_channel(self.endpoint, CLIENT_CHANNEL_OPTIONS, credentials=self._credentials)

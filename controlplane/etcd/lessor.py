@@ -245,16 +245,18 @@ class Lessor:
             await self._clock.sleep(_TICK_S)
             now_s = self._clock.monotonic()
             for lease_id in _due(reign, now_s):
-                task = asyncio.get_running_loop().create_task(self._expire(reign, lease_id))
+                task = asyncio.get_running_loop().create_task(self._expire(reign, lease_id, self._leases.epoch))
                 reign.expiring[lease_id] = task
             if now_s >= reign.next_checkpoint_s:
                 reign.next_checkpoint_s = now_s + _CHECKPOINT_EVERY_S * (1 + 0.1 * self._rand.random())
                 await self._checkpoint_all(reign, now_s)
 
-    async def _expire(self, reign: _Reign, lease_id: int) -> None:
-        """Have one lease revoked. While this runs no renewal of it is accepted, so it ends only when the fate of the
-        proposal is known: an unknown one may still be applied, and is asked again under the same request id."""
-        command = Command(proposed_at_ms=self._clock.wall_ms(), lease_expire=LeaseExpire(id=lease_id, term=reign.term))
+    async def _expire(self, reign: _Reign, lease_id: int, epoch: int) -> None:
+        """Have one lease, as it was in that epoch, revoked. While this runs no renewal of it is accepted, so it ends
+        only when the fate of the proposal is known: an unknown one may still be applied, and is asked again under the
+        same request id."""
+        expire = LeaseExpire(id=lease_id, term=reign.term)
+        command = Command(proposed_at_ms=self._clock.wall_ms(), lease_epoch=epoch, lease_expire=expire)
         payload, request_id = command.SerializeToString(), self._rand.token(16)
         try:
             while self._reign is reign:
@@ -289,8 +291,14 @@ class Lessor:
 
     async def _checkpoint(self, reign: _Reign, checkpoints: list[rpc_pb2.LeaseCheckpoint]) -> None:
         request = rpc_pb2.LeaseCheckpointRequest(checkpoints=checkpoints)
-        now_ms = self._clock.wall_ms()
-        await self._propose(Command(proposed_at_ms=now_ms, leader_term=reign.term, lease_checkpoint=request))
+        await self._propose(
+            Command(
+                proposed_at_ms=self._clock.wall_ms(),
+                leader_term=reign.term,
+                lease_epoch=self._leases.epoch,
+                lease_checkpoint=request,
+            )
+        )
 
     async def _propose(self, command: Command) -> None:
         outcome = await self._raft.propose(

@@ -29,7 +29,7 @@ from controlplane.etcd.caller import Caller
 from controlplane.etcd.lessor import Lessor, min_lease_ttl_s
 from controlplane.etcd.quota import QUOTA_BYTES_DEFAULT, Quota
 from controlplane.pb.etcd import rpc_pb2
-from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Reply
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Reply, RestoreProgress
 from controlplane.raft.types import Applied, NeverSent, RaftHandle, Unknown
 from controlplane.store.auth_errors import OLD_REVISION_TEXT, USER_EMPTY_TEXT
 from controlplane.store.check import check_command, check_range, check_txn, is_read_only
@@ -378,6 +378,24 @@ class LocalKV:
         command = Command(alarm=request, proposed_at_ms=self._clock.wall_ms())
         reply = await self._propose(command, b"", timeout_ms)
         return self._stamped(reply.alarm)
+
+    # -- a restore into the running cluster
+
+    async def restore(
+        self, command: Command, *, request_id: bytes = b"", timeout_ms: int | None = None
+    ) -> RestoreProgress:
+        """Replicate one step of a restore (``restoring``). Neither quota nor alarms stand in its way: it may be what
+        makes room.
+
+        Raises:
+            StatusError: as a write.
+        """
+        command.proposed_at_ms = self._clock.wall_ms()
+        self._check_sound()
+        reply = await self._propose(command, request_id, timeout_ms)
+        progress: RestoreProgress = getattr(reply, reply.WhichOneof("result") or "")
+        self._stamp(progress.header)
+        return progress
 
     # -- inside
 

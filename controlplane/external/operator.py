@@ -68,3 +68,11 @@ class ExternalOperator(operator_pb2_grpc.OperatorServicer):
             f"etcdctl --endpoints {endpoints or 'HOST:PORT'} snapshot save FILE",
         )
         yield operator_pb2.SnapshotChunk()  # makes this a stream
+
+    async def Restore(  # noqa: N802 - as above
+        self, request: operator_pb2.RestoreRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> operator_pb2.RestoreResponse:
+        """Refused: the state is not here. Raises: StatusError."""
+        raise StatusError(
+            Code.UNIMPLEMENTED, "the state lives in an etcd cluster: etcdctl snapshot restore there (qd local restore)"
+        )

@@ -26,8 +26,11 @@ __all__ = [
     "lease_ttl_too_large",
     "malformed",
     "no_space",
+    "no_such_restore",
     "not_leader",
     "request_too_large",
+    "restore_refused",
+    "restore_under_way",
     "too_many_ops",
     "value_provided",
 ]
@@ -116,3 +119,20 @@ def malformed(what: str) -> StatusError:
 def forgotten() -> StatusError:
     """The request id may have been applied and forgotten: refused, because a second application would be worse."""
     return StatusError(Code.UNAVAILABLE, FORGOTTEN_TEXT, unknown_outcome=True)
+
+
+def restore_under_way(id: bytes, revision: int) -> StatusError:
+    return StatusError(
+        Code.FAILED_PRECONDITION,
+        f"quarterdeck: restore {id.hex()} of a snapshot of revision {revision} is under way; it ends by itself when "
+        "nothing of it comes for a minute",
+    )
+
+
+def no_such_restore(id: bytes) -> StatusError:
+    return StatusError(Code.NOT_FOUND, f"quarterdeck: there is no restore {id.hex()} under way: it was given up")
+
+
+def restore_refused(why: str) -> StatusError:
+    """The stage is cleared; the state is what it was."""
+    return StatusError(Code.ABORTED, f"quarterdeck: the restore was given up and nothing was changed: {why}")

@@ -69,6 +69,9 @@ class Leases:
     """The table, in order of grant."""
 
     def __init__(self) -> None:
+        #: Index of the log entry that replaced all of them by a snapshot's, 0: none did. Whoever decides about a lease
+        #: says which epoch it was of: a lease that came back with a snapshot has its old id and a new life.
+        self.epoch = 0
         self._leases: dict[int, Lease] = {}
         self._listeners: list[LeaseListener] = []
 
@@ -112,9 +115,10 @@ class Leases:
         if to_id:
             self._leases[to_id].attach(key)
 
-    def replace(self, leases: dict[int, Lease]) -> None:
+    def replace(self, leases: dict[int, Lease], epoch: int) -> None:
         """Take the table of a restored snapshot; listeners stay."""
         self._leases = leases
+        self.epoch = epoch
         self._tell(Change.RESTORED, None)
 
     def _tell(self, kind: Change, lease: Lease | None) -> None:

@@ -341,6 +341,23 @@ class Keyspace:
             self._log_first = compact_revision
             self._log = [()]
 
+    def move_to(self, revision: int) -> None:
+        """Go on at a later revision, all before it being compacted: of a keyspace that was loaded without history."""
+        self.revision = self.compact_revision = self._swept = self._log_first = revision
+        self._log = [()]
+
+    def dismantle(self, keys_max: int) -> bool:
+        """Take apart what nobody will read again, so many keys at a time: freed at once, a big one would take longer
+        than a loop may stand still. True: nothing is left that matters, or a reader keeps it, who frees it then."""
+        if self._pins:
+            return True
+        del self._log[-keys_max:]
+        # Past the sorted index, which nobody needs any more.
+        for table in (self._live, self._old):
+            for _ in range(min(keys_max, dict.__len__(table))):
+                dict.popitem(table)
+        return not (self._log or dict.__len__(self._live) or self._old)
+
     def load_key(self, key: bytes, version: Version) -> None:
         """A key as it was at the compact revision."""
         self._live[key] = version

@@ -9,6 +9,7 @@ Owns the format. The stream is ``MAGIC``, then records (kind: 1 byte, length: 4 
 ``D``              a DedupRecord, oldest first
 ``K``              sub-revision (4 bytes), then a mvccpb.KeyValue that existed at the compact revision, in key order
 ``E``              a mvccpb.KeyValue an event of a retained revision made (version 0: a deletion), in order of events
+``S`` ``C``        the stage of a restore on its way, and what is on it (``staging``)
 ``Z``              SHA-256 of every byte before this record, exactly once, last
 =================  ==========================================================================================
 
@@ -17,7 +18,7 @@ at the compact revision and the events since are the whole keyspace; leases' key
 among the records of its revision is its sub-revision.
 
 Format 1 had no auth store, no alarms (they are in the header) and no sub-revisions: keys of one revision are counted
-in key order.
+in key order. A stream without a stage says format 2, so that a version that knows of none can read it.
 
 A cut copies the lease and dedup tables (a millisecond at their bounds) and pins the keyspace; records are made while
 writes go on. Chunks may be joined and split at will on their way to :func:`load`.
@@ -32,7 +33,6 @@ from typing import Final, NamedTuple
 from google.protobuf.message import DecodeError
 
 from controlplane.base.errors import CorruptStateError
-from controlplane.pb.etcd.kv_pb2 import KeyValue
 from controlplane.pb.quarterdeck.internal.v1.state_pb2 import DedupRecord, LeaseRecord, StateHeader
 from controlplane.store import auth_records
 from controlplane.store.auth import Auth
@@ -40,43 +40,48 @@ from controlplane.store.dedup import Dedup
 from controlplane.store.hash import StateHash
 from controlplane.store.keyspan import Span
 from controlplane.store.leases import Lease, Leases
-from controlplane.store.mvcc import Keyspace, Pin, Version, frame_kv, kv_bytes
+from controlplane.store.mvcc import Keyspace, Pin, Version, kv_bytes
+from controlplane.store.records import AUTH_KINDS, HEAD_BYTES, SUB_BYTES, record, version_of
+from controlplane.store.staging import Stage
 
 __all__ = ["FORMAT_VERSION", "Loaded", "Loading", "cut", "load", "peek"]
 
-FORMAT_VERSION: Final = 2
-_READS: Final = (1, 2)
+FORMAT_VERSION: Final = 3
+#: Of a stream that has no stage in it.
+_WITHOUT_STAGE: Final = 2
+_READS: Final = (1, 2, 3)
 MAGIC: Final = b"QDSTATE\x01"
 _CHUNK_BYTES: Final = 64 * 1024
 _RECORD_BYTES_MAX: Final = 128 * 1024 * 1024
-_HEAD_BYTES: Final = 5
-_SUB_BYTES: Final = 4
 _EVERYTHING: Final = Span(b"", None)
-_AUTH_KINDS: Final = b"AUR"
-_ORDER: Final = b"HAURLDKEZ"
+_ORDER: Final = b"HAURLDKESCZ"
 
 
-def cut(header: StateHeader, keyspace: Keyspace, auth: Auth, leases: Leases, dedup: Dedup) -> Iterator[bytes]:
+def cut(
+    header: StateHeader, keyspace: Keyspace, auth: Auth, leases: Leases, dedup: Dedup, stage: Stage | None = None
+) -> Iterator[bytes]:
     """Cut now; iterating makes the chunks. Reaching the end, or dropping the iterator, ends its pin on the keyspace."""
     lease_records = [
         LeaseRecord(id=lease.id, ttl_s=lease.ttl_s, remaining_ttl_s=lease.remaining_ttl_s) for lease in leases
     ]
     # The pin is held by the generator alone, started or not: no reference cycle may keep it alive.
-    records = _records(header, keyspace, auth_records.dump(auth), lease_records, dedup.entries())
+    header.format_version = FORMAT_VERSION if stage is not None else _WITHOUT_STAGE
+    staged = stage.cut() if stage is not None else iter(())
+    records = _records(header, keyspace, auth_records.dump(auth), lease_records, dedup.entries(), staged)
     return _chunks(keyspace, keyspace.pin(), records)
 
 
 def _chunks(keyspace: Keyspace, pin: Pin, records: Iterator[bytes]) -> Iterator[bytes]:
     digest = sha256()
     chunk = bytearray(MAGIC)
-    for record in records:
-        chunk += record
+    for piece in records:
+        chunk += piece
         if len(chunk) >= _CHUNK_BYTES:
             digest.update(chunk)
             yield bytes(chunk)
             chunk.clear()
     digest.update(chunk)
-    chunk += _record(b"Z", digest.digest())
+    chunk += record(b"Z", digest.digest())
     keyspace.unpin(pin)
     yield bytes(chunk)
 
@@ -87,26 +92,24 @@ def _records(
     auth: list[tuple[bytes, bytes]],
     leases: list[LeaseRecord],
     dedup: list[tuple[bytes, tuple[int, bytes]]],
+    staged: Iterator[bytes],
 ) -> Iterator[bytes]:
-    yield _record(b"H", header.SerializeToString(deterministic=True))
+    yield record(b"H", header.SerializeToString(deterministic=True))
     for kind, payload in auth:
-        yield _record(kind, payload)
+        yield record(kind, payload)
     for lease in leases:
-        yield _record(b"L", lease.SerializeToString())
+        yield record(b"L", lease.SerializeToString())
     for request_id, (index, reply) in dedup:
-        yield _record(b"D", DedupRecord(request_id=request_id, index=index, reply=reply).SerializeToString())
+        yield record(b"D", DedupRecord(request_id=request_id, index=index, reply=reply).SerializeToString())
     first, last = header.compact_revision, header.revision
     # Before the first compaction nothing existed at "the compact revision" (0), and history is complete.
     if first > 0:
         for version in keyspace.scan_at(_EVERYTHING, first):
-            yield _record(b"K", version.sub.to_bytes(_SUB_BYTES, "big") + kv_bytes(version.frame))
+            yield record(b"K", version.sub.to_bytes(SUB_BYTES, "big") + kv_bytes(version.frame))
     for revision in range(first, last + 1):
         for event in keyspace.events(revision):
-            yield _record(b"E", kv_bytes(event.version.frame))
-
-
-def _record(kind: bytes, payload: bytes) -> bytes:
-    return kind + len(payload).to_bytes(4, "big") + payload
+            yield record(b"E", kv_bytes(event.version.frame))
+    yield from staged
 
 
 class Loaded(NamedTuple):
@@ -118,6 +121,7 @@ class Loaded(NamedTuple):
     leases: dict[int, Lease]
     dedup: Dedup
     hash: StateHash
+    stage: Stage | None = None
 
 
 def load(chunks: Iterable[bytes]) -> Loaded:
@@ -168,6 +172,7 @@ class Loading:
         self._auth: list[tuple[int, bytes]] = []
         self._seen: dict[int, int] = {}  # format 1: keys met of a revision
         self._revision_events: list[tuple[bytes, Version]] = []
+        self._stage: Stage | None = None
         self._leased: dict[bytes, None] = {}  # keys that have a lease, or had one
 
     def feed(self, chunk: bytes) -> None:
@@ -200,7 +205,8 @@ class Loading:
                 raise CorruptStateError(f"snapshot: a key has lease {version.lease:x}, which does not exist")
             leases[version.lease].attach(key)
         chained = StateHash(header.chain, header.revision, header.state_hash)
-        return Loaded(header, keyspace, auth_records.load(self._auth), leases, self._dedup, chained)
+        auth = auth_records.load(self._auth)
+        return Loaded(header, keyspace, auth, leases, self._dedup, chained, self._stage)
 
     def _read(self) -> None:
         """Take the records that are whole."""
@@ -211,17 +217,17 @@ class Loading:
             if buffer[: len(MAGIC)] != MAGIC:
                 raise CorruptStateError("snapshot: not a snapshot of this format")
             self._at, self._begun = len(MAGIC), True
-        while len(buffer) - self._at >= _HEAD_BYTES:
+        while len(buffer) - self._at >= HEAD_BYTES:
             at = self._at
-            kind, size = buffer[at], int.from_bytes(buffer[at + 1 : at + _HEAD_BYTES], "big")
+            kind, size = buffer[at], int.from_bytes(buffer[at + 1 : at + HEAD_BYTES], "big")
             order = _ORDER.find(kind)
             if order < self._step or size > _RECORD_BYTES_MAX:
                 raise CorruptStateError("snapshot: damaged record")
             self._step = order
-            end = at + _HEAD_BYTES + size
+            end = at + HEAD_BYTES + size
             if len(buffer) < end:
                 return
-            payload = bytes(buffer[at + _HEAD_BYTES : end])
+            payload = bytes(buffer[at + HEAD_BYTES : end])
             if kind == _ORDER[-1]:
                 self._end(payload, end)
                 return
@@ -246,15 +252,15 @@ class Loading:
             self._begin(StateHeader.FromString(payload))
         elif kind == ord("K"):
             if header.format_version == 1:
-                key, version = _version(payload, 0)
+                key, version = version_of(payload, 0)
                 version = version._replace(sub=self._seen.get(version.mod_revision, 0))
                 self._seen[version.mod_revision] = version.sub + 1
             else:
-                key, version = _version(payload[_SUB_BYTES:], int.from_bytes(payload[:_SUB_BYTES], "big"))
+                key, version = version_of(payload[SUB_BYTES:], int.from_bytes(payload[:SUB_BYTES], "big"))
             self._keyspace.load_key(key, version)
             self._note_lease(key, version)
         elif kind == ord("E"):
-            key, version = _version(payload, 0)
+            key, version = version_of(payload, 0)
             events = self._revision_events
             if events and events[0][1].mod_revision != version.mod_revision:
                 self._close_revision()
@@ -267,10 +273,14 @@ class Loading:
         elif kind == ord("D"):
             entry = DedupRecord.FromString(payload)
             self._dedup.remember(entry.request_id, entry.index, entry.reply)
-        elif kind in _AUTH_KINDS:
+        elif kind in AUTH_KINDS:
             self._auth.append((kind, payload))
+        elif kind == ord("S") and self._stage is None:
+            self._stage = Stage.load_head(payload)
+        elif kind == ord("C") and self._stage is not None:
+            self._stage.load_part(payload)
         else:
-            raise CorruptStateError("snapshot: two headers")
+            raise CorruptStateError("snapshot: a record has no place here")
 
     def _begin(self, header: StateHeader) -> None:
         if header.format_version not in _READS:
@@ -288,8 +298,3 @@ class Loading:
         if self._revision_events:
             self._keyspace.load_events(self._revision_events)
             self._revision_events = []
-
-
-def _version(payload: bytes, sub: int) -> tuple[bytes, Version]:
-    kv = KeyValue.FromString(payload)
-    return kv.key, Version(kv.mod_revision, kv.create_revision, kv.version, kv.lease, frame_kv(payload), sub)

@@ -22,7 +22,16 @@ from google.protobuf.message import DecodeError
 from controlplane.base.errors import CorruptStateError, StatusError
 from controlplane.base.limits import LEASE_TTL_S_MAX
 from controlplane.pb.etcd import rpc_pb2 as e
-from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, LeaseExpire, Proposal, Rejection, Reply
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import (
+    Command,
+    Proposal,
+    Rejection,
+    Reply,
+    RestoreBegin,
+    RestoreChunk,
+    RestoreCommit,
+    RestoreProgress,
+)
 from controlplane.pb.quarterdeck.internal.v1.state_pb2 import StateHeader
 from controlplane.store import check, errors, snapshot
 from controlplane.store.alarms import Alarms, grows
@@ -36,6 +45,7 @@ from controlplane.store.mvcc import Keyspace
 from controlplane.store.permissions import permit
 from controlplane.store.query import run_range
 from controlplane.store.snapshot import Loaded
+from controlplane.store.staging import Stage
 from controlplane.store.txn import run_delete, run_put, run_txn
 from controlplane.store.watch import Watchers
 
@@ -43,8 +53,11 @@ __all__ = ["Restoring", "Store", "restored_state"]
 
 #: Compacted revisions freed with each log entry (each costs about a microsecond per event).
 _SWEEP_REVISIONS_PER_ENTRY: Final = 256
+#: Keys of replaced states freed with each log entry.
+_DISMANTLE_KEYS_PER_ENTRY: Final = 512
 #: Rejections that are not remembered: they speak of the auth store as it was.
 _STALE: Final = (OLD_REVISION_TEXT, USER_EMPTY_TEXT)
+_RESTORE_ID_BYTES: Final = 16
 #: What a lease costs, its timer in the lessor included.
 _LEASE_BYTES: Final = 512
 
@@ -64,6 +77,10 @@ class Store:
         self.auth = Auth()
         self.leases = Leases()
         self.watches = Watchers(self._keyspace)
+        #: A snapshot's state on its way to replace this one.
+        self._stage: Stage | None = None
+        #: What was replaced or given up, and is freed a little at a time.
+        self._replaced: list[Keyspace] = []
 
     # -- what is applied
 
@@ -89,6 +106,16 @@ class Store:
         """What the quota counts: bytes in memory of every retained version, superseded ones included, and of leases.
         Kept as writes and compaction go. Remembered replies are bounded by themselves and are not in it."""
         return self._keyspace.size_bytes + _LEASE_BYTES * len(self.leases)
+
+    @property
+    def restoring(self) -> Stage | None:
+        """The restore that is on its way through the log, if there is one. Read it only."""
+        return self._stage
+
+    @property
+    def restored_index(self) -> int:
+        """Index of the entry whose restore made the state anew; 0: none did."""
+        return self.leases.epoch
 
     def state_hash(self, revision: int = 0) -> str:
         """Hex digest of everything applied up to the current revision, or to a recent one. Equal on all replicas at
@@ -121,6 +148,8 @@ class Store:
         self._hash.mark(index)
         if self._keyspace.needs_sweep:
             self._keyspace.sweep(_SWEEP_REVISIONS_PER_ENTRY)
+        if self._replaced and self._replaced[-1].dismantle(_DISMANTLE_KEYS_PER_ENTRY):
+            self._replaced.pop()
         self.watches.flush()
         return replies
 
@@ -147,8 +176,9 @@ class Store:
             if self._dedup.may_be_forgotten(proposal.born_index):
                 return _rejection(errors.forgotten())
         stale = False  # its proposer did not know who may do what now: it asks again, under the same id
+        before = self._keyspace
         try:
-            reply: bytes = self._dispatch(Command.FromString(proposal.payload)).SerializeToString()
+            reply: bytes = self._dispatch(Command.FromString(proposal.payload), index).SerializeToString()
         except DecodeError:
             reply = _rejection(errors.malformed("does not decode"))
         except StatusError as error:
@@ -160,11 +190,13 @@ class Store:
             revision = self._keyspace.revision
             self._hash.publish(revision)
             self.watches.notice(revision, events)
+        elif self._keyspace is not before:
+            self._hash.publish(self._keyspace.revision)
         if request_id and not stale:
             self._dedup.remember(request_id, index, reply)
         return reply
 
-    def _dispatch(self, command: Command) -> Reply:
+    def _dispatch(self, command: Command, index: int) -> Reply:
         if self.auth.enabled and command.auth_revision:
             permit(self.auth, self.leases, command)
         if self.alarms and self.alarms.no_space and grows(command):
@@ -183,11 +215,19 @@ class Store:
             case "lease_revoke":
                 return self._lease_revoke(command.lease_revoke.ID)
             case "lease_checkpoint":
-                return self._lease_checkpoint(command.leader_term, command.lease_checkpoint)
+                return self._lease_checkpoint(command)
             case "lease_expire":
-                return self._lease_expire(command.lease_expire)
+                return self._lease_expire(command)
             case "alarm":
                 return self._alarm(command.alarm)
+            case "restore_begin":
+                return Reply(restore_begin=self._restore_begin(command.restore_begin))
+            case "restore_chunk":
+                return Reply(restore_chunk=self._restore_chunk(command.restore_chunk))
+            case "restore_commit":
+                return Reply(restore_commit=self._restore_commit(command.restore_commit, index))
+            case "restore_abort":
+                return Reply(restore_abort=self._restore_abort(command.restore_abort.id))
             case str(kind) if kind.startswith("auth_"):
                 self.auth.change(command)
                 reply = Reply()
@@ -226,13 +266,15 @@ class Store:
         self.leases.revoke(id)
         return Reply(lease_revoke=e.LeaseRevokeResponse(header=self._header()))
 
-    def _lease_expire(self, request: LeaseExpire) -> Reply:
-        if request.term < self._term:
+    def _lease_expire(self, command: Command) -> Reply:
+        request = command.lease_expire
+        if request.term < self._term or command.lease_epoch != self.leases.epoch:
             raise errors.not_leader()
         return self._lease_revoke(request.id)
 
-    def _lease_checkpoint(self, leader_term: int, request: e.LeaseCheckpointRequest) -> Reply:
-        if 0 < leader_term < self._term:
+    def _lease_checkpoint(self, command: Command) -> Reply:
+        term, request = command.leader_term, command.lease_checkpoint
+        if term and (term < self._term or command.lease_epoch != self.leases.epoch):
             raise errors.not_leader()
         for point in request.checkpoints:
             if point.ID in self.leases:
@@ -243,6 +285,73 @@ class Store:
         if request.action == e.AlarmRequest.GET or request.alarm not in (e.NOSPACE, e.CORRUPT):
             raise errors.malformed("an alarm is raised or cleared, and has a type")
         return Reply(alarm=e.AlarmResponse(header=self._header(), alarms=self.alarms.change(request)))
+
+    # -- a restore into the running cluster
+
+    def _restore_begin(self, request: RestoreBegin) -> RestoreProgress:
+        stage = self._stage
+        if len(request.id) != _RESTORE_ID_BYTES or request.snapshot.revision < 1:
+            raise errors.malformed("a restore has an id of 16 bytes and a snapshot")
+        if stage is not None and stage.begin.id != request.id:
+            raise errors.restore_under_way(stage.begin.id, stage.begin.snapshot.revision)
+        if stage is None:
+            stage = self._stage = Stage(request)
+        return self._progress(stage)
+
+    def _restore_chunk(self, request: RestoreChunk) -> RestoreProgress:
+        stage = self._staged(request.id)
+        try:
+            stage.take(request.number, request.records)
+        except CorruptStateError as error:
+            self._clear_stage()
+            raise errors.restore_refused(str(error)) from error
+        return self._progress(stage)
+
+    def _restore_commit(self, request: RestoreCommit, index: int) -> RestoreProgress:
+        """Everything is the snapshot's from here on, but what is about this cluster rather than in it: exactly-once
+        memory, alarms, the chain of hashes. Leases begin anew, tokens given out before are void."""
+        stage = self._staged(request.id)
+        try:
+            auth = stage.finish(request.digest)
+        except CorruptStateError as error:
+            self._clear_stage()
+            raise errors.restore_refused(str(error)) from error
+        if auth.enabled != self.auth.enabled and not stage.begin.force:
+            self._clear_stage()
+            raise errors.restore_refused(
+                f"it would turn authentication {'on' if auth.enabled else 'off'}; --force does it all the same"
+            )
+        self._stage = None
+        self._replaced.append(self._keyspace)
+        keyspace = stage.keyspace
+        keyspace.move_to(max(self._keyspace.revision, stage.begin.snapshot.revision) + max(2, request.revision_bump))
+        self._keyspace = keyspace
+        self.leases.replace(stage.leases, index)
+        auth.revision = max(auth.revision, self.auth.revision) + 1
+        auth.token_key = request.token_key if auth.enabled else b""
+        self.auth.replace(auth)
+        self.watches.restored(keyspace)
+        return self._progress(stage)
+
+    def _restore_abort(self, id: bytes) -> RestoreProgress:
+        stage = self._staged(id)
+        self._clear_stage()
+        return self._progress(stage)
+
+    def _staged(self, id: bytes) -> Stage:
+        if self._stage is None or self._stage.begin.id != id:
+            raise errors.no_such_restore(id)
+        return self._stage
+
+    def _clear_stage(self) -> None:
+        if self._stage is not None:
+            self._replaced.append(self._stage.keyspace)
+            self._stage = None
+
+    def _progress(self, stage: Stage) -> RestoreProgress:
+        progress = stage.progress
+        progress.header.CopyFrom(self._header())
+        return progress
 
     # -- reads
 
@@ -267,7 +376,6 @@ class Store:
     def snapshot(self) -> Iterator[bytes]:
         """Cut now; chunks are made lazily while writes and compaction go on (see ``snapshot``)."""
         header = StateHeader(
-            format_version=snapshot.FORMAT_VERSION,
             cluster_id=self.cluster_id,
             applied_index=self._applied_index,
             term=self._term,
@@ -277,8 +385,9 @@ class Store:
             state_hash=self._hash.published,
             dedup_floor=self._dedup.floor,
             alarms=self.alarms.raised,
+            lease_epoch=self.leases.epoch,
         )
-        return snapshot.cut(header, self._keyspace, self.auth, self.leases, self._dedup)
+        return snapshot.cut(header, self._keyspace, self.auth, self.leases, self._dedup, self._stage)
 
     def restore(self, chunks: Iterable[bytes]) -> None:
         """Replace everything by a snapshot, at once; see :meth:`begin_restore`.
@@ -307,9 +416,12 @@ class Store:
         self.cluster_id = self.cluster_id or theirs
         self._applied_index = loaded.header.applied_index
         self._term = loaded.header.term
+        self._clear_stage()
+        self._replaced.append(self._keyspace)
+        self._stage = loaded.stage
         self._keyspace, self._dedup, self._hash = loaded.keyspace, loaded.dedup, loaded.hash
         self._hash.mark(self._applied_index)
-        self.leases.replace(loaded.leases)
+        self.leases.replace(loaded.leases, loaded.header.lease_epoch)
         self.alarms.replace(loaded.header.alarms)
         self.auth.replace(loaded.auth)
         self.watches.restored(loaded.keyspace)
@@ -354,8 +466,7 @@ def restored_state(
     header.cluster_id = cluster_id or loaded.header.cluster_id
     header.applied_index = applied_index
     header.term = 0
-    header.dedup_floor = 0
-    header.format_version = snapshot.FORMAT_VERSION
+    header.dedup_floor = header.lease_epoch = 0
     del header.alarms[:]  # they speak of members that are no more; what is still true is raised again
     header.revision += revision_bump
     header.compact_revision = header.revision

@@ -410,7 +410,7 @@ def test_14_a_leader_that_was_paused_revokes_no_lease() -> None:
 def test_14_fails_when_any_leaders_word_counts() -> None:
     def obedient(node: SimNode) -> None:
         store: Any = node.machine.store
-        store._lease_expire = lambda request: store._lease_revoke(request.id)
+        store._lease_expire = lambda command: store._lease_revoke(command.lease_expire.id)
         lessor: Any = node.kv.lessor
         lessor._abdicate = lambda: None
 

@@ -1,13 +1,22 @@
-"""``qd snapshot restore``: seed the data directories of a new cluster's members from a file."""
+"""``qd snapshot restore``: a snapshot's state into the cluster that serves, into an empty fleet, or parts of it."""
 
 from __future__ import annotations
 
+import asyncio
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from controlplane.cli.common import coroutine
+from controlplane.base.errors import ConfigError, StatusError
+from controlplane.cli.common import EXIT_USAGE, Settings, coroutine, err, fail, find_folder, settings_of
+from controlplane.cli.local import restore_local
+from controlplane.client import OperatorClient
 from controlplane.config import parse_initial_cluster
+from controlplane.live_restore import LiveRestored, Plan, plan_of, restore_live
+from controlplane.local.cluster import LocalCluster
 from controlplane.recovery import restore_member
 
 __all__ = ["restore"]
@@ -15,18 +24,72 @@ __all__ = ["restore"]
 
 @click.command()
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--name", required=True, help="The member whose directory this is.")
-@click.option("--data-dir", required=True, type=click.Path(file_okay=False, path_type=Path), help="Empty or missing.")
-@click.option("--initial-cluster", required=True, help="NAME=PEER@CLIENT@METRICS,... as the replicas will be started.")
-@click.option("--cluster-token", required=True, help="A new one; start the replicas with the same.")
+@click.option("--yes", is_flag=True, help="Do not ask before the state is replaced.")
+@click.option(
+    "--force", is_flag=True, help="Also from another cluster's snapshot, or one that turns authentication on or off."
+)
+@click.option("--name", help="Seed one member's directory instead: the member whose it is.")
+@click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="With --name: empty or missing.")
+@click.option("--initial-cluster", help="With --name: NAME=PEER@CLIENT@METRICS,... as the replicas will be started.")
+@click.option("--cluster-token", help="With --name: a new one; start the replicas with the same.")
+@click.pass_context
 @coroutine
-async def restore(path: Path, name: str, data_dir: Path, initial_cluster: str, cluster_token: str) -> None:
-    """Seed one member's data directory from a snapshot.
+async def restore(
+    context: click.Context,
+    path: Path,
+    yes: bool,
+    force: bool,
+    name: str | None,
+    data_dir: Path | None,
+    initial_cluster: str | None,
+    cluster_token: str | None,
+) -> None:
+    """Bring the state of a snapshot back.
 
-    Run it for every member of the new cluster with the same file, cluster and token, then start them. The new cluster
-    goes on at a higher revision, and old watchers are told to list again. For the local cluster of this machine one
-    command does it all: qd local restore FILE
+    Into a cluster that serves, the state is swapped on all replicas together, at one entry of the log: clients go on,
+    watchers are told to list again, leases begin anew, pods that the snapshot knows run on. What was written since the
+    snapshot is gone. Refused with a reason, and nothing changed, for a damaged file, another cluster's (--force), or
+    when a replica has no room.
+
+    With no replica running it makes a new cluster of the file: the local cluster of this machine at once; members on
+    other machines each with --name, --data-dir, --initial-cluster and --cluster-token, then start them.
     """
+    if name is not None:
+        if data_dir is None or initial_cluster is None or cluster_token is None:
+            raise ConfigError("--name seeds one member: it needs --data-dir, --initial-cluster and --cluster-token")
+        _seed(path, name, data_dir, initial_cluster, cluster_token)
+        return
+    settings = settings_of(context)
+    endpoints = await serving(settings)
+    if endpoints:
+        await _restore_live(settings, path, endpoints, yes=yes, force=force)
+        return
+    folder = settings.folder or find_folder()
+    if folder is None or not LocalCluster.exists(folder) or settings.endpoints:
+        fail(_by_hand(path, settings), EXIT_USAGE)
+    await restore_local(LocalCluster.open(folder), path, yes=yes)
+
+
+async def serving(settings: Settings) -> list[str]:
+    """The endpoints of the cluster's replicas, if any of them answers; those that do come first."""
+    credentials = settings.credentials()
+
+    async def answers(endpoint: str) -> bool:
+        async with OperatorClient(endpoint, credentials=credentials) as client:
+            try:
+                await client.status()
+            except StatusError:
+                return False
+            return True
+
+    endpoints = settings.resolve_endpoints()
+    up = await asyncio.gather(*(answers(endpoint) for endpoint in endpoints))
+    if not any(up):
+        return []
+    return sorted(endpoints, key=lambda endpoint: not up[endpoints.index(endpoint)])
+
+
+def _seed(path: Path, name: str, data_dir: Path, initial_cluster: str, cluster_token: str) -> None:
     restored = restore_member(
         path, data_dir, name=name, members=parse_initial_cluster(initial_cluster), cluster_token=cluster_token
     )
@@ -34,3 +97,52 @@ async def restore(path: Path, name: str, data_dir: Path, initial_cluster: str, c
         f"{name}: {restored.keys} keys of revision {restored.snapshot_revision}, going on at {restored.revision}; "
         f"state hash {restored.state_hash}"
     )
+
+
+def _by_hand(path: Path, settings: Settings) -> str:
+    return (
+        f"no replica answers ({', '.join(settings.resolve_endpoints())}), and there is no local cluster to start. "
+        "To make a new cluster of the file, on each member's machine:\n"
+        f"  qd snapshot restore {path} --name NAME --data-dir DIR \\\n"
+        "    --initial-cluster NAME=PEER@CLIENT@METRICS,... --cluster-token NEW-TOKEN\n"
+        "then start every member with the same --initial-cluster and --cluster-token"
+    )
+
+
+async def _restore_live(settings: Settings, path: Path, endpoints: list[str], *, yes: bool, force: bool) -> None:
+    plan = await asyncio.to_thread(plan_of, path)
+    taken = datetime.fromtimestamp(plan.info.header.created_at_ms / 1000, UTC)
+    if not yes:
+        click.confirm(
+            f"Replace the state of the running cluster ({', '.join(endpoints)}) by that of {path}: revision "
+            f"{plan.info.header.revision}, {plan.keys} keys, taken {taken.isoformat(timespec='seconds')}?",
+            abort=True,
+            err=True,
+        )
+    began = time.monotonic()
+    restored = await _with_progress(settings, plan, endpoints, force=force)
+    took_s = time.monotonic() - began
+    err.print(
+        f"restored {restored.keys} keys; recovery point: revision {restored.snapshot_revision}, "
+        f"{taken.isoformat(timespec='milliseconds')} ({time.time() - taken.timestamp():.0f} s ago)"
+    )
+    err.print(f"recovery time {took_s:.2f} s, of which the swap {restored.swap_s:.3f} s; writes went on until then")
+    err.print(
+        f"going on at revision {restored.revision}; state hash {restored.state_hash} at revision "
+        f"{restored.hash_revision} on {', '.join(restored.replicas)}; content {restored.digest[:16]}… as in the file"
+    )
+    if restored.behind:
+        err.print(f"not seen to have it yet: {', '.join(restored.behind)}; they take it over when they catch up")
+
+
+async def _with_progress(settings: Settings, plan: Plan, endpoints: list[str], *, force: bool) -> LiveRestored:
+    columns = (TextColumn("staging"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+        task = progress.add_task("staging", total=len(plan.pieces))
+        return await restore_live(
+            plan,
+            endpoints,
+            credentials=settings.credentials(),
+            force=force,
+            say=lambda sent, total: progress.update(task, completed=sent, total=total),
+        )

@@ -216,3 +216,172 @@ class SnapshotChunk(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SnapshotChunk: _TypeAlias = SnapshotChunk  # noqa: Y015
+
+@_typing.final
+class RestoreRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    BEGIN_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    ABORT_FIELD_NUMBER: _builtins.int
+    id: _builtins.bytes
+    """16 bytes, new for each attempt."""
+    @_builtins.property
+    def begin(self) -> Global___RestoreBegin:
+        """Checks everything that can be checked, and opens the stage."""
+
+    @_builtins.property
+    def chunk(self) -> Global___RestoreChunk: ...
+    @_builtins.property
+    def commit(self) -> Global___RestoreCommit: ...
+    @_builtins.property
+    def abort(self) -> Global___RestoreAbort: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.bytes = ...,
+        begin: Global___RestoreBegin | None = ...,
+        chunk: Global___RestoreChunk | None = ...,
+        commit: Global___RestoreCommit | None = ...,
+        abort: Global___RestoreAbort | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "begin", b"begin", "chunk", b"chunk", "commit", b"commit", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "begin", b"begin", "chunk", b"chunk", "commit", b"commit", "id", b"id", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["begin", "chunk", "commit", "abort"]  # noqa: Y015
+    _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
+
+Global___RestoreRequest: _TypeAlias = RestoreRequest  # noqa: Y015
+
+@_typing.final
+class RestoreBegin(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    FILE_SHA256_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    STATE_BYTES_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    header: _builtins.bytes
+    """Of the snapshot file: a serialized quarterdeck.internal.v1.SnapshotHeader, and its SHA-256."""
+    file_sha256: _builtins.bytes
+    total_bytes: _builtins.int
+    """Of the state to come, in chunks: how many bytes, and what the quota will count."""
+    state_bytes: _builtins.int
+    force: _builtins.bool
+    """A snapshot of another cluster, or one that turns authentication on or off, is wanted all the same."""
+    def __init__(
+        self,
+        *,
+        header: _builtins.bytes = ...,
+        file_sha256: _builtins.bytes = ...,
+        total_bytes: _builtins.int = ...,
+        state_bytes: _builtins.int = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_sha256", b"file_sha256", "force", b"force", "header", b"header", "state_bytes", b"state_bytes", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreBegin: _TypeAlias = RestoreBegin  # noqa: Y015
+
+@_typing.final
+class RestoreChunk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    records: _builtins.bytes
+    """Whole records of the store's snapshot stream."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        records: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreChunk: _TypeAlias = RestoreChunk  # noqa: Y015
+
+@_typing.final
+class RestoreCommit(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """What the chunks add up to (command.proto, RestoreCommit)."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreCommit: _TypeAlias = RestoreCommit  # noqa: Y015
+
+@_typing.final
+class RestoreAbort(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreAbort: _TypeAlias = RestoreAbort  # noqa: Y015
+
+@_typing.final
+class RestoreResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEXT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    ABSENT_FIELD_NUMBER: _builtins.int
+    next: _builtins.int
+    """The chunk wanted next, and what the chunks so far add up to."""
+    digest: _builtins.bytes
+    revision: _builtins.int
+    """The present revision; after the commit the one that the restored state goes on from."""
+    keys: _builtins.int
+    """Keys staged; after the commit, keys of the state."""
+    @_builtins.property
+    def absent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of members that were not reached when the restore began."""
+
+    def __init__(
+        self,
+        *,
+        next: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+        revision: _builtins.int = ...,
+        keys: _builtins.int = ...,
+        absent: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "digest", b"digest", "keys", b"keys", "next", b"next", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreResponse: _TypeAlias = RestoreResponse  # noqa: Y015

@@ -44,6 +44,11 @@ class OperatorStub:
                 request_serializer=controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.SnapshotRequest.SerializeToString,
                 response_deserializer=controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.SnapshotChunk.FromString,
                 _registered_method=True)
+        self.Restore = channel.unary_unary(
+                '/quarterdeck.v1.Operator/Restore',
+                request_serializer=controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.RestoreRequest.SerializeToString,
+                response_deserializer=controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.RestoreResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
@@ -63,6 +68,14 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Restore(self, request, context):
+        """Restore is one step of putting a snapshot's state in the place of the present one, on all replicas at one entry of
+        the log. Any replica takes any step; a step whose answer was lost is sent again. For administrators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +88,11 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.Snapshot,
                     request_deserializer=controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.SnapshotRequest.FromString,
                     response_serializer=controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.SnapshotChunk.SerializeToString,
+            ),
+            'Restore': grpc.unary_unary_rpc_method_handler(
+                    servicer.Restore,
+                    request_deserializer=controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.RestoreRequest.FromString,
+                    response_serializer=controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.RestoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +149,33 @@ class Operator:
             '/quarterdeck.v1.Operator/Snapshot',
             controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.SnapshotRequest.SerializeToString,
             controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.SnapshotChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Restore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quarterdeck.v1.Operator/Restore',
+            controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.RestoreRequest.SerializeToString,
+            controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.RestoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,10 @@ class OperatorStub:
     """Snapshot streams the snapshot file of this replica's state, cut without stopping writes. The state is
     at least as new as the moment of the call (a linearizable read precedes the cut).
     """
+    Restore: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RestoreRequest, _operator_pb2.RestoreResponse]
+    """Restore is one step of putting a snapshot's state in the place of the present one, on all replicas at one entry of
+    the log. Any replica takes any step; a step whose answer was lost is sent again. For administrators.
+    """
 
 @_typing.type_check_only
 class OperatorAsyncStub(OperatorStub):
@@ -44,6 +48,10 @@ class OperatorAsyncStub(OperatorStub):
     Snapshot: _aio.UnaryStreamMultiCallable[_operator_pb2.SnapshotRequest, _operator_pb2.SnapshotChunk]  # type: ignore[assignment]
     """Snapshot streams the snapshot file of this replica's state, cut without stopping writes. The state is
     at least as new as the moment of the call (a linearizable read precedes the cut).
+    """
+    Restore: _aio.UnaryUnaryMultiCallable[_operator_pb2.RestoreRequest, _operator_pb2.RestoreResponse]  # type: ignore[assignment]
+    """Restore is one step of putting a snapshot's state in the place of the present one, on all replicas at one entry of
+    the log. Any replica takes any step; a step whose answer was lost is sent again. For administrators.
     """
 
 class OperatorServicer(metaclass=_abc_1.ABCMeta):
@@ -62,6 +70,16 @@ class OperatorServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_operator_pb2.SnapshotChunk], _abc.AsyncIterator[_operator_pb2.SnapshotChunk]]:
         """Snapshot streams the snapshot file of this replica's state, cut without stopping writes. The state is
         at least as new as the moment of the call (a linearizable read precedes the cut).
+        """
+
+    @_abc_1.abstractmethod
+    def Restore(
+        self,
+        request: _operator_pb2.RestoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RestoreResponse, _abc.Awaitable[_operator_pb2.RestoreResponse]]:
+        """Restore is one step of putting a snapshot's state in the place of the present one, on all replicas at one entry of
+        the log. Any replica takes any step; a step whose answer was lost is sent again. For administrators.
         """
 
 def add_OperatorServicer_to_server(servicer: OperatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

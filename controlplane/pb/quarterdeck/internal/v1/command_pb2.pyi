@@ -7,6 +7,7 @@ These bytes are on disk and on the wire between versions: numbers are append-onl
 
 from collections import abc as _abc
 from controlplane.pb.etcd import rpc_pb2 as _rpc_pb2
+from controlplane.pb.quarterdeck.internal.v1 import snapshot_pb2 as _snapshot_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -86,6 +87,7 @@ class Command(_message.Message):
     LEADER_TERM_FIELD_NUMBER: _builtins.int
     AUTH_USER_FIELD_NUMBER: _builtins.int
     AUTH_REVISION_FIELD_NUMBER: _builtins.int
+    LEASE_EPOCH_FIELD_NUMBER: _builtins.int
     PUT_FIELD_NUMBER: _builtins.int
     DELETE_RANGE_FIELD_NUMBER: _builtins.int
     TXN_FIELD_NUMBER: _builtins.int
@@ -106,6 +108,10 @@ class Command(_message.Message):
     AUTH_ROLE_GRANT_PERMISSION_FIELD_NUMBER: _builtins.int
     AUTH_ROLE_REVOKE_PERMISSION_FIELD_NUMBER: _builtins.int
     ALARM_FIELD_NUMBER: _builtins.int
+    RESTORE_BEGIN_FIELD_NUMBER: _builtins.int
+    RESTORE_CHUNK_FIELD_NUMBER: _builtins.int
+    RESTORE_COMMIT_FIELD_NUMBER: _builtins.int
+    RESTORE_ABORT_FIELD_NUMBER: _builtins.int
     proposed_at_ms: _builtins.int
     """Wall clock of the proposer, milliseconds since 1970; the store never looks at a clock of its own."""
     leader_term: _builtins.int
@@ -117,6 +123,10 @@ class Command(_message.Message):
     auth_revision: _builtins.int
     """Revision of the auth store by which the proposer knew the user. 0: the control plane's own command, which no
     permission limits; every command of a client's request has one, also while authentication is disabled.
+    """
+    lease_epoch: _builtins.int
+    """Of what a leader decides about leases: index of the log entry that last replaced them all by a snapshot's (0: none
+    did), as the leader knew it. The store ignores what was decided about leases that were replaced since.
     """
     @_builtins.property
     def put(self) -> _rpc_pb2.PutRequest: ...
@@ -162,6 +172,18 @@ class Command(_message.Message):
     def alarm(self) -> _rpc_pb2.AlarmRequest:
         """Raises or clears an alarm (action ACTIVATE or DEACTIVATE); a GET is not a command."""
 
+    @_builtins.property
+    def restore_begin(self) -> Global___RestoreBegin:
+        """A snapshot's state on its way into a cluster that serves: staged beside the present state, piece by piece, on
+        every replica, and put in its place by one entry.
+        """
+
+    @_builtins.property
+    def restore_chunk(self) -> Global___RestoreChunk: ...
+    @_builtins.property
+    def restore_commit(self) -> Global___RestoreCommit: ...
+    @_builtins.property
+    def restore_abort(self) -> Global___RestoreAbort: ...
     def __init__(
         self,
         *,
@@ -169,6 +191,7 @@ class Command(_message.Message):
         leader_term: _builtins.int = ...,
         auth_user: _builtins.str = ...,
         auth_revision: _builtins.int = ...,
+        lease_epoch: _builtins.int = ...,
         put: _rpc_pb2.PutRequest | None = ...,
         delete_range: _rpc_pb2.DeleteRangeRequest | None = ...,
         txn: _rpc_pb2.TxnRequest | None = ...,
@@ -189,12 +212,16 @@ class Command(_message.Message):
         auth_role_grant_permission: _rpc_pb2.AuthRoleGrantPermissionRequest | None = ...,
         auth_role_revoke_permission: _rpc_pb2.AuthRoleRevokePermissionRequest | None = ...,
         alarm: _rpc_pb2.AlarmRequest | None = ...,
+        restore_begin: Global___RestoreBegin | None = ...,
+        restore_chunk: Global___RestoreChunk | None = ...,
+        restore_commit: Global___RestoreCommit | None = ...,
+        restore_abort: Global___RestoreAbort | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_expire", b"lease_expire", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "op", b"op", "put", b"put", "txn", b"txn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_expire", b"lease_expire", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "op", b"op", "put", b"put", "restore_abort", b"restore_abort", "restore_begin", b"restore_begin", "restore_chunk", b"restore_chunk", "restore_commit", b"restore_commit", "txn", b"txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_revision", b"auth_revision", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user", b"auth_user", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "delete_range", b"delete_range", "leader_term", b"leader_term", "lease_checkpoint", b"lease_checkpoint", "lease_expire", b"lease_expire", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "op", b"op", "proposed_at_ms", b"proposed_at_ms", "put", b"put", "txn", b"txn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_revision", b"auth_revision", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user", b"auth_user", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "delete_range", b"delete_range", "leader_term", b"leader_term", "lease_checkpoint", b"lease_checkpoint", "lease_epoch", b"lease_epoch", "lease_expire", b"lease_expire", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "op", b"op", "proposed_at_ms", b"proposed_at_ms", "put", b"put", "restore_abort", b"restore_abort", "restore_begin", b"restore_begin", "restore_chunk", b"restore_chunk", "restore_commit", b"restore_commit", "txn", b"txn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_op: _TypeAlias = _typing.Literal["put", "delete_range", "txn", "compact", "lease_grant", "lease_revoke", "lease_checkpoint", "lease_expire", "auth_enable", "auth_disable", "auth_user_add", "auth_user_delete", "auth_user_change_password", "auth_user_grant_role", "auth_user_revoke_role", "auth_role_add", "auth_role_delete", "auth_role_grant_permission", "auth_role_revoke_permission", "alarm"]  # noqa: Y015
+    _WhichOneofReturnType_op: _TypeAlias = _typing.Literal["put", "delete_range", "txn", "compact", "lease_grant", "lease_revoke", "lease_checkpoint", "lease_expire", "auth_enable", "auth_disable", "auth_user_add", "auth_user_delete", "auth_user_change_password", "auth_user_grant_role", "auth_user_revoke_role", "auth_role_add", "auth_role_delete", "auth_role_grant_permission", "auth_role_revoke_permission", "alarm", "restore_begin", "restore_chunk", "restore_commit", "restore_abort"]  # noqa: Y015
     _WhichOneofArgType_op: _TypeAlias = _typing.Literal["op", b"op"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_op) -> _WhichOneofReturnType_op | None: ...
 
@@ -250,6 +277,163 @@ class AuthEnable(_message.Message):
 Global___AuthEnable: _TypeAlias = AuthEnable  # noqa: Y015
 
 @_typing.final
+class RestoreBegin(_message.Message):
+    """RestoreBegin opens the stage. Refused while another restore has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    FILE_SHA256_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    id: _builtins.bytes
+    """16 bytes, new for each attempt."""
+    file_sha256: _builtins.bytes
+    total_bytes: _builtins.int
+    """Bytes of all chunks together."""
+    force: _builtins.bool
+    """Whether the swap may turn authentication on or off."""
+    @_builtins.property
+    def snapshot(self) -> _snapshot_pb2.SnapshotHeader:
+        """Of the file, for messages and for the bounds of what may come: no key is newer than its revision."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.bytes = ...,
+        snapshot: _snapshot_pb2.SnapshotHeader | None = ...,
+        file_sha256: _builtins.bytes = ...,
+        total_bytes: _builtins.int = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_sha256", b"file_sha256", "force", b"force", "id", b"id", "snapshot", b"snapshot", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreBegin: _TypeAlias = RestoreBegin  # noqa: Y015
+
+@_typing.final
+class RestoreChunk(_message.Message):
+    """RestoreChunk is the next piece: whole records of the store's snapshot stream (auth, leases, keys, in its order)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    id: _builtins.bytes
+    number: _builtins.int
+    """From 0. One that is there already changes nothing."""
+    records: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        id: _builtins.bytes = ...,
+        number: _builtins.int = ...,
+        records: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "number", b"number", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreChunk: _TypeAlias = RestoreChunk  # noqa: Y015
+
+@_typing.final
+class RestoreCommit(_message.Message):
+    """RestoreCommit puts the staged state in the place of the present one, if it is whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    REVISION_BUMP_FIELD_NUMBER: _builtins.int
+    TOKEN_KEY_FIELD_NUMBER: _builtins.int
+    id: _builtins.bytes
+    digest: _builtins.bytes
+    """SHA-256 chained over the chunks: digest(n) = SHA-256(digest(n - 1) + records(n)), from 32 zero bytes."""
+    revision_bump: _builtins.int
+    """The new revision is so many above both the present one and the snapshot's."""
+    token_key: _builtins.bytes
+    """What tokens are signed with from then on, should authentication be on."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.bytes = ...,
+        digest: _builtins.bytes = ...,
+        revision_bump: _builtins.int = ...,
+        token_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "id", b"id", "revision_bump", b"revision_bump", "token_key", b"token_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreCommit: _TypeAlias = RestoreCommit  # noqa: Y015
+
+@_typing.final
+class RestoreAbort(_message.Message):
+    """RestoreAbort clears the stage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreAbort: _TypeAlias = RestoreAbort  # noqa: Y015
+
+@_typing.final
+class RestoreProgress(_message.Message):
+    """RestoreProgress answers all four."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    STAGED_BYTES_FIELD_NUMBER: _builtins.int
+    STAGED_KEYS_FIELD_NUMBER: _builtins.int
+    next: _builtins.int
+    """Number of the chunk that is wanted next."""
+    digest: _builtins.bytes
+    """Over the chunks that are there."""
+    staged_bytes: _builtins.int
+    staged_keys: _builtins.int
+    @_builtins.property
+    def header(self) -> _rpc_pb2.ResponseHeader: ...
+    def __init__(
+        self,
+        *,
+        header: _rpc_pb2.ResponseHeader | None = ...,
+        next: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+        staged_bytes: _builtins.int = ...,
+        staged_keys: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "header", b"header", "next", b"next", "staged_bytes", b"staged_bytes", "staged_keys", b"staged_keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreProgress: _TypeAlias = RestoreProgress  # noqa: Y015
+
+@_typing.final
 class Reply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -273,6 +457,10 @@ class Reply(_message.Message):
     AUTH_ROLE_GRANT_PERMISSION_FIELD_NUMBER: _builtins.int
     AUTH_ROLE_REVOKE_PERMISSION_FIELD_NUMBER: _builtins.int
     ALARM_FIELD_NUMBER: _builtins.int
+    RESTORE_BEGIN_FIELD_NUMBER: _builtins.int
+    RESTORE_CHUNK_FIELD_NUMBER: _builtins.int
+    RESTORE_COMMIT_FIELD_NUMBER: _builtins.int
+    RESTORE_ABORT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rejection(self) -> Global___Rejection: ...
     @_builtins.property
@@ -315,6 +503,14 @@ class Reply(_message.Message):
     def alarm(self) -> _rpc_pb2.AlarmResponse:
         """The alarms raised or cleared by the command."""
 
+    @_builtins.property
+    def restore_begin(self) -> Global___RestoreProgress: ...
+    @_builtins.property
+    def restore_chunk(self) -> Global___RestoreProgress: ...
+    @_builtins.property
+    def restore_commit(self) -> Global___RestoreProgress: ...
+    @_builtins.property
+    def restore_abort(self) -> Global___RestoreProgress: ...
     def __init__(
         self,
         *,
@@ -338,12 +534,16 @@ class Reply(_message.Message):
         auth_role_grant_permission: _rpc_pb2.AuthRoleGrantPermissionResponse | None = ...,
         auth_role_revoke_permission: _rpc_pb2.AuthRoleRevokePermissionResponse | None = ...,
         alarm: _rpc_pb2.AlarmResponse | None = ...,
+        restore_begin: Global___RestoreProgress | None = ...,
+        restore_chunk: Global___RestoreProgress | None = ...,
+        restore_commit: Global___RestoreProgress | None = ...,
+        restore_abort: Global___RestoreProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "put", b"put", "rejection", b"rejection", "result", b"result", "txn", b"txn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "put", b"put", "rejection", b"rejection", "restore_abort", b"restore_abort", "restore_begin", b"restore_begin", "restore_chunk", b"restore_chunk", "restore_commit", b"restore_commit", "result", b"result", "txn", b"txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "put", b"put", "rejection", b"rejection", "result", b"result", "txn", b"txn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "put", b"put", "rejection", b"rejection", "restore_abort", b"restore_abort", "restore_begin", b"restore_begin", "restore_chunk", b"restore_chunk", "restore_commit", b"restore_commit", "result", b"result", "txn", b"txn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["rejection", "put", "delete_range", "txn", "compact", "lease_grant", "lease_revoke", "lease_checkpoint", "auth_enable", "auth_disable", "auth_user_add", "auth_user_delete", "auth_user_change_password", "auth_user_grant_role", "auth_user_revoke_role", "auth_role_add", "auth_role_delete", "auth_role_grant_permission", "auth_role_revoke_permission", "alarm"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["rejection", "put", "delete_range", "txn", "compact", "lease_grant", "lease_revoke", "lease_checkpoint", "auth_enable", "auth_disable", "auth_user_add", "auth_user_delete", "auth_user_change_password", "auth_user_grant_role", "auth_user_revoke_role", "auth_role_add", "auth_role_delete", "auth_role_grant_permission", "auth_role_revoke_permission", "alarm", "restore_begin", "restore_chunk", "restore_commit", "restore_abort"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 

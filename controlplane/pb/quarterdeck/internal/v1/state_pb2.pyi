@@ -8,6 +8,7 @@ These bytes are on disk and on the wire between versions: numbers are append-onl
 from collections import abc as _abc
 from controlplane.pb.etcd import auth_pb2 as _auth_pb2
 from controlplane.pb.etcd import rpc_pb2 as _rpc_pb2
+from controlplane.pb.quarterdeck.internal.v1 import command_pb2 as _command_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -36,6 +37,7 @@ class StateHeader(_message.Message):
     STATE_HASH_FIELD_NUMBER: _builtins.int
     DEDUP_FLOOR_FIELD_NUMBER: _builtins.int
     ALARMS_FIELD_NUMBER: _builtins.int
+    LEASE_EPOCH_FIELD_NUMBER: _builtins.int
     format_version: _builtins.int
     cluster_id: _builtins.int
     applied_index: _builtins.int
@@ -49,6 +51,8 @@ class StateHeader(_message.Message):
     state_hash: _builtins.bytes
     dedup_floor: _builtins.int
     """Index of the newest request id that was forgotten."""
+    lease_epoch: _builtins.int
+    """Index of the log entry that replaced the state by a snapshot's; 0: none did."""
     @_builtins.property
     def alarms(self) -> _containers.RepeatedCompositeFieldContainer[_rpc_pb2.AlarmMember]:
         """Alarms that are raised, ordered by member and type. Since format 2."""
@@ -66,14 +70,46 @@ class StateHeader(_message.Message):
         state_hash: _builtins.bytes = ...,
         dedup_floor: _builtins.int = ...,
         alarms: _abc.Iterable[_rpc_pb2.AlarmMember] | None = ...,
+        lease_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "applied_index", b"applied_index", "chain", b"chain", "cluster_id", b"cluster_id", "compact_revision", b"compact_revision", "dedup_floor", b"dedup_floor", "format_version", b"format_version", "revision", b"revision", "state_hash", b"state_hash", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "applied_index", b"applied_index", "chain", b"chain", "cluster_id", b"cluster_id", "compact_revision", b"compact_revision", "dedup_floor", b"dedup_floor", "format_version", b"format_version", "lease_epoch", b"lease_epoch", "revision", b"revision", "state_hash", b"state_hash", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StateHeader: _TypeAlias = StateHeader  # noqa: Y015
+
+@_typing.final
+class StageRecord(_message.Message):
+    """The stage of a restore into the running cluster. Absent while there is none. Since format 3."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEGIN_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    STAGED_BYTES_FIELD_NUMBER: _builtins.int
+    next: _builtins.int
+    digest: _builtins.bytes
+    staged_bytes: _builtins.int
+    @_builtins.property
+    def begin(self) -> _command_pb2.RestoreBegin: ...
+    def __init__(
+        self,
+        *,
+        begin: _command_pb2.RestoreBegin | None = ...,
+        next: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+        staged_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "digest", b"digest", "next", b"next", "staged_bytes", b"staged_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StageRecord: _TypeAlias = StageRecord  # noqa: Y015
 
 @_typing.final
 class LeaseRecord(_message.Message):
