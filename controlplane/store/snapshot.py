@@ -142,7 +142,7 @@ def peek(chunk: bytes) -> StateHeader:
     Raises:
         CorruptStateError: there is none.
     """
-    at = len(MAGIC) + _HEAD_BYTES
+    at = len(MAGIC) + HEAD_BYTES
     if not chunk.startswith(MAGIC + b"H"):
         raise CorruptStateError("snapshot: no header")
     size = int.from_bytes(chunk[at - 4 : at], "big")
