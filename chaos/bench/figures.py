@@ -1,11 +1,13 @@
-"""What a benchmark measures, and the table it makes. Pure."""
+"""What a benchmark measures, and the tables it makes. Pure."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from chaos.bench.targets import Target
 
 __all__ = ["Figure", "Figures", "percentile", "table"]
 
@@ -55,17 +57,23 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, max(0, math.ceil(share * len(ordered)) - 1))]
 
 
-def table(figures: Iterable[Figure]) -> str:
-    """Markdown: medians, the range of the rounds, the ratio."""
+def table(figures: Iterable[Figure], targets: Mapping[str, Target]) -> str:
+    """Markdown: medians, the range of the rounds, the ratio, and the target where the figure has one."""
     lines = [
-        "| what | quarterdeck | etcd | ours / etcd | better | n |",
-        "|---|---|---|---|---|---|",
+        "| what | quarterdeck | etcd | ours / etcd | better | target | met | n |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for f in figures:
         ratio = "-" if f.ratio is None else f"{f.ratio:.2f}"
         better = "more" if f.higher_is_better else "less"
         n = f"{len(f.ours)}, {len(f.peer)}" if len(f.ours) != len(f.peer) else str(len(f.ours))
-        lines.append(f"| {f.name} | {_cell(f.ours, f.unit)} | {_cell(f.peer, f.unit)} | {ratio} | {better} | {n} |")
+        target = targets.get(f.name)
+        met = target.met(f.ours, f.ratio) if target is not None else None
+        wanted, verdict = (target.text if target else "", {True: "yes", False: "**no**", None: ""}[met])
+        lines.append(
+            f"| {f.name} | {_cell(f.ours, f.unit)} | {_cell(f.peer, f.unit)} | {ratio} | {better} "
+            f"| {wanted} | {verdict} | {n} |"
+        )
     return "\n".join(lines)
 
 

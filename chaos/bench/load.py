@@ -1,17 +1,18 @@
-"""Load on one cluster: closed loops of N clients, open loops at a rate, watchers, keep-alives, and a gap detector.
+"""Load on one cluster: closed loops of N clients, open loops at a rate, watchers, keep-alives.
 
 Owns the generators and their latencies (seconds, one monotonic clock). Each client is one connection with one call
 outstanding, as etcd's own `check perf` has it. An open loop measures from the moment a call *should* have begun, so
-that a stall counts for every call it delayed.
+that a stall counts for every call it delayed. What the generator itself costs, and how late it was, is measured too:
+it must not be what is measured.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,12 +20,28 @@ from chaos.bench.h2client import H2Client, connect
 from chaos.bench.peers import PUT, RANGE
 from controlplane.pb.etcd import rpc_pb2
 
-__all__ = ["Sample", "closed_loop", "fill", "keep_alives", "longest_gap", "open_loop", "put_of", "range_of", "watchers"]
+__all__ = [
+    "Call",
+    "Sample",
+    "closed_loop",
+    "count",
+    "fill",
+    "keep_alives",
+    "list_of",
+    "mixed",
+    "open_loop",
+    "put_of",
+    "range_of",
+    "watchers",
+]
 
 TXN: Final = "/etcdserverpb.KV/Txn"
 WATCH: Final = "/etcdserverpb.Watch/Watch"
 GRANT: Final = "/etcdserverpb.Lease/LeaseGrant"
 KEEP_ALIVE: Final = "/etcdserverpb.Lease/LeaseKeepAlive"
+
+#: How long the last answers of a load may take.
+_OUTSTANDING_S: Final = 60.0
 
 #: (path, message) of the n-th call.
 Call = Callable[[int], tuple[str, bytes]]
@@ -37,10 +54,26 @@ class Sample:
     seconds: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    #: Processor time of this process meanwhile; of one core, as it has one loop.
+    generator_cpu_s: float = 0.0
+    #: How late each call of an open loop began: its time had come, and the generator was busy with others.
+    late_s: list[float] = field(default_factory=list)
 
     @property
     def per_second(self) -> float:
         return len(self.latencies_s) / self.seconds if self.seconds else 0.0
+
+    @property
+    def generator_share(self) -> float:
+        """Of one core, 0 to 1."""
+        return self.generator_cpu_s / self.seconds if self.seconds else 0.0
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """The load is what happens in here."""
+        begin, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.seconds, self.generator_cpu_s = time.perf_counter() - begin, time.process_time() - cpu
 
 
 def put_of(keys: int, value_bytes: int, seed: int) -> Call:
@@ -66,6 +99,13 @@ def range_of(keys: int, *, serializable: bool, seed: int) -> Call:
     return make
 
 
+def list_of(prefix: bytes) -> Call:
+    """Reads of everything under a prefix."""
+    end = prefix[:-1] + bytes([prefix[-1] + 1])
+    message = rpc_pb2.RangeRequest(key=prefix, range_end=end).SerializeToString()
+    return lambda _n: (RANGE, message)
+
+
 def mixed(reads_share: float, keys: int, value_bytes: int, seed: int) -> Call:
     """Linearizable reads and puts."""
     rng = random.Random(seed)  # noqa: S311
@@ -73,20 +113,26 @@ def mixed(reads_share: float, keys: int, value_bytes: int, seed: int) -> Call:
     return lambda n: (get if rng.random() < reads_share else put)(n)
 
 
-async def _clients(endpoints: Sequence[str], count: int) -> list[H2Client]:
-    return [await connect(endpoints[i % len(endpoints)]) for i in range(count)]
+@asynccontextmanager
+async def connected(endpoints: Sequence[str], count: int) -> AsyncIterator[list[H2Client]]:
+    """``count`` connections, spread over the endpoints."""
+    clients: list[H2Client] = []
+    try:
+        for i in range(count):
+            clients.append(await connect(endpoints[i % len(endpoints)]))  # noqa: PERF401 - those made are closed if one fails
+        yield clients
+    finally:
+        for client in clients:
+            client.close()
 
 
 async def closed_loop(endpoints: Sequence[str], clients: int, seconds: float, call: Call) -> Sample:
     """``clients`` connections, each with one call outstanding, for ``seconds``."""
     sample = Sample()
-    connections = await _clients(endpoints, clients)
-    loop = asyncio.get_running_loop()
-    finished = loop.create_future()
+    finished = asyncio.get_running_loop().create_future()
     numbers = iter(range(1 << 60))
     open_calls = clients
-    begin = time.perf_counter()
-    end = begin + seconds
+    end = 0.0
 
     def start(client: H2Client) -> None:
         called = time.perf_counter()
@@ -109,12 +155,13 @@ async def closed_loop(endpoints: Sequence[str], clients: int, seconds: float, ca
 
         client.call(path, message, done)
 
-    for client in connections:
-        start(client)
-    await finished
-    sample.seconds = time.perf_counter() - begin
-    for client in connections:
-        client.close()
+    async with connected(endpoints, clients) as connections:
+        with sample.measured():
+            end = time.perf_counter() + seconds
+            for client in connections:
+                start(client)
+            async with asyncio.timeout(seconds + _OUTSTANDING_S):
+                await finished
     return sample
 
 
@@ -124,20 +171,16 @@ async def open_loop(
     """Calls at random times, ``rate`` a second on average, whatever the answers take."""
     rng = random.Random(seed)  # noqa: S311
     sample = Sample()
-    connections = await _clients(endpoints, clients)
-    begin = due = time.perf_counter()
     pending = 0
     idle = asyncio.Event()
     idle.set()
-    n = 0
-    while due < begin + seconds:
-        delay = due - time.perf_counter()
-        if delay > 0:
-            await asyncio.sleep(delay)
+
+    def start(client: H2Client, n: int, due: float) -> None:
+        nonlocal pending
         pending += 1
         idle.clear()
 
-        def done(error: str | None, _count: int, _first: bytes, due: float = due) -> None:
+        def done(error: str | None, _count: int, _first: bytes) -> None:
             nonlocal pending
             pending -= 1
             if pending == 0:
@@ -148,14 +191,22 @@ async def open_loop(
                 sample.errors.append(error)
 
         path, message = call(n)
-        connections[n % clients].call(path, message, done)
-        n += 1
-        due += rng.expovariate(rate)
-    async with asyncio.timeout(60):
-        await idle.wait()
-    sample.seconds = time.perf_counter() - begin
-    for client in connections:
-        client.close()
+        sample.late_s.append(time.perf_counter() - due)
+        client.call(path, message, done)
+
+    async with connected(endpoints, clients) as connections:
+        with sample.measured():
+            begin = due = time.perf_counter()
+            n = 0
+            while due < begin + seconds:
+                delay = due - time.perf_counter()
+                if delay > 0:
+                    await asyncio.sleep(delay)
+                start(connections[n % clients], n, due)
+                n += 1
+                due += rng.expovariate(rate)
+            async with asyncio.timeout(_OUTSTANDING_S):
+                await idle.wait()
     return sample
 
 
@@ -163,7 +214,6 @@ async def fill(endpoints: Sequence[str], keys: int, value_bytes: int) -> None:
     """Write ``keys`` keys, 100 in a transaction, 8 transactions outstanding."""
     rng = random.Random(keys)  # noqa: S311
     numbers = list(range(0, keys, 100))
-    connections = await _clients(endpoints, 8)
 
     async def feed(client: H2Client) -> None:
         while numbers:
@@ -176,17 +226,23 @@ async def fill(endpoints: Sequence[str], keys: int, value_bytes: int) -> None:
             ]
             await client.unary(TXN, rpc_pb2.TxnRequest(success=puts).SerializeToString())
 
-    await asyncio.gather(*(feed(client) for client in connections))
-    for client in connections:
-        client.close()
+    async with connected(endpoints, 8) as connections:
+        await asyncio.gather(*(feed(client) for client in connections))
 
 
-async def watchers(endpoints: Sequence[str], count: int, writes: int, rate: float) -> tuple[float, list[float]]:
-    """One writer, ``count`` watchers of the key. Returns events delivered per second, and each delay in seconds from
-    the write's beginning to the event's arrival."""
+async def count(endpoint: str, prefix: bytes) -> int:
+    """Keys under a prefix, linearizably."""
+    request = rpc_pb2.RangeRequest(key=prefix, range_end=prefix[:-1] + bytes([prefix[-1] + 1]), count_only=True)
+    async with connected([endpoint], 1) as (client,):
+        return rpc_pb2.RangeResponse.FromString(await client.unary(RANGE, request.SerializeToString())).count
+
+
+async def watchers(endpoints: Sequence[str], count: int, writes: int, rate: float) -> Sample:
+    """One writer, ``count`` watchers of the key. Each latency is an event's: from the write's beginning to its arrival
+    at one watcher."""
     key = b"bench/watched"
     begun: dict[bytes, float] = {}
-    delays: list[float] = []
+    sample = Sample()
     created = 0
     all_created, all_seen = asyncio.Event(), asyncio.Event()
 
@@ -198,18 +254,20 @@ async def watchers(endpoints: Sequence[str], count: int, writes: int, rate: floa
             created += 1
             if created == count:
                 all_created.set()
-        delays.extend(now - begun[event.kv.value] for event in response.events)
-        if len(delays) >= count * writes:
+        sample.latencies_s.extend(now - begun[event.kv.value] for event in response.events)
+        if len(sample.latencies_s) >= count * writes:
             all_seen.set()
 
-    connections = await _clients(endpoints, min(count, 30))
     request = rpc_pb2.WatchRequest(create_request=rpc_pb2.WatchCreateRequest(key=key)).SerializeToString()
-    for i in range(count):
-        connections[i % len(connections)].open(WATCH, request, on_message, lambda *_: None)
-    writer = await connect(endpoints[0])
-    try:
-        async with asyncio.timeout(120):
-            await all_created.wait()
+    async with (
+        connected(endpoints, min(count, 30)) as connections,
+        connected(endpoints, 1) as (writer,),
+        asyncio.timeout(120),
+    ):
+        for i in range(count):
+            connections[i % len(connections)].open(WATCH, request, on_message, lambda *_: None)
+        await all_created.wait()
+        with sample.measured():
             begin = time.perf_counter()
             for n in range(writes):
                 value = b"%d" % n
@@ -219,29 +277,24 @@ async def watchers(endpoints: Sequence[str], count: int, writes: int, rate: floa
                 begun[value] = time.perf_counter()
                 await writer.unary(PUT, rpc_pb2.PutRequest(key=key, value=value).SerializeToString())
             await all_seen.wait()
-        return len(delays) / (time.perf_counter() - begin), delays
-    finally:
-        for client in (*connections, writer):
-            client.close()
+    return sample
 
 
 async def keep_alives(endpoints: Sequence[str], leases: int, seconds: float) -> Sample:
     """``leases`` leases, each on a stream of its own, renewed as fast as the answers come."""
     sample = Sample()
-    connections = await _clients(endpoints, min(leases, 30))
-    begin = time.perf_counter()
-    end = begin + seconds
-
-    for n in range(leases):
-        client = connections[n % len(connections)]
-        answer = await client.unary(GRANT, rpc_pb2.LeaseGrantRequest(TTL=600).SerializeToString())
-        lease = rpc_pb2.LeaseGrantResponse.FromString(answer).ID
-        _renew(client, rpc_pb2.LeaseKeepAliveRequest(ID=lease).SerializeToString(), sample, end)
-    begin = time.perf_counter() if begin > end else begin
-    await asyncio.sleep(max(0.0, end - time.perf_counter()))
-    sample.seconds = time.perf_counter() - begin
-    for client in connections:
-        client.close()
+    grant = rpc_pb2.LeaseGrantRequest(TTL=600).SerializeToString()
+    async with connected(endpoints, min(leases, 30)) as connections:
+        granted: list[tuple[H2Client, int]] = []
+        for n in range(leases):
+            client = connections[n % len(connections)]
+            answer = await client.unary(GRANT, grant)
+            granted.append((client, rpc_pb2.LeaseGrantResponse.FromString(answer).ID))
+        with sample.measured():
+            end = time.perf_counter() + seconds
+            for client, lease in granted:
+                _renew(client, rpc_pb2.LeaseKeepAliveRequest(ID=lease).SerializeToString(), sample, end)
+            await asyncio.sleep(seconds)
     return sample
 
 
@@ -258,44 +311,3 @@ def _renew(client: H2Client, message: bytes, sample: Sample, end: float) -> None
             client.send(stream, message)
 
     stream = client.open(KEEP_ALIVE, message, on_message, lambda *_: None)
-
-
-async def longest_gap(endpoints: Sequence[str], strike: Callable[[], object], after_s: float, for_s: float) -> float:
-    """One writer per endpoint, each writing again as soon as it was answered or 0.2 s have passed; ``strike`` after
-    ``after_s``. The longest time between two acknowledged writes, seconds, by whoever."""
-    acknowledged: list[float] = []
-    stop = asyncio.Event()
-
-    async def write(endpoint: str, who: int) -> None:
-        client: H2Client | None = None
-        n = 0
-        while not stop.is_set():
-            try:
-                # One write at a time; a deadline far above what a healthy cluster takes, as a client would have.
-                async with asyncio.timeout(0.25):
-                    if client is None or client.closed.done():
-                        client = await connect(endpoint)
-                    n += 1
-                    key = b"bench/gap/%d" % who
-                    await client.unary(PUT, rpc_pb2.PutRequest(key=key, value=b"%d" % n).SerializeToString())
-                acknowledged.append(time.perf_counter())
-            except Exception:  # noqa: BLE001 - whatever it is, the write was not acknowledged: that is what is measured
-                await asyncio.sleep(0.005)
-            await asyncio.sleep(0.002)
-        if client is not None:
-            client.close()
-
-    tasks = [asyncio.create_task(write(endpoint, i)) for i, endpoint in enumerate(endpoints)]
-    await asyncio.sleep(after_s)
-    result = strike()
-    if asyncio.iscoroutine(result):
-        await result
-    struck = time.perf_counter()
-    await asyncio.sleep(for_s)
-    stop.set()
-    await asyncio.gather(*tasks)
-    before = [t for t in acknowledged if t <= struck]
-    if len(before) < 10:
-        raise RuntimeError("hardly a write before the fault: this trial measures nothing")
-    times = [before[-1], *(t for t in acknowledged if t > struck), struck + for_s]
-    return max(later - earlier for earlier, later in itertools.pairwise(times))

@@ -1,6 +1,7 @@
 """The two systems under test, driven alike: three replicas of ours, and a three-member etcd.
 
-Owns their processes (through :class:`LocalCluster`), who leads, and what a process weighs. Both run on loopback with
+Owns their processes (through :class:`LocalCluster`), who leads, and what a process weighs. A command that is run is
+ended when the benchmark is. Both run on loopback with
 their defaults, fsync on, without TLS, as `etcdctl check perf` is usually run.
 """
 
@@ -13,8 +14,8 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,14 +24,16 @@ from typing import Final
 import psutil
 
 from chaos.bench.h2client import CallFailedError, connect
+from chaos.bench.looplag import LoopLag
 from chaos.netns import Hosts
+from controlplane.client import OperatorClient
 from controlplane.local import etcd
 from controlplane.local.cluster import FOLDER, LocalCluster
 from controlplane.local.restore import restore_replicas
 from controlplane.local.spec import ClusterSpec, plan
 from controlplane.pb.etcd import rpc_pb2
 
-__all__ = ["OURS", "PEER", "Peer", "started"]
+__all__ = ["OURS", "PEER", "PUT", "RANGE", "Peer", "etcdctl", "started"]
 
 OURS: Final = "quarterdeck"
 PEER: Final = "etcd"
@@ -38,16 +41,20 @@ PUT: Final = "/etcdserverpb.KV/Put"
 RANGE: Final = "/etcdserverpb.KV/Range"
 STATUS: Final = "/etcdserverpb.Maintenance/Status"
 
-_SERVING_S: Final = 60.0
+#: A member may have a million keys to read first.
+_SERVING_S: Final = 300.0
 
 
 class Peer:
     """One cluster of three. ``kind`` is :data:`OURS` or :data:`PEER`; with ``hosts``, each member on its own."""
 
-    def __init__(self, kind: str, folder: Path, port_base: int, hosts: Hosts | None = None) -> None:
+    def __init__(
+        self, kind: str, folder: Path, port_base: int, hosts: Hosts | None = None, replica_args: tuple[str, ...] = ()
+    ) -> None:
         self.kind = kind
         replicas = 3 if kind == OURS else 1  # a plan has at least one; etcd's is never started
         spec = plan(replicas=replicas, nodes=0, port_base=port_base, store="embedded" if kind == OURS else "etcd")
+        spec = dataclasses.replace(spec, extra_replica_args=replica_args)
         if hosts is not None:
             spec = _on_hosts(spec, hosts)
         self.cluster = LocalCluster.create(folder / kind / FOLDER, spec)
@@ -56,6 +63,11 @@ class Peer:
         members = spec.replicas if kind == OURS else spec.store
         #: name -> client endpoint
         self.endpoints: dict[str, str] = {member.name: member.client for member in members}
+
+    @property
+    def clients(self) -> list[str]:
+        """Every member's client endpoint."""
+        return list(self.endpoints.values())
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -83,7 +95,8 @@ class Peer:
                             client.close()
                     return
             await asyncio.sleep(0.005)
-        raise RuntimeError(f"{self.kind} does not serve after {_SERVING_S:g} s; see {self.cluster.root}/logs")
+        tail = self.cluster.processes.log_tail(names[0])
+        raise RuntimeError(f"{self.kind} does not serve after {_SERVING_S:g} s; the last that {names[0]} said:\n{tail}")
 
     async def stop(self) -> None:
         await asyncio.to_thread(self.cluster.down)
@@ -146,14 +159,13 @@ class Peer:
 
     async def save_snapshot(self, file: Path) -> None:
         """The whole state, into a file."""
-        endpoint = next(iter(self.endpoints.values()))
         if self.kind == PEER:
-            done = await asyncio.to_thread(etcdctl, "snapshot", "save", str(file), endpoints=[endpoint])
-        else:
-            command = [sys.executable, "-m", "controlplane.cli", "--endpoints", endpoint, "snapshot", "save", str(file)]
-            done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"{self.kind}: no snapshot: {done.stderr[-500:]}")
+            await etcdctl("snapshot", "save", str(file), endpoints=self.clients[:1])
+            return
+        async with OperatorClient(self.clients[0]) as client:
+            with file.open("wb") as out:
+                async for chunk in client.snapshot():
+                    out.write(chunk.data)
 
     async def restore_snapshot(self, file: Path) -> None:
         """Make every member's directory from the file: all members are stopped and have lost theirs."""
@@ -169,9 +181,17 @@ class Peer:
             ]
             for m in spec.store
         ]  # fmt: skip
-        for done in await asyncio.gather(*(asyncio.to_thread(etcdctl, *c, endpoints=[]) for c in commands)):
-            if done.returncode != 0:
-                raise RuntimeError(f"etcd: not restored: {done.stderr[-500:]}")
+        await asyncio.gather(*(etcdctl(*command, endpoints=[]) for command in commands))
+
+    # -- what it costs -------------------------------------------------------------------------------------------
+
+    async def loop_lag(self) -> dict[str, LoopLag]:
+        """How late the loops of our replicas were, by name."""
+        found = {}
+        for replica in self.cluster.spec.replicas:
+            url = f"http://{replica.metrics}/metrics"
+            found[replica.name] = LoopLag.parse(await asyncio.to_thread(_get, url))
+        return found
 
     def memory_bytes(self) -> int:
         """Resident memory of all members."""
@@ -190,14 +210,13 @@ class Peer:
         directory = self.cluster.replica_dir(name) if self.kind == OURS else self.cluster.store_dir(name)
         shutil.rmtree(directory, ignore_errors=True)
 
-    def log_bytes(self) -> int:
-        return sum(path.stat().st_size for path in (self.cluster.root / "logs").iterdir())
-
 
 @asynccontextmanager
-async def started(kind: str, folder: Path, port_base: int, hosts: Hosts | None = None) -> AsyncIterator[Peer]:
+async def started(
+    kind: str, folder: Path, port_base: int, hosts: Hosts | None = None, replica_args: tuple[str, ...] = ()
+) -> AsyncIterator[Peer]:
     """A fresh cluster, serving; gone afterwards."""
-    peer = Peer(kind, folder, port_base, hosts)
+    peer = Peer(kind, folder, port_base, hosts, replica_args)
     try:
         await peer.start()
         yield peer
@@ -232,9 +251,29 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("ETCD")}
 
 
-def etcdctl(*arguments: str, endpoints: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run Debian's etcdctl against these endpoints."""
-    command = ["etcdctl", *(["--endpoints", ",".join(endpoints)] if endpoints else []), *arguments]
-    return subprocess.run(
-        command, env={**_environment(), "ETCDCTL_API": "3"}, text=True, capture_output=True, check=False
-    )
+async def etcdctl(*arguments: str, endpoints: list[str], check: bool = True) -> str:
+    """Run this machine's etcdctl against these endpoints; what it said, errors included.
+
+    Raises:
+        RuntimeError: it failed, and ``check`` is on.
+    """
+    process = await asyncio.create_subprocess_exec(
+        etcd.program("etcdctl"), *(["--endpoints", ",".join(endpoints)] if endpoints else []), *arguments,
+        env={**_environment(), "ETCDCTL_API": "3"}, stdin=subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        said = (await process.communicate())[0].decode(errors="replace")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if check and process.returncode != 0:
+        raise RuntimeError(f"etcdctl {' '.join(arguments[:2])} ended {process.returncode}: {said[-500:]}")
+    return said
+
+
+def _get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - a loopback address of our own
+        text: bytes = response.read()
+    return text.decode()

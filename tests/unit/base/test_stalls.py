@@ -25,6 +25,7 @@ async def test_a_timer_that_fires_late_is_a_stall() -> None:
     await asyncio.sleep(0)
     watching.cancel()
     assert abs(sample("quarterdeck_loop_lag_seconds_sum") - before - 0.3) < 1e-6
+    assert abs(sample("quarterdeck_loop_lag_longest_seconds") - 0.3) < 1e-6
 
 
 def test_a_collection_is_counted_by_its_generation() -> None:

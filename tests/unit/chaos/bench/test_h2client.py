@@ -71,8 +71,22 @@ async def test_a_closed_loop_of_failing_calls_ends_and_reports_them(target: Targ
 
 async def test_every_watcher_sees_every_write(target: Target) -> None:
     async with asyncio.timeout(30):
-        _, delays = await load.watchers(target.endpoints, count=7, writes=5, rate=100)
-    assert len(delays) == 35
+        sample = await load.watchers(target.endpoints, count=7, writes=5, rate=100)
+    assert len(sample.latencies_s) == 35
+
+
+async def test_an_open_loop_says_how_late_it_was_itself_and_what_it_cost(target: Target) -> None:
+    sample = await load.open_loop(target.endpoints, 2, 200.0, 0.2, load.put_of(10, 16, seed=1), seed=1)
+    assert len(sample.late_s) == len(sample.latencies_s) == target.replica.store.revision - 1
+    assert all(
+        0.0 <= late <= latency for late, latency in zip(sorted(sample.late_s), sorted(sample.latencies_s), strict=True)
+    )
+    assert sample.generator_share > 0.0
+
+
+async def test_keys_are_filled_in_and_counted(target: Target) -> None:
+    await load.fill(target.endpoints, 250, 10)
+    assert await load.count(target.endpoints[0], b"fill/") == 250
 
 
 async def test_keep_alives_are_counted_as_answered(target: Target) -> None:
