@@ -24,11 +24,11 @@ from pathlib import Path
 
 from controlplane.base.clock import Clock
 from controlplane.base.errors import ConfigError, CorruptStateError, StorageError
-from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Batch
 from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader
 from controlplane.raft.disk import RealDisk
 from controlplane.raft.founding import Founding, read_founding, write_founding
 from controlplane.raft.membership import Membership, Removed, membership_of, to_wire
+from controlplane.raft.proposals import decode_batch
 from controlplane.raft.snapshots import SnapshotRef, SnapshotStore, seed_data_dir
 from controlplane.raft.storage import newest_valid, supersede
 from controlplane.raft.types import Member
@@ -41,6 +41,8 @@ __all__ = ["RECORD_NAME", "Plan", "Survivor", "inspect", "plan", "recover"]
 _log = logging.getLogger("quarterdeck.recover")
 
 RECORD_NAME = "recovery.json"
+#: Of what is in it. No program reads it back.
+RECORD_VERSION = 1
 _WORKSPACE = "recovery.tmp"
 _COMMAND, _CONFIG = b"\x00", b"\x02"
 
@@ -226,6 +228,7 @@ def _rewrite(disk: RealDisk, chosen: Survivor, decided: Plan, clock: Clock) -> P
     stamp = datetime.fromtimestamp(clock.wall_ms() / 1000, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     backup = chosen.data_dir / f"before-recovery-{stamp}"
     record = {
+        "version": RECORD_VERSION,
         "at": stamp,
         "member": chosen.name,
         "term": chosen.term,
@@ -274,7 +277,7 @@ def _state(disk: RealDisk, chosen: Survivor) -> Store:
     if chosen.snapshot is not None:
         store.restore(SnapshotStore(disk).chunks(chosen.snapshot))
     for command, index, term in chosen.entries:
-        proposals = list(Batch.FromString(command[1:]).proposals) if command[:1] == _COMMAND else []
+        proposals = list(decode_batch(command[1:])) if command[:1] == _COMMAND else []
         store.apply(index, term, proposals)
     return store
 

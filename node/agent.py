@@ -227,9 +227,10 @@ class Agent:
 
     def _lock(self) -> None:
         try:
-            self._layout.prepare()
+            self._layout.root.mkdir(parents=True, exist_ok=True)
             self._lock_fd = os.open(self._layout.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._layout.prepare()
         except BlockingIOError as error:
             raise ConfigError(f"--state-dir {self._layout.root}: another agent is running on it") from error
         except OSError as error:

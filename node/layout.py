@@ -3,6 +3,7 @@
 ::
 
     STATE/
+      format.json                       format version of everything below; version 0.1 wrote none
       lock                              held by the running agent
       podips.json                       the pod range and the address given last
       pods/UID/                         one pod
@@ -28,7 +29,10 @@ from typing import Any, Final
 
 from controlplane.base.errors import ConfigError
 
-__all__ = ["Layout", "UnsafeNameError", "read_json", "write_atomic", "write_json"]
+__all__ = ["FORMAT_VERSION", "Layout", "UnsafeNameError", "read_json", "write_atomic", "write_json"]
+
+#: Of everything below the state directory. Fields may be added without a new one: who does not know them skips them.
+FORMAT_VERSION: Final = 1
 
 _SAFE: Final = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._]{0,252}")
 
@@ -49,10 +53,25 @@ class Layout:
     def __init__(self, state_dir: Path) -> None:
         self.root = state_dir.absolute()
         self.pods = self.root / "pods"
+        self._format = self.root / "format.json"
 
     def prepare(self) -> None:
-        """Create the directories. Raises OSError."""
+        """Create the directories, and say of which format they are. Call with the lock held.
+
+        Raises:
+            OSError: the directory cannot be written.
+            ConfigError: a newer agent has worked here: what it left cannot be taken over.
+        """
+        marked = read_json(self._format)
+        version = (marked or {}).get("version", 1)
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise ConfigError(
+                f"{self._format}: format version {version}, this agent reads up to {FORMAT_VERSION}; start the newer "
+                f"agent that wrote it"
+            )
         self.pods.mkdir(parents=True, exist_ok=True)
+        if marked is None or version != FORMAT_VERSION:
+            write_json(self._format, {"version": FORMAT_VERSION})
 
     def pod(self, uid: str) -> Path:
         return self.pods / _safe("pod uid", uid)

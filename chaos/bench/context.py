@@ -108,7 +108,7 @@ class Context:
     def note_generator(self, peer: Peer, what: str, sample: Sample) -> None:
         """What the generator cost, and how late it was."""
         ours = peer.kind == OURS
-        self.generator.note(ours, f"{what}: share of a core", sample.generator_share, "", higher_is_better=False)
+        self.generator.note(ours, f"{what}: share of a core", 100 * sample.generator_share, "%", higher_is_better=False)
         if sample.generator_share >= _GENERATOR_BUSY:
             share = f"the generator used {sample.generator_share:.0%} of its core; the system may do more than this"
             self.cautions[f"{what}, {peer.kind}: {share}"] = None

@@ -58,23 +58,22 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def table(figures: Iterable[Figure], targets: Mapping[str, Target]) -> str:
-    """Markdown: medians, the range of the rounds, the ratio, and the target where the figure has one."""
-    lines = [
-        "| what | quarterdeck | etcd | ours / etcd | better | target | met | n |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """Markdown: medians, the range of the rounds, the ratio; with targets, those and whether each is met."""
+    head = ["what", "quarterdeck", "etcd", "ours / etcd", "better", *(["target", "met"] if targets else []), "n"]
+    rows = [head, ["---"] * len(head)]
     for f in figures:
         ratio = "-" if f.ratio is None else f"{f.ratio:.2f}"
         better = "more" if f.higher_is_better else "less"
         n = f"{len(f.ours)}, {len(f.peer)}" if len(f.ours) != len(f.peer) else str(len(f.ours))
-        target = targets.get(f.name)
-        met = target.met(f.ours, f.ratio) if target is not None else None
-        wanted, verdict = (target.text if target else "", {True: "yes", False: "**no**", None: ""}[met])
-        lines.append(
-            f"| {f.name} | {_cell(f.ours, f.unit)} | {_cell(f.peer, f.unit)} | {ratio} | {better} "
-            f"| {wanted} | {verdict} | {n} |"
-        )
-    return "\n".join(lines)
+        wanted = _wanted(f, targets.get(f.name)) if targets else []
+        rows.append([f.name, _cell(f.ours, f.unit), _cell(f.peer, f.unit), ratio, better, *wanted, n])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _wanted(figure: Figure, target: Target | None) -> list[str]:
+    if target is None:
+        return ["", ""]
+    return [target.text, {True: "yes", False: "**no**", None: ""}[target.met(figure.ours, figure.ratio)]]
 
 
 def _cell(values: Sequence[float], unit: str) -> str:

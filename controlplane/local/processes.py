@@ -1,7 +1,7 @@
 """Processes by name: start detached, record pid and start time, signal only what was started here.
 
 A record outlives this program, so a later command finds the processes again; start time and boot guard against a pid
-that the system has given to somebody else since (``procfs``).
+that the system has given to somebody else since (``procfs``). Format version 1; records of version 0.1 do not say it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ __all__ = ["ProcessError", "Processes"]
 #: What this program started and has not waited for, by pid. Of the program, not of one Processes: whoever looks next
 #: waits for what has ended, and what outlives us is meant to.
 _children: dict[int, subprocess.Popen[bytes]] = {}
+#: Of a record. One of a newer version is refused: to take its process for one that does not run would start a second.
+_FORMAT_VERSION = 1
 #: What is read of a log for its last lines, whatever its size.
 _TAIL_BYTES_MAX = 64 * 1024
 
@@ -70,20 +72,36 @@ class Processes:
         _children[child.pid] = child
         stat = stat_of(child.pid)
         assert stat is not None  # even if it has ended: it is our child, and not waited for yet
-        record = {"pid": child.pid, "start_ticks": stat.start_ticks, "boot_id": boot_id(), "argv": list(argv)}
+        record = {
+            "version": _FORMAT_VERSION,
+            "pid": child.pid,
+            "start_ticks": stat.start_ticks,
+            "boot_id": boot_id(),
+            "argv": list(argv),
+        }
         temporary = self._record(name).with_suffix(".tmp")
         temporary.write_text(json.dumps(record))
         os.replace(temporary, self._record(name))
         return child.pid
 
     def pid(self, name: str) -> int | None:
-        """The pid of a running process, or None. One that is stopped (SIGSTOP) runs; one that has ended does not."""
+        """The pid of a running process, or None. One that is stopped (SIGSTOP) runs; one that has ended does not.
+
+        Raises:
+            ConfigError: a newer version wrote the record.
+        """
         try:
             record = json.loads(self._record(name).read_text())
+            version = int(record.get("version", 1))
+            if version > _FORMAT_VERSION:
+                raise ConfigError(
+                    f"{self._record(name)}: format version {version}, this program reads up to {_FORMAT_VERSION}; use "
+                    f"the newer program that started {name}"
+                )
             pid, start_ticks, boot = int(record["pid"]), record["start_ticks"], record["boot_id"]
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None  # cut short by a crash of the machine, which no process outlived
         stat = stat_of(pid)
         runs = stat is not None and stat.alive and stat.start_ticks == start_ticks and boot == boot_id()

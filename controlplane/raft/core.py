@@ -26,12 +26,11 @@ from controlplane.base.errors import Code, CorruptStateError, StatusError
 from controlplane.base.limits import INBOX_BYTES_MAX, INBOX_MESSAGES_MAX
 from controlplane.base.rand import Rand
 from controlplane.pb.quarterdeck.internal.v1 import raft_pb2
-from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Batch
 from controlplane.raft.changes import check_change
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.engine import Engine, EngineJournal, Role
 from controlplane.raft.membership import Membership, Memberships
-from controlplane.raft.proposals import Done, Proposals, Route
+from controlplane.raft.proposals import Done, Proposals, Route, decode_batch
 from controlplane.raft.reads import ReadDone, Reads
 from controlplane.raft.transfer import Transfer, TransferDone
 from controlplane.raft.types import Applied, Member, MemberChange, Outcome, StateMachine, Unknown
@@ -440,7 +439,7 @@ class Core:
             turn.leadership.append((engine.term, True))
 
     def _apply(self, index: int, term: int, data: bytes | None) -> None:
-        proposals = [] if data is None else list(Batch.FromString(data).proposals)
+        proposals = [] if data is None else list(decode_batch(data))
         failpoints.hit("apply.before")
         replies = self._state_machine.apply(index, term, proposals)
         failpoints.hit("apply.after")

@@ -2,6 +2,10 @@
 the log nor a snapshot says so.
 
 Owns the file ``founding`` beside the log. Start-up settings are read once; then the data directory knows better.
+
+    file = magic 8 | format version u32 | CRC u32 | cluster id u64 | member id u64 | Membership (raft.proto)
+
+The CRC is of what follows it. Before format 2 the file began with it: neither magic nor version.
 """
 
 from __future__ import annotations
@@ -11,14 +15,18 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from controlplane.base.errors import CorruptStateError, StorageError
+from controlplane.base.errors import ConfigError, CorruptStateError, StorageError
 from controlplane.raft.disk import Disk, read_all
 from controlplane.raft.membership import Membership
 
-__all__ = ["Founding", "peek_founding", "read_founding", "write_founding"]
+__all__ = ["FORMAT_VERSION", "Founding", "peek_founding", "read_founding", "write_founding"]
+
+FORMAT_VERSION = 2
 
 _NAME = "founding"
 _TEMP = "founding.tmp"
+_MAGIC = b"QDFOUND\n"
+_VERSION = struct.Struct("<I")
 _CRC = struct.Struct("<I")
 _IDS = struct.Struct("<QQ")
 
@@ -39,7 +47,7 @@ def write_founding(disk: Disk, founding: Founding) -> None:
         disk.remove(_TEMP)
     file = disk.open_append(_TEMP)
     try:
-        file.append(_CRC.pack(zlib.crc32(data)) + data)
+        file.append(_MAGIC + _VERSION.pack(FORMAT_VERSION) + _CRC.pack(zlib.crc32(data)) + data)
         file.sync()
     finally:
         file.close()
@@ -52,6 +60,7 @@ def read_founding(disk: Disk) -> Founding | None:
 
     Raises:
         CorruptStateError: the file is damaged.
+        ConfigError: a newer version wrote it.
     """
     if not disk.exists(_NAME):
         return None
@@ -71,8 +80,17 @@ def peek_founding(data_dir: Path) -> Founding | None:
 
 
 def _decode(whole: bytes, where: str) -> Founding:
-    data = whole[_CRC.size :]
-    if len(data) <= _IDS.size or _CRC.unpack(whole[: _CRC.size])[0] != zlib.crc32(data):
+    at = 0
+    if whole.startswith(_MAGIC) and len(whole) >= len(_MAGIC) + _VERSION.size:
+        at = len(_MAGIC) + _VERSION.size
+        (version,) = _VERSION.unpack(whole[len(_MAGIC) : at])
+        if version > FORMAT_VERSION:
+            raise ConfigError(
+                f"{where} has format {version}, this version reads up to {FORMAT_VERSION}; start the newer version "
+                f"that wrote it"
+            )
+    data = whole[at + _CRC.size :]
+    if len(data) <= _IDS.size or _CRC.unpack(whole[at : at + _CRC.size])[0] != zlib.crc32(data):
         raise CorruptStateError(f"{where} is damaged. Replace this member")
     cluster_id, member_id = _IDS.unpack(data[: _IDS.size])
     return Founding(cluster_id, member_id, Membership.decode(data[_IDS.size :]))

@@ -15,11 +15,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from controlplane.base.errors import ConfigError
 from controlplane.base.limits import BATCH_BYTES_MAX, BATCH_PROPOSALS_MAX, PROPOSALS_PENDING_MAX
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Batch, Proposal
 from controlplane.raft.types import Applied, NeverSent, Outcome, Unknown
 
-__all__ = ["Done", "Proposals", "Route"]
+__all__ = ["Done", "Proposals", "Route", "decode_batch"]
 
 Done = Callable[[Outcome], None]
 #: (leader, term, generation of the link to it): when it changes, what was sent along the old one may be lost.
@@ -28,6 +29,21 @@ Route = tuple[int, int, int]
 BATCH_FORMAT_VERSION = 1
 #: A proposal's own bytes around its payload, at most.
 _ENVELOPE_BYTES = 256
+
+
+def decode_batch(data: bytes) -> Sequence[Proposal]:
+    """The writes of one log entry.
+
+    Raises:
+        ConfigError: a newer version wrote it: this one does not know what applying it means.
+    """
+    batch = Batch.FromString(data)
+    if batch.format_version > BATCH_FORMAT_VERSION:
+        raise ConfigError(
+            f"a log entry has format {batch.format_version}, this version applies up to {BATCH_FORMAT_VERSION}; "
+            "start the newer version that the others run"
+        )
+    return batch.proposals
 
 
 @dataclass(slots=True)
@@ -165,7 +181,7 @@ class Proposals:
         """This replica was elected; ``uncommitted`` are the batches of its log not yet committed."""
         self.follow()
         for data in uncommitted:
-            self._in_log.update(p.request_id for p in Batch.FromString(data).proposals)
+            self._in_log.update(p.request_id for p in decode_batch(data))
         self.accept(held.proposal for held in self._pending.values())
 
     def follow(self) -> None:

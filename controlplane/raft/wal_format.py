@@ -34,6 +34,7 @@ __all__ = [
     "SegmentScan",
     "SnapshotRecord",
     "TruncateRecord",
+    "UnknownRecordError",
     "decode_records",
     "encode_entry",
     "encode_frame",
@@ -62,6 +63,11 @@ _ENTRY = struct.Struct("<QQ")
 _INDEX = struct.Struct("<Q")
 _HARD_STATE = struct.Struct("<QQB")
 _SEGMENT = struct.Struct("<IQQQQ")
+_VERSION = struct.Struct("<I")
+
+
+class UnknownRecordError(Exception):
+    """A frame that is whole holds a record of a type, or a segment of a format, that a newer version writes."""
 
 
 class RecordType(IntEnum):
@@ -145,7 +151,8 @@ def decode_records(payload: bytes) -> Iterator[Record]:
     """The records of one frame whose checksum was right.
 
     Raises:
-        ValueError: the payload is no sequence of known records: written by a newer version, or by a bug.
+        UnknownRecordError: a newer version wrote it.
+        ValueError: the payload is no sequence of records, though its checksum is right: a bug wrote it.
     """
     at = 0
     while at < len(payload):
@@ -172,8 +179,12 @@ def _decode(kind: int, body: bytes) -> Record:
     if kind == RecordType.SNAPSHOT:
         return SnapshotRecord(*_ENTRY.unpack(body))
     if kind == RecordType.SEGMENT:
+        # The version comes first, and says what follows: of a newer one nothing else is looked at.
+        (version,) = _VERSION.unpack_from(body)
+        if version > FORMAT_VERSION:
+            raise UnknownRecordError(f"is of log format {version}, this version reads up to {FORMAT_VERSION}")
         return SegmentHeader(*_SEGMENT.unpack(body))
-    raise ValueError(f"unknown record type {kind}")
+    raise UnknownRecordError(f"has a record of type {kind}, this version knows up to {max(RecordType)}")
 
 
 def _seed(sequence: int) -> int:

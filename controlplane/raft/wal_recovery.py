@@ -146,7 +146,8 @@ def list_segments(disk: Disk) -> list[int]:
 
 
 def identity_on_disk(disk: Disk) -> Identity | None:
-    """Whose log a directory holds, as its first segment says; None if there is none. Raises CorruptStateError."""
+    """Whose log a directory holds, as its first segment says; None if there is none. Raises
+    CorruptStateError, or ConfigError when a newer version wrote it."""
     sequences = list_segments(disk)
     if not sequences:
         return None
@@ -154,6 +155,8 @@ def identity_on_disk(disk: Disk) -> Identity | None:
     scan = fmt.read_frames(read_all(disk, name), sequences[0], None)
     try:
         first = next(fmt.decode_records(scan.frames[0][1])) if scan.frames else None
+    except fmt.UnknownRecordError as error:
+        raise _newer(disk.locate(name), 0, error) from error
     except (ValueError, StopIteration) as error:
         raise _damaged(disk.locate(name), 0, str(error)) from error
     if not isinstance(first, fmt.SegmentHeader):
@@ -226,18 +229,19 @@ def _replay_segment(
                     replay.next_index = header.first_index
                 elif header.first_index != replay.next_index:
                     raise ValueError(f"it begins at entry {header.first_index}, expected {replay.next_index}")
+    except fmt.UnknownRecordError as error:
+        raise _newer(path, at, error) from error
     except ValueError as error:
         raise _damaged(path, at, str(error)) from error
     assert header is not None  # a frame has at least one record, or ValueError
     return Segment(sequence, header.first_index)
 
 
+def _newer(path: str, offset: int, error: fmt.UnknownRecordError) -> ConfigError:
+    return ConfigError(f"log segment {path}, at offset {offset}, {error}; start the newer version that wrote it")
+
+
 def _check_header(path: str, header: fmt.SegmentHeader, identity: Identity) -> None:
-    if header.format_version > fmt.FORMAT_VERSION:
-        raise ConfigError(
-            f"{path} has log format {header.format_version}, this version reads up to {fmt.FORMAT_VERSION}; "
-            "start the newer version that wrote it"
-        )
     if (header.cluster_id, header.member_id) != (identity.cluster_id, identity.member_id):
         raise ConfigError(
             f"{path} belongs to member {header.member_id:x} of cluster {header.cluster_id:x}, this replica is member "

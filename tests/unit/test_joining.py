@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from controlplane.config import MemberConfig, ReplicaConfig
 from controlplane.joining import _place, find_place
 from controlplane.pb.etcd import rpc_pb2
 from controlplane.raft.disk import RealDisk
-from controlplane.raft.founding import Founding, peek_founding, read_founding, write_founding
+from controlplane.raft.founding import FORMAT_VERSION, Founding, peek_founding, read_founding, write_founding
 from controlplane.raft.membership import Membership
 from controlplane.raft.types import Member
 
@@ -57,6 +58,21 @@ def test_a_damaged_founding_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "d" / "founding"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(CorruptStateError, match="Replace this member"):
+        peek_founding(tmp_path / "d")
+
+
+def test_a_founding_file_from_before_it_had_a_version_is_read(tmp_path: Path) -> None:
+    written(tmp_path / "d")
+    path = tmp_path / "d" / "founding"
+    path.write_bytes(path.read_bytes()[len(b"QDFOUND\n") + 4 :])
+    assert peek_founding(tmp_path / "d") == FOUNDING
+
+
+def test_a_founding_file_of_a_newer_version_is_refused_and_not_called_damaged(tmp_path: Path) -> None:
+    written(tmp_path / "d")
+    path = tmp_path / "d" / "founding"
+    path.write_bytes(b"QDFOUND\n" + struct.pack("<I", FORMAT_VERSION + 1) + b"whatever it is")
+    with pytest.raises(ConfigError, match=r"founding has format 3, this version reads up to 2; start the newer"):
         peek_founding(tmp_path / "d")
 
 

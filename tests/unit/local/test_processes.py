@@ -180,3 +180,19 @@ def test_start_times_are_the_kernels() -> None:
         child.wait()
     assert stat_of(child.pid) is None
     assert len(boot_id()) == 36
+
+
+def test_a_record_of_a_newer_version_is_refused_for_its_process_may_run(processes: Processes, tmp_path: Path) -> None:
+    start(processes, "a", SLEEPER)
+    record(tmp_path, "a", version=2)
+    with pytest.raises(ConfigError, match=r"a\.json: format version 2, this program reads up to 1; use the newer"):
+        processes.pid("a")
+
+
+def test_a_record_from_before_records_had_a_version_is_read(processes: Processes, tmp_path: Path) -> None:
+    pid = start(processes, "a", SLEEPER)
+    path = tmp_path / "run" / "a.json"
+    old = json.loads(path.read_text())
+    del old["version"]
+    path.write_text(json.dumps(old))
+    assert again(tmp_path).pid("a") == pid

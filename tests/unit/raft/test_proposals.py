@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
+from controlplane.base.errors import ConfigError
 from controlplane.base.limits import BATCH_BYTES_MAX, BATCH_PROPOSALS_MAX
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Batch, Proposal
-from controlplane.raft.proposals import Proposals
+from controlplane.raft.proposals import BATCH_FORMAT_VERSION, Proposals, decode_batch
 from controlplane.raft.types import Applied, NeverSent, Outcome, Unknown
 
 ROUTE = (2, 5, 1)
@@ -145,3 +148,9 @@ def test_stopping_tells_every_waiter_the_truth() -> None:
     told = bench.settle()
     assert isinstance(told[b"sent"][0], Unknown)
     assert isinstance(told[b"held"][0], NeverSent)
+
+
+def test_an_entry_of_a_newer_format_is_refused_not_half_understood() -> None:
+    data = Batch(format_version=BATCH_FORMAT_VERSION + 1, proposals=[Proposal(request_id=b"a")]).SerializeToString()
+    with pytest.raises(ConfigError, match="a log entry has format 2, this version applies up to 1"):
+        decode_batch(data)

@@ -21,13 +21,13 @@ def test_the_ratio_is_of_the_medians() -> None:
         figures.note(False, "writes", peer, "/s", higher_is_better=True)
     (writes,) = figures
     assert writes.ratio == pytest.approx(0.5)
-    assert "| writes | 200 /s (100 to 900) | 400 /s (300 to 500) | 0.50 | more |  |  | 3 |" in table(figures, {})
+    assert "| writes | 200 /s (100 to 900) | 400 /s (300 to 500) | 0.50 | more | 3 |" in table(figures, {})
 
 
 def test_a_side_without_values_has_no_ratio_and_says_so() -> None:
     figures = Figures()
     figures.note(True, "restore", 1.5, "s", higher_is_better=False)
-    assert "| restore | 1.50 s | - | - | less |  |  | 1, 0 |" in table(figures, {})
+    assert "| restore | 1.50 s | - | - | less | 1, 0 |" in table(figures, {})
 
 
 def test_a_row_with_a_target_says_whether_it_is_met() -> None:

@@ -1,0 +1,1 @@
+"""Files that earlier releases wrote, and the program that had them write them. See make.py."""
