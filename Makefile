@@ -14,7 +14,7 @@ LOCAL_UP = --replicas $(REPLICAS) --nodes $(NODES) --port-base $(PORT_BASE) --st
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := controlplane node chaos tests
 
-.PHONY: help setup setup-dev cluster status down clean demo test check fix lint types layers gen gen-check sim clients bench lock
+.PHONY: help setup setup-dev cluster status down clean demo chaos soak test check fix lint types layers gen gen-check sim clients bench lock
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -55,6 +55,12 @@ clean: ## Stop the cluster and remove .quarterdeck, .venv and caches
 
 demo: setup ## The mission in four acts, with a verdict
 	@$(BIN)/qd chaos demo $(LOCAL_UP)
+
+chaos: setup ## Every experiment that matters, about 10 minutes; ends in a table and reports
+	@$(BIN)/qd chaos all $(LOCAL_UP) $(if $(SEED),--seed $(SEED)) $(if $(REPEAT),--repeat $(REPEAT))
+
+soak: setup ## Random faults for HOURS hours, a verdict every few minutes
+	@$(BIN)/qd chaos soak $(LOCAL_UP) --hours $(or $(HOURS),1) $(if $(SEED),--seed $(SEED))
 
 test: setup-dev ## All tests
 	@$(BIN)/python -m pytest

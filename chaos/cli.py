@@ -1,30 +1,40 @@
 """``qd chaos``: break the local cluster on purpose and judge what happened.
 
-Exit codes: 0 every invariant held, 1 one was broken, 4 too little happened to tell, 130 interrupted.
+Exit codes: 0 every invariant held, 1 one was broken, 2 it cannot be run like this, 4 too little happened to tell (also:
+a fault cannot be made here), 130 interrupted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 
-from chaos.acts import ACTS, demo_acts
-from chaos.findings import Verdict
+from chaos import experiment as experiments
+from chaos.cli_common import EXIT_CODES, interruptible, running, say_to
+from chaos.cli_soak import soak
+from chaos.describe import describe_experiment, describe_faults, dry_run
+from chaos.display import Display
+from chaos.experiment import Experiment
+from chaos.findings import Verdict, worst
+from chaos.ground import NAMESPACE, WORKLOAD
 from chaos.history import load
 from chaos.load import Rates
-from chaos.play import NAMESPACE, WORKLOAD, Run, play
-from chaos.report import as_dict, render, render_repeats
+from chaos.report import as_dict, matrix, render, render_repeats, write_all
+from chaos.runner import Run, heal_cluster
+from chaos.runner import run as run_experiments
+from chaos.steps import catalogue
 from chaos.verdict import Report, judge_history
 from controlplane.base.errors import ConfigError
+from controlplane.base.rand import SystemRand
 from controlplane.cli.common import Settings, coroutine, err, settings_of
 from controlplane.cli.local import bring_up
+from controlplane.cli.tables import table
 from controlplane.client import GrpcClient
 from controlplane.local.cluster import FOLDER, LocalCluster
 from controlplane.local.spec import STORES
@@ -32,11 +42,13 @@ from controlplane.pb.k8s.apps_v1_pb2 import Deployment
 
 __all__ = ["chaos"]
 
-EXIT_CODES: Final = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INCONCLUSIVE: 4}
 _EXAMPLE: Final = Path("examples/web.yaml")
+_DEMO: Final = ("leader-kill", "node-kill", "scaling", "disaster")
+_DEMO_ON_ETCD: Final = ("leader-kill", "store-leader-kill", "node-kill", "scaling", "disaster")
 _DEMO_PODS: Final = 6
-
-T = TypeVar("T")
+#: The tag of experiments that `make chaos` plays.
+_SET: Final = "set"
+_SEED_MAX: Final = 2**31 - 1
 
 
 @click.group()
@@ -60,93 +72,202 @@ def _output(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)  # fmt: skip
 
 
+def _seed(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--seed", type=click.IntRange(0, _SEED_MAX), help="Makes the same choices again (victims, times)."
+    )(function)
+
+
+def _if_started(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options for a cluster that is started if none runs here."""
+    for option in (
+        click.option("--replicas", default=3, show_default=True, help="Control-plane replicas, if it is started here."),
+        click.option("--nodes", default=3, show_default=True, help="Node agents, if it is started here."),
+        click.option("--port-base", default=7400, show_default=True, help="First port, if it is started here."),
+        click.option(
+            "--store", default="embedded", type=click.Choice(STORES), show_default=True,
+            help="The store, if it is started here.",
+        ),
+        click.option("--tls/--no-tls", default=True, show_default=True, help="TLS, if it is started here."),
+        click.option(
+            "--apply", "manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=_EXAMPLE,
+            show_default=True, help="The workload: a Deployment and a Service, both named web.",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+async def _started(settings: Settings, **wanted: Any) -> LocalCluster:
+    """The cluster that runs here, or a new one; with the workload at the demo's size."""
+    cluster = await bring_up(settings.folder or Path(FOLDER), **wanted)
+    async with GrpcClient(cluster.spec.endpoints, credentials=cluster.credentials()) as client:
+        await client.patch(Deployment, WORKLOAD, {"spec": {"replicas": _DEMO_PODS}}, namespace=NAMESPACE)
+    return cluster
+
+
 @chaos.command()
-@click.option("--replicas", default=3, show_default=True, help="Control-plane replicas, if it is started here.")
-@click.option("--nodes", default=3, show_default=True, help="Node agents, if it is started here.")
-@click.option("--port-base", default=7400, show_default=True, help="First port, if it is started here.")
-@click.option(
-    "--store",
-    default="embedded",
-    type=click.Choice(STORES),
-    show_default=True,
-    help="The store, if it is started here.",
-)
-@click.option("--tls/--no-tls", default=True, show_default=True, help="TLS, if it is started here.")
-@click.option(
-    "--apply",
-    "manifest",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    default=_EXAMPLE,
-    show_default=True,
-    help="The workload: a Deployment and a Service, both named web.",
-)
+@_if_started
 @_rate
+@_seed
 @_output
 @click.pass_context
 @coroutine
-async def demo(
-    context: click.Context,
-    replicas: int,
-    nodes: int,
-    port_base: int,
-    store: str,
-    tls: bool,
-    manifest: Path,
-    rate: float,
-    output: str,
-) -> None:
+async def demo(context: click.Context, /, rate: float, seed: int | None, output: str, **wanted: Any) -> None:
     """The mission in four acts: a leader killed, a node killed, growth, and the loss of the whole control plane.
 
     Starts a cluster if none runs here, and leaves it running.
     """
     began = time.monotonic()
-    settings = settings_of(context)
-    cluster = await bring_up(
-        settings.folder or Path(FOLDER),
-        replicas=replicas,
-        nodes=nodes,
-        port_base=port_base,
-        store=store,
-        tls=tls,
-        manifest=manifest,
-    )
-    run = await _interruptible(_demo(cluster, rate))
-    _show(run.report, output)
-    err.print(f"history  {run.folder / 'history.jsonl'}  (judge it again: qd chaos verify FILE)")
+    cluster = await _started(settings_of(context), **wanted)
+    known = catalogue()
+    acts = [experiments.read(name, known) for name in (_DEMO_ON_ETCD if cluster.spec.store else _DEMO)]
+    found = await interruptible(
+        run_experiments(
+            cluster, acts, name="demo", seed=_chosen(seed), rates=Rates(writes=rate), say=say_to(err),
+            display=Display(err),
+        )
+    )  # fmt: skip
+    _show(found.report, output)
+    _where(found)
     err.print(f"{time.monotonic() - began:.0f} s in all; the cluster is left running")
-    context.exit(EXIT_CODES[run.report.verdict])
+    context.exit(EXIT_CODES[found.report.verdict])
 
 
-async def _demo(cluster: LocalCluster, rate: float) -> Run:
-    async with GrpcClient(cluster.spec.endpoints, credentials=cluster.credentials()) as client:
-        await client.patch(Deployment, WORKLOAD, {"spec": {"replicas": _DEMO_PODS}}, namespace=NAMESPACE)
-    return await play(cluster, demo_acts(cluster.spec.store_kind), rates=Rates(writes=rate), say=_say())
+@chaos.command("all")
+@_if_started
+@_rate
+@_seed
+@click.option("--repeat", default=1, show_default=True, type=click.IntRange(min=1, max=1000), help="Trials of each.")
+@click.pass_context
+@coroutine
+async def run_all(context: click.Context, /, rate: float, seed: int | None, repeat: int, **wanted: Any) -> None:
+    """Run the set: every experiment that matters, one after the other, and a table at the end.
+
+    Starts a cluster if none runs here, and leaves it running.
+    """
+    began = time.monotonic()
+    cluster = await _started(settings_of(context), **wanted)
+    known = catalogue()
+    chosen = [e for e in (experiments.read(name, known) for name in experiments.names()) if _SET in e.tags]
+    verdict = await interruptible(_play(cluster, chosen, _chosen(seed), repeat, rate, "table"))
+    err.print(f"{time.monotonic() - began:.0f} s in all; the cluster is left running")
+    context.exit(EXIT_CODES[verdict])
 
 
 @chaos.command()
-@click.argument("act", type=click.Choice(list(ACTS)))
-@click.option("--repeat", default=1, show_default=True, type=click.IntRange(min=1, max=1000), help="Times to play it.")
+@click.argument("names", nargs=-1, metavar="NAME|FILE...")
+@click.option("--all", "every", is_flag=True, help="Every experiment that fits this cluster.")
+@click.option("--repeat", default=1, show_default=True, type=click.IntRange(min=1, max=1000), help="Trials of each.")
+@_seed
 @_rate
 @_output
 @click.pass_context
 @coroutine
-async def run(context: click.Context, act: str, repeat: int, rate: float, output: str) -> None:
-    """Play one act on the running cluster, once or many times under one load."""
-    cluster = _running(settings_of(context))
-    if act not in demo_acts(cluster.spec.store_kind):
-        raise ConfigError(f"{act} needs a cluster whose store is etcd: make cluster STORE=etcd")
-    found = await _interruptible(play(cluster, [act], repeat=repeat, rates=Rates(writes=rate), say=_say()))
-    _show(found.report, output)
-    err.print(f"history  {found.folder / 'history.jsonl'}")
-    context.exit(EXIT_CODES[found.report.verdict])
+async def run(
+    context: click.Context, names: Sequence[str], every: bool, repeat: int, seed: int | None, rate: float, output: str
+) -> None:
+    """Run experiments on the running cluster, by name or file, once or many times under one load."""
+    known = catalogue()
+    if every == bool(names):
+        raise ConfigError("name experiments or files, or --all; `qd chaos list` shows those there are")
+    chosen = [experiments.read(name, known) for name in (experiments.names() if every else names)]
+    cluster = running(settings_of(context))
+    if every:
+        chosen = [e for e in chosen if e.settings.store in ("", cluster.spec.store_kind)]
+    verdict = await interruptible(_play(cluster, chosen, _chosen(seed), repeat, rate, output))
+    context.exit(EXIT_CODES[verdict])
+
+
+async def _play(
+    cluster: LocalCluster, chosen: Sequence[Experiment], seed: int, repeat: int, rate: float, output: str
+) -> Verdict:
+    """Each in a run of its own; the table of all, if there are several."""
+    reports: list[Report] = []
+    err.print(f"seed {seed}  (the same choices again: --seed {seed})")
+    for each in chosen:
+        times = repeat if each.settings.repeatable else 1
+        found = await run_experiments(
+            cluster, [each], name=each.name, seed=seed, repeat=times, rates=Rates(writes=rate), say=say_to(err),
+            display=Display(err),
+        )  # fmt: skip
+        reports.append(found.report)
+        if len(chosen) == 1 or found.report.verdict is not Verdict.PASS:
+            _show(found.report, output)
+        elif output == "table":
+            click.echo(f"{each.name}: {found.report.verdict.value}")
+        _where(found)
+    if len(chosen) > 1 and output == "table":
+        click.echo()
+        click.echo(matrix(reports))
+    return worst(report.verdict for report in reports)
 
 
 @chaos.command("list")
-def list_acts() -> None:
-    """List the acts."""
-    for name, act in ACTS.items():
-        text = " ".join((act.__doc__ or "").split())
-        click.echo(f"{name:<12} {text.partition('. ')[0].rstrip('.')}")
+@click.option("--faults", is_flag=True, help="The faults that experiments are made of, and whether they can be made.")
+@click.pass_context
+@coroutine
+async def list_experiments(context: click.Context, faults: bool) -> None:
+    """List the experiments that come with the program, or the faults."""
+    known = catalogue()
+    if faults:
+        settings = settings_of(context)
+        cluster = settings.local() if LocalCluster.exists(settings.folder or Path(FOLDER)) else None
+        click.echo(await describe_faults(cluster))
+        return
+    rows = [[e.name, e.title, ", ".join(e.tags)] for e in (experiments.read(n, known) for n in experiments.names())]
+    click.echo(table(["NAME", "WHAT IT DOES", "TAGS"], rows))
+
+
+@chaos.command()
+@click.argument("name", metavar="NAME|FILE")
+@coroutine
+async def describe(name: str) -> None:
+    """Say what an experiment does, step by step, and what it is judged by."""
+    click.echo(describe_experiment(experiments.read(name, catalogue())))
+
+
+@chaos.command("dry-run")
+@click.argument("names", nargs=-1, required=True, metavar="NAME|FILE...")
+@_seed
+@click.pass_context
+@coroutine
+async def dry_run_command(context: click.Context, names: Sequence[str], seed: int | None) -> None:
+    """Say what would be done to whom on this cluster now, and what would undo it. Does nothing."""
+    known = catalogue()
+    chosen = [experiments.read(name, known) for name in names]
+    seed = _chosen(seed)
+    click.echo(f"seed {seed}")
+    for each in chosen:
+        click.echo(await dry_run(running(settings_of(context)), each, seed))
+
+
+@chaos.command()
+@click.pass_context
+@coroutine
+async def heal(context: click.Context) -> None:
+    """Undo what a run that was killed has left broken, and start what does not run."""
+    count = await interruptible(heal_cluster(settings_of(context).local(), say_to(err)))
+    click.echo(f"healed {count}; every replica serves, every pod is Ready" if count else "nothing was left to undo")
+
+
+@chaos.command()
+@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@_output
+@click.pass_context
+@coroutine
+async def report(context: click.Context, folder: Path | None, output: str) -> None:
+    """Write the reports of a run again (HTML, JUnit, JSON) and show them; without FOLDER, of the newest run."""
+    if folder is None:
+        found = sorted((settings_of(context).local().root / "chaos").glob("*/history.jsonl"))
+        if not found:
+            raise ConfigError("no run has been recorded here; try: qd chaos run leader-kill")
+        folder = found[-1].parent
+    judged = judge_history(load(folder / "history.jsonl"))
+    written = await asyncio.to_thread(write_all, folder, judged)
+    _show(judged, output)
+    err.print("\n".join(str(path) for path in written))
+    context.exit(EXIT_CODES[judged.verdict])
 
 
 @chaos.command()
@@ -156,62 +277,50 @@ def list_acts() -> None:
 @coroutine
 async def verify(context: click.Context, history: Path, output: str) -> None:
     """Judge a recorded history again, from the file alone."""
-    report = judge_history(load(history))
-    _show(report, output)
-    context.exit(EXIT_CODES[report.verdict])
+    judged = judge_history(load(history))
+    _show(judged, output)
+    context.exit(EXIT_CODES[judged.verdict])
 
 
-def _show(report: Report, output: str) -> None:
-    if output == "json":
-        click.echo(json.dumps(as_dict(report), indent=2))
-        return
-    click.echo(render(report))
-    if any(act.n > 1 for act in report.acts):
-        click.echo()
-        click.echo(render_repeats(report.acts))
+@chaos.command("soak")
+@_if_started
+@_rate
+@_seed
+@click.option("--hours", required=True, type=click.FloatRange(min=0, min_open=True, max=1000), help="How long.")
+@click.option("--minutes", default=5.0, show_default=True, type=click.FloatRange(0.25, 60), help="To each verdict.")
+@click.pass_context
+@coroutine
+async def soak_command(
+    context: click.Context, /, rate: float, seed: int | None, hours: float, minutes: float, **wanted: Any
+) -> None:
+    """Everything at once, for hours: random faults under load, with a verdict every few minutes.
 
-
-def _say() -> Callable[[str], None]:
-    began = time.monotonic()
-
-    def say(text: str) -> None:
-        err.print(f"{time.monotonic() - began:6.2f}  {text}", markup=False)
-
-    return say
-
-
-def _running(settings: Settings) -> LocalCluster:
-    cluster = settings.local()
-    stopped = [name for name in cluster.names if name not in cluster.running()]
-    if stopped:
-        raise ConfigError(f"not running: {', '.join(stopped)}; chaos needs a whole cluster to begin with: qd local up")
-    return cluster
-
-
-async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
-    """Run it; Ctrl-C cancels it once, so that its clean-up (healing the cluster) runs to its end.
-
-    Raises:
-        KeyboardInterrupt: after that.
+    Starts a cluster if none runs here. Stops at the first verdict that is no pass. Keeps the newest runs only.
     """
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(work)
-    interrupted = False
+    cluster = await _started(settings_of(context), **wanted)
+    chosen = experiments.read("everything-at-once", catalogue())
+    verdict = await interruptible(
+        soak(cluster, chosen, seed=_chosen(seed), hours=hours, minutes=minutes, rates=Rates(writes=rate))
+    )
+    context.exit(EXIT_CODES[verdict])
 
-    def interrupt() -> None:
-        nonlocal interrupted
-        if interrupted:
-            err.print("healing the cluster; a moment")
-            return
-        interrupted = True
-        task.cancel()
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, interrupt)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
-    finally:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(signum)
+def _chosen(seed: int | None) -> int:
+    return SystemRand().randint(0, _SEED_MAX) if seed is None else seed
+
+
+def _where(found: Run) -> None:
+    err.print(f"history  {found.folder / 'history.jsonl'}  (judge it again: qd chaos verify FILE)")
+    err.print(f"report   {found.folder / 'report.html'}  (seed {found.seed})")
+    if found.cut_short:
+        err.print(f"cut short: {found.cut_short}")
+
+
+def _show(judged: Report, output: str) -> None:
+    if output == "json":
+        click.echo(json.dumps(as_dict(judged), indent=2))
+        return
+    click.echo(render(judged))
+    if any(act.n > 1 for act in judged.acts):
+        click.echo()
+        click.echo(render_repeats(judged.acts))

@@ -21,7 +21,7 @@ from controlplane.base.rand import Rand
 if TYPE_CHECKING:
     from chaos.ground import Ground
 
-__all__ = ["JSON", "Fault", "FaultError", "ImpossibleError", "Strike", "Undo"]
+__all__ = ["JSON", "DeviationError", "Fault", "FaultError", "ImpossibleError", "Strike", "Undo"]
 
 #: A value that JSON can hold.
 JSON = Any
@@ -29,6 +29,10 @@ JSON = Any
 
 class FaultError(QuarterdeckError):
     """The machine or the cluster refused what was tried. The message says what, and its words."""
+
+
+class DeviationError(QuarterdeckError):
+    """The cluster did not do what the experiment expects of it. The message says what was waited for."""
 
 
 class ImpossibleError(QuarterdeckError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
@@ -21,6 +21,7 @@ from controlplane.base.errors import StatusError
 from controlplane.base.rand import Rand, SystemRand
 from controlplane.client import ApiClient, EtcdClient, GrpcClient
 from controlplane.local.cluster import LocalCluster
+from controlplane.pb.k8s.apps_v1_pb2 import Deployment
 
 __all__ = ["NAMESPACE", "WORKLOAD", "Ground", "aside"]
 
@@ -97,6 +98,7 @@ class Ground:
             victim for entry in self.undo.entries if entry.strike.fault in TAKES_DOWN for victim in entry.strike.victims
         }
         silent = {name for name in names if name not in answers}
+        ids = {member.name: member.id for answer in answers.values() for member in answer.members if member.name}
         self.seen = Seen(
             replicas=names,
             nodes=tuple(n.name for n in spec.nodes),
@@ -104,8 +106,16 @@ class Ground:
             term=term,
             down=frozenset((struck | silent | self.extra_down) & set(names)),
             pods=tuple(self.pods.views()),
+            wanted=self.seen.wanted,
+            member_ids={**self.seen.member_ids, **ids},
         )
         return self.seen
+
+    async def count_wanted(self) -> int:
+        """How many pods the workload asks for now; kept in ``seen``. Raises ApiError."""
+        deployment = await self.client.get(Deployment, WORKLOAD, namespace=NAMESPACE)
+        self.seen = replace(self.seen, wanted=deployment.spec.replicas)
+        return self.seen.wanted
 
     async def patiently(self, call: Callable[[], Awaitable[T]], *, timeout_s: float = _PATIENCE_S) -> T:
         """Call until the cluster answers: for what must be done although it may not serve yet. Raises StatusError: the

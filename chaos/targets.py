@@ -75,6 +75,9 @@ class Seen:
     term: int = 0
     down: frozenset[str] = frozenset()
     pods: tuple[PodView, ...] = field(default=())
+    #: How many pods the workload asked for when the ground was opened.
+    wanted: int = 0
+    member_ids: Mapping[str, int] = field(default_factory=dict)
 
 
 def majority_of(size: int) -> int:

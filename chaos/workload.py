@@ -66,10 +66,13 @@ class Board:
     def __init__(self) -> None:
         self._newest: dict[int, str] = {}
         self.revision = 0
+        #: Writes acknowledged so far, of all writers.
+        self.acknowledged_total = 0
 
     def acknowledged(self, writer: int, key: str, revision: int) -> None:
         """A writer was told so, now."""
         self._newest[writer] = key
+        self.acknowledged_total += 1
         self.revision = max(self.revision, revision)
 
     def pick(self, reader: int, turn: int) -> str | None:

@@ -132,6 +132,10 @@ class EtcdClient:
         """Compare, then one branch or the other, in one revision. Acknowledged also when the compare failed."""
         return await self._write("Txn", request, rpc_pb2.TxnResponse)
 
+    async def compact(self, revision: int) -> Outcome[rpc_pb2.CompactionResponse]:
+        """Forget what was before a revision; its state stays."""
+        return await self._write("Compact", rpc_pb2.CompactionRequest(revision=revision), rpc_pb2.CompactionResponse)
+
     # -- reads -----------------------------------------------------------------------------------------------------
 
     async def get(self, key: bytes, *, serializable: bool = False) -> kv_pb2.KeyValue | None:

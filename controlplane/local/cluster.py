@@ -24,6 +24,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -200,6 +201,7 @@ class LocalCluster:
             "--name", me.name,
             *self._store_args(me.name),
             "--initial-cluster", self.spec.initial_cluster,
+            *(["--initial-cluster-state", "existing"] if me.name in self.spec.joined else []),
             "--cluster-token", self.spec.token,
             "--service-cidr", self.spec.service_cidr,
             "--cluster-cidr", self.spec.cluster_cidr,
@@ -307,6 +309,28 @@ class LocalCluster:
         self.spec.save(self.root / "cluster.json")
         self.start(node.name)
         return node
+
+    def add_replica(self) -> ReplicaSpec:
+        """One more replica in the plan. It is the caller's to make it a member, and then to start it."""
+        self.spec, replica = self.spec.with_replica()
+        self.spec.save(self.root / "cluster.json")
+        return replica
+
+    def remove_replica(self, name: str) -> None:
+        """Kill a replica that is no member any more, lose its data, and forget it."""
+        self.kill(self.replica(name).name)
+        self.destroy_replica_data(name)
+        self.spec = self.spec.without_replica(name)
+        self.spec.save(self.root / "cluster.json")
+
+    def prepare_rejoin(self, name: str) -> None:
+        """Kill a replica that is no member any more and lose its data: its next start is that of a new member, which
+        is the caller's to add before."""
+        self.kill(self.replica(name).name)
+        self.destroy_replica_data(name)
+        joined = (*(other for other in self.spec.joined if other != name), name)
+        self.spec = replace(self.spec, joined=joined)
+        self.spec.save(self.root / "cluster.json")
 
     def remove_node(self, name: str) -> None:
         """Stop an agent and its pods, and forget it. Its Node object is the caller's to delete."""

@@ -84,6 +84,8 @@ class ClusterSpec:
     extra_replica_args: tuple[str, ...] = field(default=())
     store: tuple[StoreMemberSpec, ...] = field(default=())
     tls: bool = False
+    #: Replicas that came to a running cluster: they find their place by asking it, not in initial_cluster.
+    joined: tuple[str, ...] = field(default=())
 
     @property
     def initial_cluster(self) -> str:
@@ -116,7 +118,25 @@ class ClusterSpec:
 
     def with_new_token(self) -> ClusterSpec:
         """The same processes as another cluster, whose members do not speak with the old one's."""
-        return replace(self, token=secrets.token_hex(8))
+        return replace(self, token=secrets.token_hex(8), joined=())
+
+    def with_replica(self) -> tuple[ClusterSpec, ReplicaSpec]:
+        """The cluster with one more replica, which joins it while it runs, and that replica."""
+        taken = {replica.name for replica in self.replicas}
+        number = next(n for n in range(1, REPLICAS_MAX + 2) if f"r{n}" not in taken)
+        if number > REPLICAS_MAX:
+            raise ConfigError(f"a local cluster has at most {REPLICAS_MAX} replicas")
+        replica = _replica(self.port_base, number)
+        joined = (*(name for name in self.joined if name != replica.name), replica.name)
+        return replace(self, replicas=(*self.replicas, replica), joined=joined), replica
+
+    def without_replica(self, name: str) -> ClusterSpec:
+        """The cluster without that replica."""
+        return replace(
+            self,
+            replicas=tuple(replica for replica in self.replicas if replica.name != name),
+            joined=tuple(other for other in self.joined if other != name),
+        )
 
     def without_node(self, name: str) -> ClusterSpec:
         """The cluster without that node."""
@@ -143,6 +163,7 @@ class ClusterSpec:
             raw["nodes"] = tuple(NodeSpec(**node) for node in raw["nodes"])
             raw["store"] = tuple(StoreMemberSpec(**member) for member in raw.get("store", ()))
             raw["extra_replica_args"] = tuple(raw.get("extra_replica_args", ()))
+            raw["joined"] = tuple(raw.get("joined", ()))
             return cls(**raw)
         except FileNotFoundError as error:
             raise ConfigError(f"no local cluster here ({path} is missing); start one with: make cluster") from error

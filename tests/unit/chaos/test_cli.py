@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from chaos.acts import ACTS
+from chaos import experiment
 from chaos.history import Header, History, Recorder
 from controlplane.base.clock import ManualClock
 from controlplane.cli.main import cli
@@ -64,10 +64,30 @@ def test_a_file_that_is_no_history_is_refused_by_name(tmp_path: Path) -> None:
     assert "poem.txt is not a history" in result.stderr
 
 
-def test_every_act_is_listed_with_what_it_does(tmp_path: Path) -> None:
-    lines = qd(tmp_path, "list").stdout.splitlines()
-    assert [line.split()[0] for line in lines] == list(ACTS)
+def test_every_experiment_is_listed_with_what_it_does(tmp_path: Path) -> None:
+    lines = qd(tmp_path, "list").stdout.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == experiment.names()
     assert all(len(line.split()) > 4 for line in lines)
+
+
+def test_every_experiment_can_be_described(tmp_path: Path) -> None:
+    for name in experiment.names():
+        result = qd(tmp_path, "describe", name)
+        assert result.exit_code == 0, result.output
+        assert "judged by:" in result.stdout
+
+
+def test_every_fault_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = qd(tmp_path, "list", "--faults")
+    assert result.exit_code == 0, result.output
+    assert "kill" in result.stdout
+
+
+def test_an_experiment_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
+    result = qd(tmp_path, "describe", "leader-kil")
+    assert result.exit_code == 2
+    assert "did you mean 'leader-kill'?" in result.stderr
 
 
 @pytest.mark.parametrize("argv", [("run", "leader-kill"), ("run", "disaster", "--repeat", "3")])
@@ -81,7 +101,15 @@ def test_without_a_cluster_nothing_is_broken(
 
 
 @pytest.mark.parametrize(
-    "argv", [("run", "poetry"), ("run", "leader-kill", "--repeat", "0"), ("run", "leader-kill", "--rate", "0")]
+    "argv",
+    [
+        ("run", "poetry"),
+        ("run",),
+        ("run", "leader-kill", "--all"),
+        ("run", "leader-kill", "--repeat", "0"),
+        ("run", "leader-kill", "--rate", "0"),
+        ("soak", "--hours", "0"),
+    ],
 )
 def test_what_is_not_possible_is_a_usage_error(tmp_path: Path, argv: tuple[str, ...]) -> None:
     assert qd(tmp_path, *argv).exit_code == 2

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from chaos.acts import ACTS, demo_acts
 from chaos.findings import Verdict
 from chaos.history import History, Op
 from chaos.verdict import judge_history
@@ -63,8 +62,3 @@ def test_writes_in_doubt_on_our_own_replicas_are_a_violation() -> None:
 @pytest.mark.parametrize("observed", [{"leader_after": "etcd-1"}, {"term_after": 2}])
 def test_a_store_that_elected_nobody_fails(observed: dict[str, object]) -> None:
     assert failed(played("etcd", in_doubt=0, **observed)) == ["another replica leads"]
-
-
-def test_the_store_has_an_act_of_its_own_only_where_it_stands_apart() -> None:
-    assert demo_acts("etcd") == list(ACTS)
-    assert demo_acts("embedded") == [act for act in ACTS if act != "store-leader-kill"]

@@ -1,0 +1,312 @@
+"""A run from beginning to end: the load started, trials played, the cluster healed, everything written down and judged.
+
+Owns the folder of one run (``.quarterdeck/chaos/STAMP-NAME/``) and the rule that a run begins on a whole cluster with
+an empty undo list. However it ends (a deviation, Ctrl-C), the cluster is healed and what was recorded is kept; if this
+process is killed, ``qd chaos heal`` does it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from chaos.display import Board, Display
+from chaos.experiment import Experiment
+from chaos.fault import FaultError
+from chaos.ground import WORKLOAD, Ground
+from chaos.history import Header, Recorder, load
+from chaos.journal import journal
+from chaos.load import Load, LoadError, Rates
+from chaos.lookout import Lookout
+from chaos.probes import service_address
+from chaos.report import write_all
+from chaos.stage import Stage, heal_entry
+from chaos.trial import TrialLog, play_trial, trial_rand
+from chaos.undo import UndoList, only_one
+from chaos.verdict import Report, judge_history
+from chaos.whole import Whole
+from chaos.workload import fetch
+from controlplane.base.clock import Clock, SystemClock
+from controlplane.base.errors import ConfigError, QuarterdeckError, StatusError
+from controlplane.base.rand import SystemRand
+from controlplane.client import NotFoundError
+from controlplane.local.cluster import LocalCluster
+
+__all__ = ["Run", "check_runnable", "heal_cluster", "run"]
+
+_LOG_LINES: Final = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run left: its report and its folder. ``cut_short``: why it ended before its last trial."""
+
+    report: Report
+    folder: Path
+    seed: int
+    cut_short: str
+    trials: Sequence[TrialLog] = field(default=())
+
+
+def check_runnable(cluster: LocalCluster, experiments: Sequence[Experiment]) -> None:
+    """Refuse before anything is touched.
+
+    Raises:
+        ConfigError: something is left to heal, or the cluster is not what an experiment wants; says what to do.
+    """
+    left = UndoList(cluster.root / "chaos").entries
+    if left:
+        raise ConfigError(
+            f"a run was stopped and has not healed ({'; '.join(entry.strike.says for entry in left)}). "
+            "Heal first: qd chaos heal"
+        )
+    spec = cluster.spec
+    for experiment in experiments:
+        wants = experiment.settings
+        if wants.store and wants.store != spec.store_kind:
+            raise ConfigError(f"{experiment.name} needs a cluster whose store is {wants.store}: make cluster STORE=…")
+        if len(spec.replicas) < wants.replicas_min or len(spec.nodes) < wants.nodes_min:
+            raise ConfigError(
+                f"{experiment.name} needs {wants.replicas_min} replicas and {wants.nodes_min} nodes; there are "
+                f"{len(spec.replicas)} and {len(spec.nodes)}: make cluster REPLICAS=… NODES=…"
+            )
+
+
+async def run(
+    cluster: LocalCluster,
+    experiments: Sequence[Experiment],
+    *,
+    name: str,
+    seed: int,
+    repeat: int = 1,
+    rates: Rates | None = None,
+    say: Callable[[str], None],
+    display: Display | None = None,
+    clock: Clock | None = None,
+) -> Run:
+    """Play the experiments, in order, ``repeat`` times, under one load, on a cluster that runs the workload.
+
+    Raises:
+        ConfigError: as :func:`check_runnable`; the workload is not there; another run is at work.
+        QuarterdeckError: the cluster was not whole to begin with, or could not be healed.
+    """
+    check_runnable(cluster, experiments)
+    with only_one(cluster.root / "chaos"):
+        runner = _Runner(cluster, experiments, name, seed, repeat, rates or Rates(), say, display, clock)
+        return await runner.run()
+
+
+async def heal_cluster(cluster: LocalCluster, say: Callable[[str], None]) -> int:
+    """Undo what a run that was killed has left, start what does not run, and wait until the cluster is whole; returns
+    how many strikes were healed.
+
+    Raises:
+        ConfigError: a run is at work, or the list cannot be read.
+        FaultError: something could not be healed; it stays on the list.
+    """
+    with only_one(cluster.root / "chaos"):
+        async with Ground.open(cluster, say=say, broken=True) as ground:
+            entries = ground.undo.entries
+            await heal_left(ground)
+            wanted = await ground.patiently(ground.count_wanted)
+            await Whole(ground, wanted).wait()
+            return len(entries)
+
+
+async def heal_left(ground: Ground) -> None:
+    """Every entry of the undo list, the newest first; then what does not run is started."""
+    failures: list[FaultError] = []
+    for entry in ground.undo.entries:
+        ground.say(f"healing: {entry.strike.says}")
+        try:
+            await heal_entry(ground, entry)
+        except FaultError as error:
+            failures.append(error)
+    running = ground.cluster.running()
+    for dead in (process for process in ground.cluster.names if process not in running):
+        ground.say(f"starting {dead}, which does not run")
+        ground.cluster.start(dead)
+    if failures:
+        raise failures[0]
+
+
+class _Runner:
+    def __init__(
+        self,
+        cluster: LocalCluster,
+        experiments: Sequence[Experiment],
+        name: str,
+        seed: int,
+        repeat: int,
+        rates: Rates,
+        say: Callable[[str], None],
+        display: Display | None,
+        clock: Clock | None,
+    ) -> None:
+        self._cluster = cluster
+        self._experiments = experiments
+        self._name, self._seed, self._repeat = name, seed, repeat
+        self._rates = rates
+        self._say = say
+        self._display = display
+        self._clock = clock or SystemClock()
+        started = datetime.now(UTC)
+        self._started_at = started.isoformat(timespec="milliseconds")
+        self._folder = cluster.root / "chaos" / f"{started.strftime('%Y%m%dT%H%M%S.%fZ')}-{name}"
+        self._trials: list[tuple[Experiment, TrialLog]] = []
+        self._current: tuple[str, int] = ("run", 1)
+
+    async def run(self) -> Run:
+        self._folder.mkdir(parents=True)
+        await asyncio.to_thread(self._describe)
+        async with Ground.open(self._cluster, say=self._say, clock=self._clock) as ground:
+            address = await self._workload(ground)
+            whole = Whole(ground, ground.seen.wanted)
+            await whole.wait()
+            failure = await fetch(*address, timeout_s=2.0)
+            if failure is not None:
+                raise QuarterdeckError(f"the Service at {address[0]}:{address[1]} does not answer: {failure}")
+            cut_short = await self._under_load(ground, whole, address)
+        report = await asyncio.to_thread(self._finish)
+        return Run(report, self._folder, self._seed, cut_short, [log for _, log in self._trials])
+
+    async def _workload(self, ground: Ground) -> tuple[str, int]:
+        try:
+            await ground.count_wanted()
+            return await service_address(ground.client)
+        except NotFoundError as error:
+            raise ConfigError(
+                f"chaos plays on the Deployment and Service {WORKLOAD!r}: {error.message}. "
+                "Try: qd apply -f examples/web.yaml"
+            ) from error
+
+    async def _under_load(self, ground: Ground, whole: Whole, address: tuple[str, int]) -> str:
+        spec, rand = self._cluster.spec, SystemRand()
+        run = rand.token(4).hex()
+        header = Header(run, f"/chaos/{run}/", self._started_at, spec.kv_endpoints, spec.store_kind)
+        cut_short = ""
+        with Recorder(self._folder / "history.jsonl", header, self._clock) as recorder:
+            try:
+                async with AsyncExitStack() as stack:
+                    lookout = await stack.enter_async_context(
+                        Lookout(
+                            ground.replicas,
+                            self._clock,
+                            lambda leader, term, roles: self._seen(recorder, leader, term, roles),
+                        )
+                    )
+                    load_ = await stack.enter_async_context(
+                        Load(
+                            spec.kv_endpoints, address, prefix=header.prefix, recorder=recorder, rates=self._rates,
+                            clock=self._clock, rand=rand, foreign=bool(spec.store),
+                            credentials=self._cluster.kv_credentials(),
+                            parts={part for e in self._experiments for part in e.settings.workload},
+                        )
+                    )  # fmt: skip
+                    if self._display is not None:
+                        board = Board(ground, lookout, load_, lambda: self._current)
+                        await stack.enter_async_context(self._display.following(board))
+                    cut_short = await self._play(ground, whole, lookout, load_, recorder)
+                    try:
+                        await load_.finish()
+                    except StatusError as error:
+                        cut_short = cut_short or f"the final read-back: {error.message}"
+                    if not cut_short:
+                        recorder.mark("run", 1, "run-ended")
+            finally:
+                if ground.undo.entries:
+                    self._say(f"putting back: {', '.join(e.strike.says for e in ground.undo.entries)}")
+                await heal_left(ground)
+                await whole.wait()
+        return cut_short
+
+    def _seen(self, recorder: Recorder, leader: str | None, term: int, roles: Mapping[str, str]) -> None:
+        recorder.mark(*self._current, "seen", leader=leader, term=term, roles=dict(roles))
+
+    async def _play(self, ground: Ground, whole: Whole, lookout: Lookout, load_: Load, recorder: Recorder) -> str:
+        """Why the trials ended early, or nothing."""
+        for n in range(1, self._repeat + 1):
+            for experiment in self._experiments:
+                self._current = (experiment.name, n)
+                self._say(f"experiment: {experiment.name}" + (f", {n} of {self._repeat}" if self._repeat > 1 else ""))
+                stage = Stage(
+                    ground=ground, lookout=lookout, act=experiment.name, n=n, wanted=ground.seen.wanted,
+                    rand=trial_rand(self._seed, experiment.name, n), by=self._folder.name,
+                    allow_quorum_loss=experiment.settings.allow_quorum_loss, recorder=recorder, load=load_,
+                )  # fmt: skip
+                try:
+                    log = await play_trial(stage, experiment, whole, self._seed)
+                except LoadError as error:
+                    return f"{experiment.name}: {error}"
+                finally:
+                    self._current = ("run", 1)
+                self._trials.append((experiment, log))
+                if not log.whole:
+                    return f"{experiment.name}: the cluster was not whole again: {'; '.join(log.deviations)}"
+        return ""
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def _describe(self) -> None:
+        """experiment.json: enough to do the same again."""
+        text = {
+            "version": 1,
+            "name": self._name,
+            "title": "; ".join(experiment.title for experiment in self._experiments),
+            "seed": self._seed,
+            "repeat": self._repeat,
+            "commit": _commit(),
+            "versions": {
+                "quarterdeck": metadata.version("quarterdeck"),
+                "python": platform.python_version(),
+                "linux": platform.release(),
+            },
+            "machine": {"processors": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total},
+            "cluster": {
+                "replicas": len(self._cluster.spec.replicas),
+                "nodes": len(self._cluster.spec.nodes),
+                "store": self._cluster.spec.store_kind,
+                "tls": self._cluster.spec.tls,
+            },
+            "experiments": [{"name": e.name, **e.raw} for e in self._experiments],
+        }
+        (self._folder / "experiment.json").write_text(json.dumps(text, indent=2, default=str) + "\n")
+
+    def _finish(self) -> Report:
+        logs = self._folder / "logs"
+        logs.mkdir()
+        for name in self._cluster.names:
+            (logs / f"{name}.log").write_text(self._cluster.processes.log_tail(name, _LOG_LINES) + "\n")
+        history = load(self._folder / "history.jsonl")
+        report = judge_history(history)
+        write_all(self._folder, report)
+        found: dict[str, Any] = journal(self._trials, report, seed=self._seed)
+        (self._folder / "journal.json").write_text(json.dumps(found, indent=2, default=str) + "\n")
+        return report
+
+
+def _commit() -> str:
+    """The commit of the source tree this runs from; empty: it is none."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    except FileNotFoundError:
+        return ""
+    return found.stdout.strip()

@@ -1,0 +1,238 @@
+"""One trial at work: faults struck and healed through the undo list, waits, and what was observed.
+
+Owns the rule of the blast radius (no quorum is lost unless the experiment says so) and the order *decide, write down,
+strike*. Actions and probes act on a Stage; so does Chaos Toolkit's own `chaos run`, which has no load and no recorder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from chaos.catalogue import Catalogue
+from chaos.fault import JSON, DeviationError, FaultError, ImpossibleError, Strike
+from chaos.faults import REGISTRY, fault_named
+from chaos.ground import Ground
+from chaos.history import Mark, Recorder
+from chaos.load import Load
+from chaos.lookout import Lookout
+from chaos.observe import PodView, compare, processes_of_pods
+from chaos.targets import resolve
+from chaos.undo import Entry
+from controlplane.base.errors import ConfigError, QuarterdeckError
+from controlplane.base.rand import Rand
+
+__all__ = ["COMMON", "BlastRadiusError", "Census", "Stage", "Struck", "catalogue_of", "heal_entry"]
+
+POLL_S: Final = 0.02
+#: Arguments that every fault takes, beside its own parameters.
+COMMON: Final[Mapping[str, str]] = {
+    "target": "a selector: leader, follower, majority, node, zone, pod/NAME, … (chaos/targets.py)",
+    "mode": "one, all, fixed, fixed-percent, random-max-percent",
+    "value": "how many, or what percentage, for the mode",
+    "for_s": "seconds after which it is healed; without, it stays until healed",
+}
+
+
+class BlastRadiusError(ConfigError):
+    """The fault would cost the quorum, and the experiment does not allow that."""
+
+
+@dataclass(slots=True)
+class Struck:
+    """A strike of this trial, while it lasts."""
+
+    entry: Entry
+    facts: Mapping[str, JSON] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Stage:
+    """Everything an action or a probe plays with. ``act`` and ``n``: the experiment's name and the trial, from 1.
+
+    ``observed`` collects what goes into the last mark of the trial.
+    """
+
+    ground: Ground
+    lookout: Lookout
+    act: str
+    n: int
+    rand: Rand
+    wanted: int
+    by: str
+    allow_quorum_loss: bool = False
+    recorder: Recorder | None = None
+    load: Load | None = None
+    observed: dict[str, Any] = field(default_factory=dict)
+    excused: set[str] = field(default_factory=set)
+    struck: list[Struck] = field(default_factory=list)
+    first_fault_s: float | None = None
+    last_fault_s: float = 0.0
+    leader_before: str | None = None
+    term_before: int = 0
+
+    def mark(self, name: str, **detail: Any) -> Mark | None:
+        """Into the history, if there is one."""
+        return self.recorder.mark(self.act, self.n, name, **detail) if self.recorder is not None else None
+
+    def now_s(self) -> float:
+        """Now, on the ground's clock."""
+        return self.ground.clock.monotonic()
+
+    def since_fault_s(self) -> float:
+        """Seconds since the first fault of this trial."""
+        return self.now_s() - (self.first_fault_s if self.first_fault_s is not None else self.now_s())
+
+    # -- faults ------------------------------------------------------------------------------------------------------
+
+    async def plan(self, name: str, arguments: Mapping[str, JSON], rand: Rand | None = None) -> Strike:
+        """Decide, by what is seen now; no effect.
+
+        Raises:
+            ImpossibleError: it cannot be made here.
+            ConfigError: an argument, or the target now, does not fit.
+        """
+        fault = fault_named(name)
+        why = fault.missing(self.ground)
+        if why is not None:
+            raise ImpossibleError(f"{name} cannot be made here: {why}")
+        seen = await self.ground.look()
+        # From here on nothing is waited for until the strike is written down: two at once cannot both be the last
+        # that a majority bears.
+        source = rand or self.rand
+        params = {key: value for key, value in arguments.items() if key not in COMMON}
+        selector = str(arguments.get("target") or fault.target or "cluster")
+        mode, value = arguments.get("mode"), int(arguments.get("value") or 0)
+        return fault.plan(self.ground, resolve(seen, selector, source, mode=mode, value=value), params, source)
+
+    async def inject(self, name: str, arguments: Mapping[str, JSON], rand: Rand | None = None) -> Struck:
+        """Decide, write the undoing down, strike.
+
+        Raises:
+            BlastRadiusError: it would cost the quorum.
+            ImpossibleError, ConfigError, FaultError: as :meth:`plan` and the fault.
+        """
+        strike = await self.plan(name, arguments, rand)
+        if strike.quorum_lost and not self.allow_quorum_loss:
+            raise BlastRadiusError(
+                f"{strike.says}: no majority of replicas would be left; an experiment that means it says "
+                "allow-quorum-loss: true"
+            )
+        struck = Struck(self.ground.undo.add(self.by, strike))
+        self.struck.append(struck)
+        self.excused.update(strike.excused)
+        self.ground.say(strike.says)
+        if self.first_fault_s is None:
+            self.first_fault_s = self.now_s()
+            self.leader_before, self.term_before = self.ground.seen.leader, self.ground.seen.term
+        self.last_fault_s = self.now_s()
+        self.mark(
+            "fault", id=struck.entry.id, fault=name, victims=list(strike.victims), params=dict(arguments),
+            says=strike.says,
+        )  # fmt: skip
+        struck.facts = await REGISTRY[name].strike(self.ground, strike)
+        for key, value in struck.facts.items():
+            old = self.observed.get(key)
+            self.observed[key] = old + value if isinstance(old, int) and isinstance(value, int) else value
+        return struck
+
+    async def heal(self, struck: Struck) -> None:
+        """Ask for its proof, take it back, strike it off the list. Raises FaultError: it stays on the list."""
+        if struck not in self.struck:
+            return
+        fault = REGISTRY[struck.entry.strike.fault]
+        try:
+            proof = dict(await fault.proof(self.ground, struck.entry.strike))
+        except QuarterdeckError as error:
+            proof = {"unknown": str(error)}
+        await heal_entry(self.ground, struck.entry)
+        if struck in self.struck:
+            self.struck.remove(struck)
+        self.mark("healed", id=struck.entry.id, fault=fault.name, proof={**struck.facts, **proof})
+
+    async def heal_all(self) -> None:
+        """The newest first. What fails is raised when the others are healed."""
+        failures: list[QuarterdeckError] = []
+        for struck in reversed(list(self.struck)):
+            try:
+                await self.heal(struck)
+            except QuarterdeckError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    # -- waits -------------------------------------------------------------------------------------------------------
+
+    async def until(self, holds: Callable[[], bool | Awaitable[bool]], within_s: float, what: str) -> float:
+        """Seconds until it held.
+
+        Raises:
+            DeviationError: it did not within the time.
+        """
+        began_s = self.now_s()
+        while True:
+            found = holds()
+            if found if isinstance(found, bool) else await found:
+                return self.now_s() - began_s
+            if self.now_s() - began_s > within_s:
+                raise DeviationError(f"not within {within_s:g} s: {what}")
+            if self.load is not None:
+                self.load.check()
+            await self.ground.clock.sleep(POLL_S)
+
+
+async def heal_entry(ground: Ground, entry: Entry) -> None:
+    """Take one strike back, the last step of it first, and strike it off the list. Any process may do it.
+
+    Raises:
+        FaultError: it cannot be taken back; it stays on the list.
+        ConfigError: this program does not know the fault.
+    """
+    for undo in reversed(entry.strike.undo):
+        try:
+            await fault_named(undo.fault).heal(ground, undo)
+        except (FaultError, ConfigError):
+            raise
+        except (QuarterdeckError, OSError) as error:
+            raise FaultError(f"{entry.strike.says}: not healed: {error}") from error
+    ground.undo.remove(entry)
+
+
+class Census:
+    """The pods at the beginning of a trial, by the API and by their processes, to compare with later."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        self._pods: Sequence[PodView] = ground.pods.views()
+        self._processes = processes_of_pods(ground.cluster)
+
+    def changes(self, excused: Collection[str]) -> dict[str, Any]:
+        """What became of the pods that had no reason to stop. ``excused``: nodes, ``pod/NAME``, or ``*`` for all."""
+        gone = {pod.uid for pod in self._pods if "*" in excused or pod.node in excused or f"pod/{pod.name}" in excused}
+        found = compare(self._pods, self._ground.pods.views(), excused=gone)
+        now = processes_of_pods(self._ground.cluster)
+        mine = {pod.uid for pod in self._pods if pod.uid not in gone}
+        ended = sum(1 for uid in mine if not set(self._processes.get(uid, ())) <= set(now.get(uid, ())))
+        return {
+            "pods_watched": found.watched,
+            "pods_restarted": found.restarted,
+            "pods_replaced_without_need": found.replaced,
+            "processes_ended": ended,
+            "pods_excused": len(gone),
+        }
+
+
+def fault_arguments() -> dict[str, dict[str, str]]:
+    """Action -> argument -> sentence, of every fault."""
+    return {
+        name.replace("-", "_"): {**(COMMON if fault.target else {"for_s": COMMON["for_s"]}), **fault.params}
+        for name, fault in REGISTRY.items()
+    }
+
+
+def catalogue_of(actions: Mapping[str, Mapping[str, str]], probes: Mapping[str, Mapping[str, str]]) -> Catalogue:
+    """With every fault as an action."""
+    return Catalogue(
+        actions={**fault_arguments(), **actions}, probes=probes, faults={n: f.target for n, f in REGISTRY.items()}
+    )

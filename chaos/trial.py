@@ -1,0 +1,295 @@
+"""One trial of an experiment from its first steady second to its last: what is asked, done, healed and seen, in order.
+
+::
+
+    begin ─ steady, probes ─ method, schedule ─ rollbacks, all healed ─ whole again ─ steady, probes ─ observed
+
+Owns that order and the log of activities, which journals are made of. Judges nothing: ``verdict`` does, from the marks.
+What the cluster did not do becomes a mark ``deviated``; what cannot be made here a mark ``impossible``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from chaos.experiment import Activity, Experiment
+from chaos.fault import DeviationError, FaultError, ImpossibleError
+from chaos.faults import REGISTRY
+from chaos.load import LoadError
+from chaos.probes import PROBES, within
+from chaos.schedule import Choice, Drawn, draw
+from chaos.stage import BlastRadiusError, Census, Stage
+from chaos.steps import STEPS
+from chaos.targets import TargetError
+from chaos.whole import NotWholeError, Whole
+from controlplane.base.errors import ConfigError, QuarterdeckError, StatusError
+from controlplane.base.rand import SeededRand
+from controlplane.local.processes import ProcessError
+
+__all__ = ["Played", "TrialLog", "play_trial", "possible_choices", "trial_rand"]
+
+_EXPECTED: Final = (StatusError, ProcessError, NotWholeError, DeviationError)
+
+
+@dataclass(slots=True)
+class Played:
+    """One activity that was done. Times in wall-clock milliseconds. ``status``: succeeded or failed."""
+
+    activity: Activity
+    start_ms: int
+    end_ms: int = 0
+    status: str = "succeeded"
+    output: Any = None
+    error: str = ""
+    #: For probes of the steady state.
+    tolerated: bool | None = None
+
+
+@dataclass(slots=True)
+class TrialLog:
+    """What a journal needs. ``whole``: it was healed; if not, nothing more can be tried on this cluster."""
+
+    n: int
+    before: list[Played] = field(default_factory=list)
+    run: list[Played] = field(default_factory=list)
+    rollbacks: list[Played] = field(default_factory=list)
+    after: list[Played] = field(default_factory=list)
+    deviations: list[str] = field(default_factory=list)
+    impossible: str = ""
+    whole: bool = False
+
+
+def trial_rand(seed: int, name: str, n: int) -> SeededRand:
+    """The random source of one trial's choices."""
+    return SeededRand(f"{seed}/{name}/{n}")
+
+
+def possible_choices(stage_missing: Sequence[str], choices: Sequence[Choice]) -> tuple[list[Choice], list[str]]:
+    """Those whose fault is not missing, and the names of optional ones that are.
+
+    Raises:
+        ImpossibleError: one that is not optional is missing.
+    """
+    left_out = [choice.fault for choice in choices if choice.fault in stage_missing and choice.optional]
+    for choice in choices:
+        if choice.fault in stage_missing and not choice.optional:
+            raise ImpossibleError(f"{choice.fault}, of the schedule, cannot be made here")
+    return [choice for choice in choices if choice.fault not in stage_missing], left_out
+
+
+async def play_trial(stage: Stage, experiment: Experiment, whole: Whole, seed: int) -> TrialLog:
+    """Play it. However it ends, also when cancelled, what was struck stays on the undo list until it is healed.
+
+    Raises:
+        LoadError: the load ended: the run proves nothing.
+    """
+    return await _Trial(stage, experiment, whole, seed).play()
+
+
+class _Trial:
+    def __init__(self, stage: Stage, experiment: Experiment, whole: Whole, seed: int) -> None:
+        self._stage = stage
+        self._experiment = experiment
+        self._whole = whole
+        self._seed = seed
+        self._log = TrialLog(stage.n)
+        self._background: list[asyncio.Task[None]] = []
+        self._healing: list[asyncio.Task[None]] = []
+
+    async def play(self) -> TrialLog:
+        stage, experiment, settings = self._stage, self._experiment, self._experiment.settings
+        stage.mark(
+            "begin", title=experiment.title, seed=self._seed, budgets=dict(settings.budgets),
+            workload=list(settings.workload), steady_s=settings.steady_s,
+        )  # fmt: skip
+        census = Census(stage.ground)
+        await self._steady()
+        if not await self._hypothesis(self._log.before):
+            stage.mark("deviated", what="steady state", when="before", text="; ".join(self._log.deviations))
+            self._log.whole = True  # nothing was broken here
+            return self._log
+        await self._guarded(self._method(), "the method")
+        # What asks for fewer pods again does not say which: pods are compared before.
+        rescaled = any(struck.entry.strike.fault == "scale" for struck in stage.struck)
+        changes = census.changes(stage.excused) if rescaled else None
+        await self._guarded(self._play_all(experiment.rollbacks, self._log.rollbacks), "rollbacks")
+        if await self._heal():
+            await self._after(changes, census)
+        return self._log
+
+    async def _guarded(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        """Do a part; what comes of it that an experiment may expect becomes a mark."""
+        try:
+            await work
+        except ImpossibleError as error:
+            self._impossible(str(error))
+        except _EXPECTED as error:
+            self._deviate(what, str(error))
+        except (ConfigError, FaultError) as error:
+            self._impossible(f"not done: {error}")
+        finally:
+            await self._stop_background()
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    async def _steady(self) -> None:
+        await self._stage.ground.clock.sleep(self._experiment.settings.steady_s)
+        if self._stage.load is not None:
+            self._stage.load.check()
+
+    async def _hypothesis(self, log: list[Played]) -> bool:
+        held = True
+        for activity in self._experiment.hypothesis:
+            played = await self._play(activity, log, raises=False)
+            played.tolerated = played.status == "succeeded" and within(played.output, activity.tolerance)
+            if not played.tolerated:
+                held = False
+                self._log.deviations.append(f"{activity.name}: {played.error or played.output!r}")
+        return held
+
+    async def _method(self) -> None:
+        scheduled: list[asyncio.Task[None]] = []
+        if self._experiment.schedule is not None:
+            scheduled.append(asyncio.create_task(self._schedule()))
+            self._background.append(scheduled[0])
+        await self._play_all(self._experiment.method, self._log.run)
+        await asyncio.gather(*self._background)
+        await asyncio.gather(*self._healing)
+
+    async def _play_all(self, activities: Sequence[Activity], log: list[Played]) -> None:
+        for activity in activities:
+            await self._pause(activity.before_s)
+            if activity.background:
+                self._background.append(asyncio.create_task(self._discard(self._play(activity, log))))
+            else:
+                await self._play(activity, log)
+            await self._pause(activity.after_s)
+
+    @staticmethod
+    async def _discard(work: Any) -> None:
+        await work
+
+    async def _pause(self, seconds: float) -> None:
+        if seconds > 0:
+            await self._stage.ground.clock.sleep(seconds)
+
+    async def _play(self, activity: Activity, log: list[Played], *, raises: bool = True) -> Played:
+        clock = self._stage.ground.clock
+        played = Played(activity, clock.wall_ms())
+        log.append(played)
+        try:
+            played.output = await self._do(activity)
+        except QuarterdeckError as error:
+            played.status, played.error = "failed", str(error)
+            if raises or isinstance(error, LoadError):
+                raise
+        except BaseException as error:
+            played.status, played.error = "failed", type(error).__name__
+            raise
+        finally:
+            played.end_ms = clock.wall_ms()
+        return played
+
+    async def _do(self, activity: Activity) -> Any:
+        if activity.func in PROBES:
+            answer = await PROBES[activity.func].ask(self._stage, **activity.arguments)
+            steady = activity.where.startswith("steady-state-hypothesis")
+            if not steady and activity.tolerance is not None and not within(answer, activity.tolerance):
+                raise DeviationError(f"{activity.name}: {answer!r}, want {activity.tolerance!r}")
+            return answer
+        if activity.func in STEPS:
+            return await STEPS[activity.func].do(self._stage, **activity.arguments)
+        struck = await self._stage.inject(activity.func.replace("_", "-"), activity.arguments)
+        for_s = activity.arguments.get("for_s")
+        if for_s is not None:
+            await self._stage.ground.clock.sleep(float(for_s))
+            await self._stage.heal(struck)
+        return {"victims": list(struck.entry.strike.victims), **struck.facts}
+
+    # -- random faults -----------------------------------------------------------------------------------------------
+
+    async def _schedule(self) -> None:
+        schedule, stage = self._experiment.schedule, self._stage
+        assert schedule is not None
+        missing = [name for name, fault in REGISTRY.items() if fault.missing(stage.ground) is not None]
+        choices, left_out = possible_choices(missing, schedule.faults)
+        if left_out:
+            stage.ground.say(f"left out, as they cannot be made here: {', '.join(left_out)}")
+            stage.observed["left_out"] = left_out
+        if not choices:
+            raise ImpossibleError("no fault of the schedule can be made here")
+        began_s = stage.now_s()
+        for drawn in draw(schedule, choices, trial_rand(self._seed, f"{stage.act}/schedule", stage.n)):
+            await self._pause(began_s + drawn.at_s - stage.now_s())
+            if stage.load is not None:
+                stage.load.check()
+            self._healing.append(asyncio.create_task(self._drawn(drawn)))
+        await self._pause(began_s + schedule.duration_s - stage.now_s())
+
+    async def _drawn(self, drawn: Drawn) -> None:
+        """One fault of the schedule. What the blast radius or the moment forbids is left out, and told."""
+        stage, choice = self._stage, drawn.choice
+        arguments = {"target": choice.target, "mode": choice.mode, "value": choice.value, **choice.params}
+        rand = trial_rand(self._seed, f"{stage.act}/schedule/{drawn.number}", stage.n)
+        try:
+            struck = await stage.inject(choice.fault, {k: v for k, v in arguments.items() if v}, rand)
+        except (BlastRadiusError, TargetError) as error:
+            stage.ground.say(f"left out: {choice.fault}: {error}")
+            stage.observed["faults_left_out"] = int(stage.observed.get("faults_left_out", 0)) + 1
+            return
+        await stage.ground.clock.sleep(drawn.for_s)
+        await stage.heal(struck)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    async def _stop_background(self) -> None:
+        tasks = [*self._background, *self._healing]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _impossible(self, reason: str) -> None:
+        self._log.impossible = reason
+        self._stage.mark("impossible", reason=reason)
+        self._stage.ground.say(f"impossible: {reason}")
+
+    def _deviate(self, what: str, text: str) -> None:
+        self._log.deviations.append(f"{what}: {text}")
+        self._stage.mark("deviated", what=what, text=text)
+        self._stage.ground.say(f"deviated: {what}: {text}")
+
+    async def _heal(self) -> bool:
+        """Everything taken back, and the cluster whole again."""
+        stage = self._stage
+        try:
+            if stage.struck:
+                stage.ground.say(f"healing: {'; '.join(s.entry.strike.says for s in reversed(stage.struck))}")
+            await stage.heal_all()
+            healed_s = stage.now_s()
+            await self._whole.wait()
+        except _EXPECTED as error:
+            self._deviate("healed and whole again", str(error))
+            return False
+        except FaultError as error:
+            self._deviate("healed", str(error))
+            return False
+        stage.observed["converged_s"] = round(stage.now_s() - healed_s, 4)
+        stage.mark("recovered")
+        self._log.whole = True
+        if stage.first_fault_s is not None:
+            stage.observed["recovered_s"] = round(stage.now_s() - stage.first_fault_s, 4)
+        return True
+
+    async def _after(self, changes: dict[str, Any] | None, census: Census) -> None:
+        stage = self._stage
+        await self._steady()
+        known = len(self._log.deviations)
+        if not await self._hypothesis(self._log.after):
+            text = "; ".join(self._log.deviations[known:])
+            stage.mark("deviated", what="steady state", when="after", text=text)
+        if "term_after" in stage.observed and not stage.ground.cluster.spec.store:
+            stage.observed["elections_after"] = stage.lookout.leader()[1] - int(stage.observed["term_after"])
+        stage.mark("observed", **stage.observed, **(changes or census.changes(stage.excused)))
