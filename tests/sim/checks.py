@@ -161,7 +161,7 @@ class Checks:
             if answered is None:
                 if not first:
                     raise ViolationError(f"{name} applies a write at index {index} that nobody had applied there")
-                self._learn(name, proposal, reply, now)
+                self._learn(name, index, proposal, reply, now)
                 if proposal.request_id:
                     self._answers[proposal.request_id] = reply
             elif reply != answered:
@@ -169,12 +169,12 @@ class Checks:
                 at = header_revision(Reply.FromString(reply))
                 raise ViolationError(f"{name} answers a write twice: at revision {known_at}, and again at {at}")
 
-    def _learn(self, name: str, proposal: Proposal, reply: bytes, now: float) -> None:
+    def _learn(self, name: str, index: int, proposal: Proposal, reply: bytes, now: float) -> None:
         try:
             command = Command.FromString(proposal.payload)
         except DecodeError:
             command = Command()
-        kind = self.model.apply(command, self._newest_term, self._newest_term)
+        kind = self.model.apply(command, self._newest_term, self._newest_term, index)
         answer = Reply.FromString(reply)
         if answer.WhichOneof("result") != kind:
             raise ViolationError(f"{name} answers {answer.WhichOneof('result')}, the model says {kind}")
@@ -186,6 +186,9 @@ class Checks:
         if kind == "lease_revoke":
             lease = command.lease_revoke.ID if op == "lease_revoke" else command.lease_expire.id
             self.leases.gone(lease, now, asked_for=op == "lease_revoke")
+        elif kind == "restore_commit":
+            self.compacted = max(self.compacted, self.model.compacted)
+            self.leases.replaced(self.model.restored_leases, now)
         elif kind == "compact":
             self.compacted = max(self.compacted, command.compact.revision)
 

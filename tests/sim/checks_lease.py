@@ -72,6 +72,14 @@ class LeaseChecks:
         self.expired += not asked_for
         self._never_early(lease, life)
 
+    def replaced(self, leases: dict[int, int], now: float) -> None:
+        """A restore has put these (id -> TTL) in the place of all there were: each begins anew, with its full TTL."""
+        for lease, life in self._lives.items():
+            if lease not in leases and life.gone_at is None:
+                life.gone_at, life.asked_for = now, True
+        for lease, ttl_s in leases.items():
+            self._lives[lease] = _Life(ttl_s, now, now)
+
     def _never_early(self, lease: int, life: _Life) -> None:
         due = life.promised_from + life.ttl_s * (1 - _CLOCK_RATE)
         if life.gone_at is not None and not life.asked_for and life.gone_at < due:

@@ -7,9 +7,12 @@ revisions, events and answers. It knows the commands that the simulated clients 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 from controlplane.pb.etcd import rpc_pb2 as e
-from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Reply
+from controlplane.pb.etcd.kv_pb2 import KeyValue
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Reply, RestoreBegin, RestoreCommit
+from controlplane.pb.quarterdeck.internal.v1.state_pb2 import LeaseRecord
 
 __all__ = ["Change", "Model", "header_revision"]
 
@@ -41,10 +44,18 @@ class Model:
     events: dict[int, list[Change]] = field(default_factory=dict)
     history: dict[bytes, list[Change]] = field(default_factory=dict)
     leases: dict[int, set[bytes]] = field(default_factory=dict)
+    #: (its last revision, its history) of every state that a restore replaced.
+    past: list[tuple[int, dict[bytes, list[Change]]]] = field(default_factory=list)
+    #: Index of the last restore's entry, and the leases that came with it: id -> TTL.
+    epoch: int = 0
+    restored_leases: dict[int, int] = field(default_factory=dict)
+    stage: RestoreBegin | None = None
+    pieces: list[bytes] = field(default_factory=list)
 
     def at(self, key: bytes, revision: int | None = None) -> Change | None:
         """The key's newest change until that revision; None if there is none, or it was a deletion."""
-        for change in reversed(self.history.get(key, ())):
+        history = next((past for last, past in self.past if revision is not None and revision <= last), self.history)
+        for change in reversed(history.get(key, ())):
             if revision is None or change.revision <= revision:
                 return None if change.value is None else change
         return None
@@ -54,7 +65,7 @@ class Model:
         change = self.at(key, revision)
         return 0 if change is None else change.revision
 
-    def apply(self, command: Command, term: int, newest_term: int) -> str:
+    def apply(self, command: Command, term: int, newest_term: int, index: int = 0) -> str:
         """Do it. Returns the kind of reply it must have; with :attr:`revision` as the revision in its header."""
         changes: list[Change] = []
         kind: str = command.WhichOneof("op") or "rejection"
@@ -76,8 +87,19 @@ class Model:
             case "lease_revoke":
                 kind = self._revoke(changes, command.lease_revoke.ID)
             case "lease_expire":
-                known = command.lease_expire.term >= newest_term
+                known = command.lease_expire.term >= newest_term and command.lease_epoch == self.epoch
                 kind = self._revoke(changes, command.lease_expire.id) if known else "rejection"
+            case "restore_begin":
+                kind = self._begin(command.restore_begin)
+            case "restore_chunk":
+                kind = self._piece(
+                    command.restore_chunk.id, command.restore_chunk.number, command.restore_chunk.records
+                )
+            case "restore_commit":
+                kind = self._swap(command.restore_commit, index)
+            case "restore_abort":
+                kind = kind if self._stages(command.restore_abort.id) else "rejection"
+                self.stage = self.stage if kind == "rejection" else None
         if changes:
             self.revision += 1
             self.events[self.revision] = changes
@@ -130,6 +152,59 @@ class Model:
         for key in sorted(keys):
             self._delete(changes, key)
         return "lease_revoke"
+
+    # -- restores
+
+    def _stages(self, id: bytes) -> bool:
+        return self.stage is not None and self.stage.id == id
+
+    def _begin(self, begin: RestoreBegin) -> str:
+        if self.stage is None:
+            self.stage, self.pieces = begin, []
+        return "restore_begin" if self._stages(begin.id) else "rejection"
+
+    def _piece(self, id: bytes, number: int, records: bytes) -> str:
+        if not self._stages(id) or number > len(self.pieces):
+            return "rejection"
+        if number == len(self.pieces):
+            self.pieces.append(records)
+        return "restore_chunk"
+
+    def _swap(self, commit: RestoreCommit, index: int) -> str:
+        if not self._stages(commit.id):
+            return "rejection"
+        assert self.stage is not None
+        begin, self.stage = self.stage, None
+        digest = bytes(32)
+        for piece in self.pieces:
+            digest = sha256(digest + piece).digest()
+        if digest != commit.digest:
+            return "rejection"
+        self.past.append((self.revision, self.history))
+        self.revision = self.compacted = max(self.revision, begin.snapshot.revision) + commit.revision_bump
+        self.history, self.leases, self.restored_leases, self.epoch = {}, {}, {}, index
+        for kind, payload in _records(b"".join(self.pieces)):
+            if kind == "L":
+                lease = LeaseRecord.FromString(payload)
+                self.leases[lease.id], self.restored_leases[lease.id] = set(), lease.ttl_s
+            elif kind == "K":
+                kv = KeyValue.FromString(payload[4:])
+                change = Change(
+                    kv.mod_revision, kv.key, kv.value, kv.create_revision, kv.version, None, kv.lease
+                )  # fmt: skip
+                self.history[kv.key] = [change]
+                if kv.lease:
+                    self.leases[kv.lease].add(kv.key)
+        return "restore_commit"
+
+
+def _records(data: bytes) -> list[tuple[str, bytes]]:
+    found, at = [], 0
+    while at < len(data):
+        size = int.from_bytes(data[at + 1 : at + 5], "big")
+        found.append((chr(data[at]), data[at + 5 : at + 5 + size]))
+        at += 5 + size
+    return found
 
 
 def header_revision(reply: Reply) -> int:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from controlplane.base.errors import CorruptStateError, RemovedError, StorageError
 from controlplane.base.rand import SeededRand
 from controlplane.etcd.local import LocalKV
+from controlplane.etcd.restoring import LiveRestore
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.core import Core, Turn
 from controlplane.raft.driver import Replica
@@ -108,6 +109,7 @@ class SimNode:
         self.core: Core
         self.machine: CheckedStore
         self.kv: LocalKV
+        self.restoring: LiveRestore
         #: Clients that wait for an answer: what to tell them when the process dies.
         self.waiting: dict[int, Callable[[], None]] = {}
 
@@ -154,8 +156,12 @@ class SimNode:
                 election_timeout_ms=self.config.election_max_ms,
                 progress_every_s=0.4,
             )
+            self.restoring = LiveRestore(
+                self.kv, replica, self.machine.store, self.clock, rand, lambda: self.disk.capacity_bytes
+            )
             if self._services:
                 self.kv.start()
+                self.loop.spawn(self.restoring.run)
             await replica.start()
             assert replica._core is not None
             self.core = replica._core

@@ -6,7 +6,7 @@ Everything is in here, so that a failure can print it and a test can change one 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from controlplane.base.rand import SeededRand
@@ -62,6 +62,9 @@ class Options:
     down_max_s: float = 0.5
     #: How many frames come twice, in runs where they do.
     duplicate_share: float = 0.1
+    #: How often somebody puts the state back to what it was earlier. Not where a history is recorded: its rules know
+    #: nothing of that.
+    restores: int = 0
 
     def line(self) -> str:
         """As text, for the report of a failure."""
@@ -82,7 +85,7 @@ def draw(seed: int) -> Options:
         faults.add("crash")
     if "members" in faults:
         faults.discard("rot")  # one replica fewer for good, and one that may never have come, are no majority of four
-    return Options(
+    options = Options(
         size=int(pick(3, 3, 3, 3, 5)),
         faults=frozenset(faults),
         faults_s=pick(2.5, 4.0),
@@ -102,6 +105,9 @@ def draw(seed: int) -> Options:
         down_max_s=pick(0.2, 0.5, 1.5),
         duplicate_share=pick(0.02, 0.2, 0.5),
     )
+    if not options.recorded and rand.random() < 0.25:
+        options = replace(options, restores=rand.randint(1, 2))
+    return options
 
 
 def past_failure(path: Path) -> tuple[int, Options]:

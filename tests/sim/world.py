@@ -18,6 +18,7 @@ from tests.sim.net import SimNet
 from tests.sim.node import Breakage, SimNode
 from tests.sim.opinions import MARKS, Recording, search
 from tests.sim.options import Options, draw
+from tests.sim.restorer import Restorer
 from tests.sim.rpc import HOST, Rpc
 from tests.sim.scheduler import Scheduler
 from tests.sim.watchers import SimWatcher
@@ -102,6 +103,7 @@ class World:
         self.clients: list[Client] = []
         self.lease_clients: list[LeaseClient] = []
         self.watchers: list[SimWatcher] = []
+        self.restorers: list[Restorer] = []
         self.recording: Recording | None = None
         self.marker: Marker | None = None
         #: Keys whose beginning the search has found in order.
@@ -163,6 +165,9 @@ class World:
                 LeaseClient(n + 1, self.rpc, self.nodes, self.checks, SeededRand(f"{self.seed} l{n}"))
             )
             self.rpc.start(self.lease_clients[-1].run)
+        for n in range(options.restores):
+            self.restorers.append(Restorer(n, self.rpc, self.nodes, SeededRand(f"{self.seed} r{n}")))
+            self.rpc.start(self.restorers[-1].run)
         if options.recorded:
             self._record()
         for n in range(options.watchers):
@@ -190,6 +195,8 @@ class World:
         before, end = len(self.checks.acked), s.now + _LIVENESS_S
         for lessee in self.lease_clients:
             lessee.stopped = True
+        for restorer in self.restorers:
+            restorer.stopped = True
         while not self._recovered(before):
             if s.now >= end:
                 raise ViolationError(f"no recovery within {_LIVENESS_S} s of peace: {self._state()}")
@@ -207,7 +214,8 @@ class World:
             if self.recording is not None:
                 self.recording.judge(node.machine.store, s.now)
                 self.recording.history.listings.pop()
-        self.searched = search(self.checks.asked)
+        if not self.checks.model.past:  # the search knows of no state that comes back
+            self.searched = search(self.checks.asked)
 
     @property
     def core(self) -> list[SimNode]:
@@ -221,7 +229,8 @@ class World:
             client.stopped = True
         if self.marker is not None:
             self.marker.stopped = True
-        return not any(client.busy for client in self.clients) and self._converged()
+        busy = [*(client.busy for client in self.clients), *(restorer.busy for restorer in self.restorers)]
+        return not any(busy) and self._converged()
 
     def _converged(self) -> bool:
         if not all(node.serving for node in self.core):
