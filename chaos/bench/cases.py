@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from chaos.bench import load
+from chaos.bench.budget import check_perf_rounds
 from chaos.bench.context import Context
 from chaos.bench.faults import cut_links, gaps
 from chaos.bench.figures import percentile
@@ -68,7 +69,7 @@ async def _closed(context: Context, peer: Peer, what: str, clients: int, call: l
 
 async def check_perf(context: Context) -> None:
     """`etcdctl check perf --load=l`: etcd's own load generator, 500 clients, one minute."""
-    for peer in context.turns():
+    for peer in context.turns(check_perf_rounds(context.settings)):
         context.step(f"etcdctl check perf --load=l: {peer.kind}")
         # Its exit code is its own opinion of the figures.
         text = await etcdctl("check", "perf", "--load=l", "--prefix=/bench-check-perf/", endpoints=peer.clients,

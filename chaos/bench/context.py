@@ -83,10 +83,11 @@ class Context:
         assert self.running is not None
         return self.running
 
-    def turns(self) -> list[Peer]:
-        """Ours and the peer, alternating who begins."""
+    def turns(self, rounds: int | None = None) -> list[Peer]:
+        """Ours and the peer, alternating who begins; as many rounds as the settings say, or this many."""
         first, second = self.pair
-        return [p for i in range(self.settings.rounds) for p in ((first, second) if i % 2 == 0 else (second, first))]
+        rounds = self.settings.rounds if rounds is None else rounds
+        return [p for i in range(rounds) for p in ((first, second) if i % 2 == 0 else (second, first))]
 
     def note_sample(self, peer: Peer, what: str, sample: Sample, members_cpu_s: float) -> None:
         """A load's throughput, latencies and price.
