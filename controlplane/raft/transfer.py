@@ -26,7 +26,7 @@ class Transfer:
 
     Args:
         term: the leader's.
-        target: a voter, or None to choose one when it begins.
+        target: a voter, or None: whoever has the whole log first.
         deadline: monotonic seconds; the leader keeps leading from then on. Sooner once the log stands still.
     """
 
@@ -47,7 +47,9 @@ class Transfer:
         """As leader, every turn. True when it has failed and the log may go on."""
         if engine.term != self.term or now >= self.deadline:
             return True
-        if self.target is None:
+        due = now - self._asked_at >= self._resend_s
+        if self.wanted is None and due:
+            # Chosen anew until somebody is asked: whoever has the whole log first, however slow the others are.
             self.target = engine.transfer_target()
         if self.target is None:
             return False
@@ -56,6 +58,6 @@ class Transfer:
         if not self.closing and engine.lag(self.target) <= self._reach:
             self.closing = True
             self.deadline = min(self.deadline, now + self._patience_s)
-        if self.closing and now - self._asked_at >= self._resend_s and engine.transfer_leadership(self.target):
+        if self.closing and due and engine.transfer_leadership(self.target):
             self._asked_at = now
         return False

@@ -138,6 +138,33 @@ def test_a_leader_that_is_asked_hands_over_and_no_write_is_lost(seed: int) -> No
     assert all(isinstance(told[0], Applied) for told in writes)
 
 
+def test_whoever_has_the_whole_log_first_takes_over_unless_somebody_was_named() -> None:
+    fleet = Fleet(3)
+    leader = fleet.elect()
+    quick, slow = sorted({1, 2, 3} - {leader})
+    fleet.cut.add((leader, slow))
+    told = fleet.put(leader, b"w")
+    fleet.settle(1)
+    moved: list[StatusError | None] = []
+    fleet.cores[leader].transfer(None, deadline=fleet.clock.monotonic() + 5, done=moved.append)
+    fleet.pass_time(0.05)
+    assert moved == [None]
+    assert fleet.leader() == quick
+    assert isinstance(told[0], Applied)
+
+
+def test_a_successor_that_does_not_answer_is_replaced_by_the_next_unless_it_was_named() -> None:
+    fleet = Fleet(3)
+    leader = fleet.elect()
+    other, first_choice = sorted({1, 2, 3} - {leader})
+    fleet.cut.add((leader, first_choice))
+    moved: list[StatusError | None] = []
+    fleet.cores[leader].transfer(None, deadline=fleet.clock.monotonic() + 5, done=moved.append)
+    fleet.pass_time(0.3)
+    assert moved == [None]
+    assert fleet.leader() == other
+
+
 def test_a_leader_whose_successor_does_not_answer_goes_on() -> None:
     fleet = Fleet(3)
     leader = fleet.elect()
