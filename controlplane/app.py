@@ -30,7 +30,7 @@ from controlplane.backbone import backbone_of
 from controlplane.base import failpoints
 from controlplane.base.clock import SystemClock
 from controlplane.base.errors import ConfigError, QuarterdeckError, StatusError
-from controlplane.base.http import ObservabilityServer
+from controlplane.base.http import KUBERNETES, ObservabilityServer
 from controlplane.base.identity import member
 from controlplane.base.rand import SystemRand
 from controlplane.base.stalls import GcPauses, watch_loop
@@ -43,6 +43,7 @@ from controlplane.controllers.manager import ControllerManager
 from controlplane.controllers.nodelifecycle import NodeLifecycle
 from controlplane.controllers.nodelifecycle_decide import LifecycleConfig
 from controlplane.controllers.state_metrics import ObjectMetrics
+from controlplane.etcd import metrics as etcd_metrics
 from controlplane.etcd.gateway import BODY_BYTES_MAX as GATEWAY_BODY_BYTES_MAX
 from controlplane.joining import find_place
 from controlplane.pb.k8s.core_v1_pb2 import Pod
@@ -122,8 +123,14 @@ class App:
             routes=self.backbone.routes,
             body_bytes_max=GATEWAY_BODY_BYTES_MAX,
             versions=self.backbone.versions,
-            ready={"leader": self._check_leader, "linearizable_read": self._check_read, "caches": self._check_caches},
-            live={"store": self._check_store},
+            ready={
+                "leader": self._check_leader,
+                "linearizable_read": self._check_read,
+                "caches": self._check_caches,
+                **self.backbone.ready_checks,
+            },
+            live={"store": self._check_store, **self.backbone.live_checks},
+            outcomes=(KUBERNETES, etcd_metrics.HEALTH),
             tls=self.tls.server("http/1.1") if self.tls is not None else None,
         )
         self._reign: asyncio.Task[None] | None = None
@@ -151,7 +158,7 @@ class App:
         self.cell.on_leadership(self._on_leadership)
         grpc_server.listen(self._server, self._config.me.client, self.tls)
         await self.backbone.start()
-        for collector in (*self.backbone.collectors, self._object_metrics):
+        for collector in (*self.backbone.collectors, self._object_metrics, etcd_metrics.ClientBytes(self._server)):
             REGISTRY.register(collector)
             self._collectors.append(collector)
         await self._http.start()

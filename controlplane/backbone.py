@@ -20,6 +20,8 @@ from controlplane import quarantine
 from controlplane.api.cell import Cell
 from controlplane.api.operator import OperatorService
 from controlplane.base.clock import Clock
+from controlplane.base.errors import StatusError
+from controlplane.base.http import Check
 from controlplane.base.rand import Rand
 from controlplane.base.retention import parse_retention
 from controlplane.client.charge import take_charge
@@ -34,6 +36,7 @@ from controlplane.etcd.metrics import StateMetrics
 from controlplane.etcd.restoring import LiveRestore
 from controlplane.external.backbone import External
 from controlplane.joining import keep_published
+from controlplane.pb.etcd import rpc_pb2
 from controlplane.pb.quarterdeck.v1 import api_pb2, operator_pb2_grpc
 from controlplane.raft.config import RaftConfig, make_members
 from controlplane.raft.driver import Replica
@@ -67,6 +70,16 @@ class Backbone(Protocol):
     @property
     def routes(self) -> Iterable[Any]:
         """HTTP routes beside health and metrics."""
+        ...
+
+    @property
+    def ready_checks(self) -> Mapping[str, Check]:
+        """Of ``/readyz``, beside the process's own."""
+        ...
+
+    @property
+    def live_checks(self) -> Mapping[str, Check]:
+        """Of ``/livez``, beside the process's own."""
         ...
 
     @property
@@ -189,6 +202,11 @@ class Embedded:
         self._gateway_table = HandlerTable([StatusInterceptor(clock), *guard])
         self.routes = Gateway(self._gateway_table, _certificate_behind).routes()
         self.versions = {"etcdserver": ETCD_VERSION, "etcdcluster": ETCD_VERSION}
+        # By etcd's names.
+        self.live_checks: Mapping[str, Check] = {"serializable_read": self._check_local_read}
+        self.ready_checks: Mapping[str, Check] = {
+            **self.live_checks, "data_corruption": self._check_sound, "non_learner": self._check_voter,
+        }  # fmt: skip
         self.log_index: Callable[[], int] | None = lambda: self.store.applied_index
         self.isolation_ms = 1_500
         self.collectors = (
@@ -227,6 +245,20 @@ class Embedded:
         )
         for task in self._work:
             task.add_done_callback(self._note_ended)
+
+    def _check_sound(self) -> str | None:
+        alarmed = self.store.alarms.corrupt(self.raft.status().member_id)
+        return "alarm activated: CORRUPT: its state is not that of the others" if alarmed else None
+
+    def _check_voter(self) -> str | None:
+        return "a learner: it does not vote and serves little" if self.raft.is_learner else None
+
+    async def _check_local_read(self) -> str | None:
+        try:
+            await self.kv.range(rpc_pb2.RangeRequest(key=b"\0", serializable=True, limit=1))
+        except StatusError as error:
+            return error.message
+        return None
 
     def _leads(self) -> bool:
         status = self.raft.status()

@@ -72,6 +72,7 @@ class OperatorService(operator_pb2_grpc.OperatorServicer):
             pid=os.getpid(),
             state_hash=store.state_hash(),
             uptime_seconds=self._clock.monotonic() - self._started_s,
+            torn_bytes=raft.torn_bytes,
         )
 
     async def Snapshot(  # noqa: N802 - as above

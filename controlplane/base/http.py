@@ -14,7 +14,7 @@ import inspect
 import logging
 import platform
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from aiohttp import web
 from prometheus_client import (
@@ -32,7 +32,7 @@ from controlplane.base.errors import ConfigError
 from controlplane.base.http_listener import HttpListener
 from controlplane.base.version import VERSION
 
-__all__ = ["Check", "ObservabilityServer"]
+__all__ = ["KUBERNETES", "Check", "CheckOutcomes", "ObservabilityServer"]
 
 log = logging.getLogger("quarterdeck.http")
 
@@ -47,8 +47,24 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _BUILD = Gauge("kubernetes_build_info", "1, labelled with the version that runs.", ["git_version", "platform"])
 _BUILD.labels(f"v{VERSION}", f"{platform.system().lower()}/{platform.machine()}").set(1)
-_CHECK = Gauge("kubernetes_healthcheck", "1 if the check last went well, by endpoint.", ["name", "type"])
-_CHECKS = Counter("kubernetes_healthchecks_total", "Checks made, by how they went.", ["name", "type", "status"])
+
+
+class CheckOutcomes:
+    """Metrics of how checks went: ``PREFIX_healthcheck`` and ``PREFIX_healthchecks_total``."""
+
+    def __init__(self, prefix: str) -> None:
+        self._last = Gauge(f"{prefix}_healthcheck", "1 if the check last went well, by endpoint.", ["name", "type"])
+        self._all = Counter(
+            f"{prefix}_healthchecks_total", "Checks made, by how they went.", ["name", "type", "status"]
+        )
+
+    def count(self, name: str, endpoint: str, *, well: bool) -> None:
+        """A check of an endpoint (``readyz``) has been made."""
+        self._last.labels(name, endpoint).set(well)
+        self._all.labels(name, endpoint, "success" if well else "error").inc()
+
+
+KUBERNETES = CheckOutcomes("kubernetes")
 
 
 class ObservabilityServer:
@@ -63,6 +79,7 @@ class ObservabilityServer:
         body_bytes_max: largest request body.
         versions: shown by ``/version`` beside its own.
         tls: for callers that speak TLS; None closes their connections.
+        outcomes: under whose names checks are counted.
     """
 
     def __init__(
@@ -76,7 +93,9 @@ class ObservabilityServer:
         body_bytes_max: int = 64 * 1024,
         versions: Mapping[str, str] | None = None,
         tls: ssl.SSLContext | None = None,
+        outcomes: Sequence[CheckOutcomes] = (KUBERNETES,),
     ) -> None:
+        self._outcomes = outcomes
         self._host, self._port = split_address(listen)
         self._ready = dict(ready)
         self._live = dict(live or {})
@@ -145,7 +164,7 @@ class ObservabilityServer:
         )
 
     async def _health(self, _request: web.Request) -> web.Response:
-        failed = [f"{name}: {why}" for name, why in (await _run("readyz", self._ready)).items() if why]
+        failed = [f"{name}: {why}" for name, why in (await self._run("readyz", self._ready)).items() if why]
         body = {"health": "false" if failed else "true", "reason": "; ".join(failed)}
         return web.json_response(body, status=503 if failed else 200)
 
@@ -162,7 +181,7 @@ class ObservabilityServer:
                 chosen = {alone: chosen[alone]}
             for name in request.query.getall("exclude", []):
                 chosen.pop(name, None)
-            results = await _run(path.strip("/"), chosen)
+            results = await self._run(path.strip("/"), chosen)
             failed = any(results.values())
             if not failed and "verbose" not in request.query:
                 return web.Response(text="ok")
@@ -172,18 +191,17 @@ class ObservabilityServer:
 
         return handle
 
-
-async def _run(endpoint: str, checks: Mapping[str, Check]) -> dict[str, str | None]:
-    results: dict[str, str | None] = {}
-    for name, check in checks.items():
-        outcome = check()
-        if inspect.isawaitable(outcome):
-            try:
-                async with asyncio.timeout(_CHECK_TIMEOUT_S):
-                    outcome = await outcome
-            except TimeoutError:
-                outcome = f"no answer in {_CHECK_TIMEOUT_S:g} s"
-        results[name] = outcome
-        _CHECK.labels(name, endpoint).set(0 if outcome else 1)
-        _CHECKS.labels(name, endpoint, "error" if outcome else "success").inc()
-    return results
+    async def _run(self, endpoint: str, checks: Mapping[str, Check]) -> dict[str, str | None]:
+        results: dict[str, str | None] = {}
+        for name, check in checks.items():
+            outcome = check()
+            if inspect.isawaitable(outcome):
+                try:
+                    async with asyncio.timeout(_CHECK_TIMEOUT_S):
+                        outcome = await outcome
+                except TimeoutError:
+                    outcome = f"no answer in {_CHECK_TIMEOUT_S:g} s"
+            results[name] = outcome
+            for outcomes in self._outcomes:
+                outcomes.count(name, endpoint, well=not outcome)
+        return results

@@ -42,6 +42,8 @@ class ReplicaRow:
     revision: int
     applied_index: int
     state_hash: str
+    #: Cut off the end of its log when it started.
+    torn_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ def _row(
         metrics = next((m.metrics_endpoint for m in answer.members if m.name == answer.name), "")
         return ReplicaRow(
             answer.name, endpoint, metrics, answer.pid, answer.role, answer.ready,
-            answer.term, answer.revision, answer.applied_index, answer.state_hash,
+            answer.term, answer.revision, answer.applied_index, answer.state_hash, answer.torn_bytes,
         )  # fmt: skip
     name = spec.name if spec else member.name if member else endpoint
     metrics = spec.metrics if spec else member.metrics_endpoint if member else ""
@@ -212,6 +214,13 @@ def render(found: ClusterStatus, console: Console) -> None:
             ],
         ),
     )
+    for r in found.replicas:
+        if r.torn_bytes:
+            _print(
+                console,
+                f"{r.name}: the end of its log was torn ({r.torn_bytes} bytes) and was cut when it started; "
+                "nothing acknowledged was in it",
+            )
     if found.store:
         console.print()
         members = [

@@ -18,6 +18,7 @@ __all__ = [
     "TOKEN_KEYS",
     "Context",
     "born_index_of",
+    "client_version_of",
     "request_id_of",
     "requires_leader",
     "timeout_ms_of",
@@ -28,6 +29,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 #: etcd's: `true` asks to fail at once when this replica knows no leader.
 REQUIRE_LEADER_KEY: Final = "hasleader"
+#: etcd's: the version of the client's library.
+_CLIENT_VERSION_KEY: Final = "client-api-version"
 #: etcd's: what Authenticate returned, in gRPC and in JSON.
 TOKEN_KEYS: Final = ("token", "authorization")
 #: Ours: 32 hex digits, unique for the write; a retry with the same id has no second effect.
@@ -79,6 +82,11 @@ def born_index_of(context: Context) -> int:
     if not (text.isascii() and text.isdecimal()) or len(text) > _INDEX_DIGITS_MAX or int(text) >> 63:
         raise StatusError(Code.INVALID_ARGUMENT, f"metadata {LOG_INDEX_KEY}: want a decimal number below 2^63")
     return int(text)
+
+
+def client_version_of(context: Context) -> str | None:
+    """What the client says of its own version; None: nothing."""
+    return _metadata(context, _CLIENT_VERSION_KEY)
 
 
 def requires_leader(context: Context) -> bool:

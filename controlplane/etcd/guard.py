@@ -15,7 +15,8 @@ from typing import Any, Final, TypeVar
 
 from controlplane.base.clock import Clock
 from controlplane.base.errors import Code, StatusError
-from controlplane.etcd.context import Context, requires_leader
+from controlplane.etcd import metrics
+from controlplane.etcd.context import Context, client_version_of, requires_leader
 from controlplane.raft.types import RaftHandle
 
 __all__ = ["PATIENCE_ELECTIONS", "LeaderGuard", "guarded", "no_leader"]
@@ -38,11 +39,15 @@ class LeaderGuard:
         self._clock = clock
         self._election_timeout_s = election_timeout_ms / 1000
 
-    def check(self, context: Context, *, local_read: bool = False) -> None:
-        """Raises:
-        StatusError: Unavailable, the client wants a leader and there is none; or this replica is a learner and the
-            call is no ``local_read``.
+    def check(self, context: Context, *, local_read: bool = False, stream: bool = False) -> None:
+        """Count the call, and let it pass or not.
+
+        Raises:
+            StatusError: Unavailable, the client wants a leader and there is none; or this replica is a learner and the
+                call is no ``local_read``.
         """
+        version = metrics.client_version(client_version_of(context))
+        metrics.CLIENT_REQUESTS.labels("stream" if stream else "unary", version).inc()
         if self._raft.is_learner and not local_read:
             raise StatusError(Code.UNAVAILABLE, "etcdserver: rpc not supported for learner")
         if requires_leader(context) and self._raft.status().leader is None:
@@ -79,7 +84,7 @@ def _unary(method: Callable[[Any, Context], Awaitable[Any]], guard: LeaderGuard)
 def _stream(method: Callable[[Any, Context], AsyncIterator[Any]], guard: LeaderGuard) -> Callable[[Any, Context], Any]:
     @wraps(method)
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-        guard.check(context)
+        guard.check(context, stream=True)
         async for response in method(request, context):
             yield response
 

@@ -46,7 +46,7 @@ class LeaseService(rpc_pb2_grpc.LeaseServicer):
         self, requests: Any, context: Context
     ) -> None:
         """Answers come in the order of the requests; many requests share one quorum round."""
-        self._guard.check(context)
+        self._guard.check(context, stream=True)
         caller = self._caller(context)
         renewals: asyncio.Queue[asyncio.Task[rpc_pb2.LeaseKeepAliveResponse] | None]
         renewals = asyncio.Queue(_RENEWALS_PER_STREAM_MAX)

@@ -12,12 +12,15 @@ from typing import Final
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, UnknownMetricFamily
 
+from controlplane.base.http import CheckOutcomes
 from controlplane.raft.types import RaftHandle
 from controlplane.store.store import Store
 
 __all__ = [
+    "CLIENT_REQUESTS",
     "DEFRAG_SECONDS",
     "DELETE",
+    "HEALTH",
     "INTEGRITY_COMPARED",
     "INTEGRITY_DIFFERENCES",
     "LEASE_GRANTED",
@@ -29,6 +32,9 @@ __all__ = [
     "TXN",
     "WATCH_EVENTS",
     "WATCH_STREAMS",
+    "ClientBytes",
+    "StateMetrics",
+    "client_version",
 ]
 
 PUT: Final = Counter("etcd_mvcc_put_total", "Put requests served by this member.")
@@ -56,7 +62,28 @@ SNAPSHOT_SECONDS: Final = Histogram(
     buckets=(0.01, 0.1, 1, 10, 100, 1_000),
 )  # fmt: skip
 
+#: What the health endpoints were answered.
+HEALTH: Final = CheckOutcomes("etcd_server")
+
+CLIENT_REQUESTS: Final = Counter(
+    "etcd_server_client_requests_total", "Requests by the client's version and by kind, unary or stream.",
+    ["type", "client_api_version"],
+)  # fmt: skip
+#: What clients call themselves is theirs to choose: so many different names are shown.
+_CLIENT_VERSIONS_MAX: Final = 32
+_client_versions: set[str] = set()
+
 WATCH_EVENTS: Final = Counter("etcd_debugging_mvcc_events_total", "Events sent to watchers by this member.")
+
+
+def client_version(said: str | None) -> str:
+    """The label of a client that said so of its version."""
+    version = (said or "unknown")[:32]
+    if version not in _client_versions:
+        if len(_client_versions) >= _CLIENT_VERSIONS_MAX:
+            return "other"
+        _client_versions.add(version)
+    return version
 
 
 class _Open:
@@ -74,6 +101,21 @@ class _Open:
 
 #: Watch streams open on this member.
 WATCH_STREAMS: Final = _Open()
+
+
+class ClientBytes:
+    """A collector: bytes that the gRPC port has received and sent, if its front counts them."""
+
+    def __init__(self, server: object) -> None:
+        self._server = server
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the registry at each scrape."""
+        for direction in ("received", "sent"):
+            count = getattr(self._server, f"{direction}_bytes", None)
+            if count is not None:
+                name = f"etcd_network_client_grpc_{direction}_bytes"
+                yield CounterMetricFamily(name, f"Bytes {direction} on the client port.", value=count)
 
 
 class StateMetrics:
@@ -128,6 +170,7 @@ class StateMetrics:
         for name, text, count in (
             ("etcd_debugging_mvcc_keys_total", "Keys that exist now.", store.key_count),
             ("etcd_debugging_mvcc_watcher_total", "Watches open on this member.", len(store.watches)),
+            ("etcd_debugging_mvcc_slow_watcher_total", "Watches that have something to read.", store.watches.unsynced),
             ("etcd_debugging_mvcc_watch_stream_total", "Watch streams open on this member.", WATCH_STREAMS.count),
         ):
             yield UnknownMetricFamily(name, text, value=float(count))

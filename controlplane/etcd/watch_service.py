@@ -108,7 +108,7 @@ class WatchService(rpc_pb2_grpc.WatchServicer):
 
     async def Watch(self, requests: Any, context: Context) -> None:  # type: ignore[override]  # noqa: N802
         """Serves one stream until the client, the server or a lost leader ends it."""
-        self._guard.check(context)
+        self._guard.check(context, stream=True)
         stream = _Stream(self._kv, self._store, context, self._authorizer.caller(context))
         halves = [stream.read(requests), stream.send(), self._tick(stream)]
         if requires_leader(context):

@@ -10,6 +10,7 @@ import grpc
 from prometheus_client.registry import Collector
 
 from controlplane.base.clock import Clock
+from controlplane.base.http import Check
 from controlplane.base.rand import Rand
 from controlplane.etcd.compactor import Compactor
 from controlplane.external.cell import ExternalCell
@@ -58,6 +59,8 @@ class External:
         self.routes: Iterable[Any] = ()
         self.versions: Mapping[str, str] = {}
         self.collectors: Sequence[Collector] = ()
+        self.ready_checks: Mapping[str, Check] = {}
+        self.live_checks: Mapping[str, Check] = {}
         self.log_index: Callable[[], int] | None = None
         self.isolation_ms = config.lease_ttl_s * 1000 + _FAILOVER_MS
         self.has_data = False

@@ -472,6 +472,7 @@ class Replica:
             members=engine.memberships.at(engine.applied_index).members,
             ready=core.ready,
             pending=core.pending,
+            torn_bytes=0 if storage.report is None else storage.report.cut_bytes,
         )
 
     @property

@@ -54,6 +54,10 @@ HEARTBEAT_SEND_FAILURES = Counter(
 INBOX_DROPPED = Counter(
     "quarterdeck_raft_inbox_dropped_total", "Peers' messages dropped because too many waited for a turn."
 )
+APPLY_SECONDS = Histogram(
+    "etcd_disk_backend_commit_duration_seconds", "Bringing committed entries into the state, seconds a turn.",
+    buckets=_DISK_BUCKETS_S,
+)  # fmt: skip
 SLOW_APPLY = Counter("etcd_server_slow_apply_total", "Turns whose step took longer than 100 ms.")
 SLOW_READ_INDEXES = Counter("etcd_server_slow_read_indexes_total", "Linearizable reads that took longer than a second.")
 READ_INDEXES_FAILED = Counter("etcd_server_read_indexes_failed_total", "Linearizable reads that failed.")

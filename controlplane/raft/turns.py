@@ -81,7 +81,10 @@ class Turns:
         self._kicked = False
         started = self._clock.monotonic()
         turn = core.step()
-        if self._clock.monotonic() - started > _SLOW_STEP_S:
+        step_s = self._clock.monotonic() - started
+        if turn.applied:
+            metrics.APPLY_SECONDS.observe(step_s)
+        if step_s > _SLOW_STEP_S:
             metrics.SLOW_APPLY.inc()
         flush = storage.journal.take_dirty()
         if flush is not None:

@@ -173,6 +173,7 @@ class RaftStatus:
     members: tuple[Member, ...]
     ready: bool  # the first read barrier has passed
     pending: int  # proposals held here
+    torn_bytes: int = 0  # cut off the end of the log when this replica started
 
 
 #: Called with (term, True) after this replica committed an entry of its own term as leader, and with (term, False)

@@ -149,6 +149,11 @@ class Watchers:
     def __len__(self) -> int:
         return len(self._all)
 
+    @property
+    def unsynced(self) -> int:
+        """How many have something that they have not polled."""
+        return sum(1 for watcher in self._all if not watcher.synced)
+
     def create(
         self,
         key: bytes,

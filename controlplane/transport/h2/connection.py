@@ -150,6 +150,7 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         self.heard_at_s = self._server.clock.monotonic()
+        self._server.received_bytes += len(data)
         try:
             self._read(self._rest + data if self._rest else data)
         except H2Error as error:
@@ -194,6 +195,7 @@ class Connection(asyncio.Protocol):
         out = self._out
         if not out or self._transport is None:
             return
+        self._server.sent_bytes += self._out_bytes
         self._out, self._out_bytes = [], 0
         if self.spoke:
             self.spoke = False

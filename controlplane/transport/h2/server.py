@@ -107,6 +107,8 @@ class H2Server(grpc.aio.Server):
         self.memory = FieldMemory()
         self.requests = _Requests()
         self.connections: set[Connection] = set()
+        #: On all connections, with TLS taken off.
+        self.received_bytes = self.sent_bytes = 0
         #: Cancelled handlers that have not ended yet.
         self.leaving: set[asyncio.Task[None]] = set()
         self._generic: list[grpc.GenericRpcHandler] = []

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from controlplane.base.errors import Code, StatusError
+from controlplane.etcd import metrics
 from controlplane.etcd.cluster_service import ETCD_VERSION, ClusterService
 from controlplane.etcd.context import born_index_of, request_id_of, timeout_ms_of
 from controlplane.etcd.guard import LeaderGuard
@@ -237,3 +238,20 @@ async def test_state_metrics_show_the_state_at_the_scrape(replica: Replica) -> N
     assert value("etcd_server_has_leader") == 0
     replica.raft.set_leader("r1")
     assert value("etcd_server_leader_changes_seen_total") == 1
+
+
+async def test_requests_are_counted_by_the_clients_version_of_which_few_are_told_apart(replica: Replica) -> None:
+    service = KVService(replica.kv, guard(replica), replica.authorizer)
+
+    def count(version: str) -> float:
+        return float(metrics.CLIENT_REQUESTS.labels("unary", version)._value.get())
+
+    unknown, other = count("unknown"), count("other")
+    await service.Range(e.RangeRequest(key=b"k"), PLAIN)
+    named: Any = FakeContext({"client-api-version": "3.5.1"})
+    await service.Range(e.RangeRequest(key=b"k"), named)
+    assert (count("unknown"), count("3.5.1")) == (unknown + 1, 1)
+    for n in range(100):
+        odd: Any = FakeContext({"client-api-version": f"odd {n}"})
+        await service.Range(e.RangeRequest(key=b"k"), odd)
+    assert count("other") >= other + 60

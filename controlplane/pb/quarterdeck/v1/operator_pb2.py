@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-controlplane/pb/quarterdeck/v1/operator.proto\x12\x0equarterdeck.v1\"\x0f\n\rStatusRequest\"q\n\x0cMemberStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x04\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\x17\n\x0f\x63lient_endpoint\x18\x04 \x01(\t\x12\x18\n\x10metrics_endpoint\x18\x05 \x01(\t\"\xa8\x03\n\x0eStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x12\n\ncluster_id\x18\x03 \x01(\x04\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0e\n\x06leader\x18\x05 \x01(\t\x12\x0c\n\x04term\x18\x06 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x07 \x01(\x04\x12\x15\n\rapplied_index\x18\x08 \x01(\x04\x12\x10\n\x08revision\x18\t \x01(\x03\x12\x18\n\x10\x63ompact_revision\x18\n \x01(\x03\x12-\n\x07members\x18\x0b \x03(\x0b\x32\x1c.quarterdeck.v1.MemberStatus\x12\r\n\x05ready\x18\x0c \x01(\x08\x12\x0c\n\x04keys\x18\r \x01(\x03\x12\x12\n\nsize_bytes\x18\x0e \x01(\x03\x12\x0f\n\x07version\x18\x0f \x01(\t\x12\x0b\n\x03pid\x18\x10 \x01(\x03\x12\x12\n\nstate_hash\x18\x11 \x01(\t\x12\x16\n\x0euptime_seconds\x18\x12 \x01(\x01\x12\x32\n\rstore_members\x18\x1e \x03(\x0b\x32\x1b.quarterdeck.v1.StoreMember\"z\n\x0bStoreMember\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x11\n\treachable\x18\x02 \x01(\x08\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06leader\x18\x04 \x01(\x08\x12\x11\n\traft_term\x18\x05 \x01(\x04\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\"\x11\n\x0fSnapshotRequest\"/\n\rSnapshotChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xe2\x01\n\x0eRestoreRequest\x12\n\n\x02id\x18\x01 \x01(\x0c\x12-\n\x05\x62\x65gin\x18\x02 \x01(\x0b\x32\x1c.quarterdeck.v1.RestoreBeginH\x00\x12-\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1c.quarterdeck.v1.RestoreChunkH\x00\x12/\n\x06\x63ommit\x18\x04 \x01(\x0b\x32\x1d.quarterdeck.v1.RestoreCommitH\x00\x12-\n\x05\x61\x62ort\x18\x05 \x01(\x0b\x32\x1c.quarterdeck.v1.RestoreAbortH\x00\x42\x06\n\x04step\"l\n\x0cRestoreBegin\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66ile_sha256\x18\x02 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bstate_bytes\x18\x04 \x01(\x04\x12\r\n\x05\x66orce\x18\x05 \x01(\x08\"/\n\x0cRestoreChunk\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07records\x18\x02 \x01(\x0c\"\x1f\n\rRestoreCommit\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"\x0e\n\x0cRestoreAbort\"_\n\x0fRestoreResponse\x12\x0c\n\x04next\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x0c\n\x04keys\x18\x04 \x01(\x03\x12\x0e\n\x06\x61\x62sent\x18\x05 \x03(\t2\xed\x01\n\x08Operator\x12G\n\x06Status\x12\x1d.quarterdeck.v1.StatusRequest\x1a\x1e.quarterdeck.v1.StatusResponse\x12L\n\x08Snapshot\x12\x1f.quarterdeck.v1.SnapshotRequest\x1a\x1d.quarterdeck.v1.SnapshotChunk0\x01\x12J\n\x07Restore\x12\x1e.quarterdeck.v1.RestoreRequest\x1a\x1f.quarterdeck.v1.RestoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-controlplane/pb/quarterdeck/v1/operator.proto\x12\x0equarterdeck.v1\"\x0f\n\rStatusRequest\"q\n\x0cMemberStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x04\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\x17\n\x0f\x63lient_endpoint\x18\x04 \x01(\t\x12\x18\n\x10metrics_endpoint\x18\x05 \x01(\t\"\xbc\x03\n\x0eStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x12\n\ncluster_id\x18\x03 \x01(\x04\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0e\n\x06leader\x18\x05 \x01(\t\x12\x0c\n\x04term\x18\x06 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x07 \x01(\x04\x12\x15\n\rapplied_index\x18\x08 \x01(\x04\x12\x10\n\x08revision\x18\t \x01(\x03\x12\x18\n\x10\x63ompact_revision\x18\n \x01(\x03\x12-\n\x07members\x18\x0b \x03(\x0b\x32\x1c.quarterdeck.v1.MemberStatus\x12\r\n\x05ready\x18\x0c \x01(\x08\x12\x0c\n\x04keys\x18\r \x01(\x03\x12\x12\n\nsize_bytes\x18\x0e \x01(\x03\x12\x0f\n\x07version\x18\x0f \x01(\t\x12\x0b\n\x03pid\x18\x10 \x01(\x03\x12\x12\n\nstate_hash\x18\x11 \x01(\t\x12\x16\n\x0euptime_seconds\x18\x12 \x01(\x01\x12\x12\n\ntorn_bytes\x18\x13 \x01(\x03\x12\x32\n\rstore_members\x18\x1e \x03(\x0b\x32\x1b.quarterdeck.v1.StoreMember\"z\n\x0bStoreMember\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x11\n\treachable\x18\x02 \x01(\x08\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06leader\x18\x04 \x01(\x08\x12\x11\n\traft_term\x18\x05 \x01(\x04\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\"\x11\n\x0fSnapshotRequest\"/\n\rSnapshotChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xe2\x01\n\x0eRestoreRequest\x12\n\n\x02id\x18\x01 \x01(\x0c\x12-\n\x05\x62\x65gin\x18\x02 \x01(\x0b\x32\x1c.quarterdeck.v1.RestoreBeginH\x00\x12-\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1c.quarterdeck.v1.RestoreChunkH\x00\x12/\n\x06\x63ommit\x18\x04 \x01(\x0b\x32\x1d.quarterdeck.v1.RestoreCommitH\x00\x12-\n\x05\x61\x62ort\x18\x05 \x01(\x0b\x32\x1c.quarterdeck.v1.RestoreAbortH\x00\x42\x06\n\x04step\"l\n\x0cRestoreBegin\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66ile_sha256\x18\x02 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bstate_bytes\x18\x04 \x01(\x04\x12\r\n\x05\x66orce\x18\x05 \x01(\x08\"/\n\x0cRestoreChunk\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07records\x18\x02 \x01(\x0c\"\x1f\n\rRestoreCommit\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"\x0e\n\x0cRestoreAbort\"_\n\x0fRestoreResponse\x12\x0c\n\x04next\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x0c\n\x04keys\x18\x04 \x01(\x03\x12\x0e\n\x06\x61\x62sent\x18\x05 \x03(\t2\xed\x01\n\x08Operator\x12G\n\x06Status\x12\x1d.quarterdeck.v1.StatusRequest\x1a\x1e.quarterdeck.v1.StatusResponse\x12L\n\x08Snapshot\x12\x1f.quarterdeck.v1.SnapshotRequest\x1a\x1d.quarterdeck.v1.SnapshotChunk0\x01\x12J\n\x07Restore\x12\x1e.quarterdeck.v1.RestoreRequest\x1a\x1f.quarterdeck.v1.RestoreResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,25 +36,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEMBERSTATUS']._serialized_start=82
   _globals['_MEMBERSTATUS']._serialized_end=195
   _globals['_STATUSRESPONSE']._serialized_start=198
-  _globals['_STATUSRESPONSE']._serialized_end=622
-  _globals['_STOREMEMBER']._serialized_start=624
-  _globals['_STOREMEMBER']._serialized_end=746
-  _globals['_SNAPSHOTREQUEST']._serialized_start=748
-  _globals['_SNAPSHOTREQUEST']._serialized_end=765
-  _globals['_SNAPSHOTCHUNK']._serialized_start=767
-  _globals['_SNAPSHOTCHUNK']._serialized_end=814
-  _globals['_RESTOREREQUEST']._serialized_start=817
-  _globals['_RESTOREREQUEST']._serialized_end=1043
-  _globals['_RESTOREBEGIN']._serialized_start=1045
-  _globals['_RESTOREBEGIN']._serialized_end=1153
-  _globals['_RESTORECHUNK']._serialized_start=1155
-  _globals['_RESTORECHUNK']._serialized_end=1202
-  _globals['_RESTORECOMMIT']._serialized_start=1204
-  _globals['_RESTORECOMMIT']._serialized_end=1235
-  _globals['_RESTOREABORT']._serialized_start=1237
-  _globals['_RESTOREABORT']._serialized_end=1251
-  _globals['_RESTORERESPONSE']._serialized_start=1253
-  _globals['_RESTORERESPONSE']._serialized_end=1348
-  _globals['_OPERATOR']._serialized_start=1351
-  _globals['_OPERATOR']._serialized_end=1588
+  _globals['_STATUSRESPONSE']._serialized_end=642
+  _globals['_STOREMEMBER']._serialized_start=644
+  _globals['_STOREMEMBER']._serialized_end=766
+  _globals['_SNAPSHOTREQUEST']._serialized_start=768
+  _globals['_SNAPSHOTREQUEST']._serialized_end=785
+  _globals['_SNAPSHOTCHUNK']._serialized_start=787
+  _globals['_SNAPSHOTCHUNK']._serialized_end=834
+  _globals['_RESTOREREQUEST']._serialized_start=837
+  _globals['_RESTOREREQUEST']._serialized_end=1063
+  _globals['_RESTOREBEGIN']._serialized_start=1065
+  _globals['_RESTOREBEGIN']._serialized_end=1173
+  _globals['_RESTORECHUNK']._serialized_start=1175
+  _globals['_RESTORECHUNK']._serialized_end=1222
+  _globals['_RESTORECOMMIT']._serialized_start=1224
+  _globals['_RESTORECOMMIT']._serialized_end=1255
+  _globals['_RESTOREABORT']._serialized_start=1257
+  _globals['_RESTOREABORT']._serialized_end=1271
+  _globals['_RESTORERESPONSE']._serialized_start=1273
+  _globals['_RESTORERESPONSE']._serialized_end=1368
+  _globals['_OPERATOR']._serialized_start=1371
+  _globals['_OPERATOR']._serialized_end=1608
 # @@protoc_insertion_point(module_scope)

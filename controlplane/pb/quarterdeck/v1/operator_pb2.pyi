@@ -86,6 +86,7 @@ class StatusResponse(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     STATE_HASH_FIELD_NUMBER: _builtins.int
     UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
+    TORN_BYTES_FIELD_NUMBER: _builtins.int
     STORE_MEMBERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     member_id: _builtins.int
@@ -108,6 +109,8 @@ class StatusResponse(_message.Message):
     state_hash: _builtins.str
     """Hex digest of the applied state at revision; equal on every replica at the same revision."""
     uptime_seconds: _builtins.float
+    torn_bytes: _builtins.int
+    """Bytes of a torn log tail that were cut when this replica started: after a crash, nothing acknowledged. 0: none."""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberStatus]: ...
     @_builtins.property
@@ -135,11 +138,12 @@ class StatusResponse(_message.Message):
         pid: _builtins.int = ...,
         state_hash: _builtins.str = ...,
         uptime_seconds: _builtins.float = ...,
+        torn_bytes: _builtins.int = ...,
         store_members: _abc.Iterable[Global___StoreMember] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "compact_revision", b"compact_revision", "keys", b"keys", "leader", b"leader", "member_id", b"member_id", "members", b"members", "name", b"name", "pid", b"pid", "ready", b"ready", "revision", b"revision", "role", b"role", "size_bytes", b"size_bytes", "state_hash", b"state_hash", "store_members", b"store_members", "term", b"term", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "compact_revision", b"compact_revision", "keys", b"keys", "leader", b"leader", "member_id", b"member_id", "members", b"members", "name", b"name", "pid", b"pid", "ready", b"ready", "revision", b"revision", "role", b"role", "size_bytes", b"size_bytes", "state_hash", b"state_hash", "store_members", b"store_members", "term", b"term", "torn_bytes", b"torn_bytes", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
