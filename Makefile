@@ -7,10 +7,11 @@ NODES ?= 3
 PORT_BASE ?= 7400
 TLS ?= on
 STORE ?= embedded
+HOSTS ?= loopback
 SEEDS ?= 200
 VENV := .venv
 BIN := $(VENV)/bin
-LOCAL_UP = --replicas $(REPLICAS) --nodes $(NODES) --port-base $(PORT_BASE) --store $(STORE) $(if $(filter off,$(TLS)),--no-tls,--tls)
+LOCAL_UP = --replicas $(REPLICAS) --nodes $(NODES) --port-base $(PORT_BASE) --store $(STORE) --hosts $(HOSTS) $(if $(filter off,$(TLS)),--no-tls,--tls)
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := controlplane node chaos tests
 
@@ -18,7 +19,7 @@ SOURCES := controlplane node chaos tests
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo; echo "  Variables: REPLICAS=$(REPLICAS) NODES=$(NODES) PORT_BASE=$(PORT_BASE) STORE=$(STORE)|etcd TLS=$(TLS)|off (make cluster, make demo), SEED= SEEDS=$(SEEDS) (make sim), BENCH=--quick (make bench)"
+	@echo; echo "  Variables: REPLICAS=$(REPLICAS) NODES=$(NODES) PORT_BASE=$(PORT_BASE) STORE=$(STORE)|etcd TLS=$(TLS)|off HOSTS=$(HOSTS)|links|netns (make cluster, make demo), SEED= SEEDS=$(SEEDS) (make sim), BENCH=--quick (make bench)"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Quarterdeck needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12 ..." % sys.version.split()[0])'

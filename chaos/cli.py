@@ -37,7 +37,7 @@ from controlplane.cli.local import bring_up
 from controlplane.cli.tables import table
 from controlplane.client import GrpcClient
 from controlplane.local.cluster import FOLDER, LocalCluster
-from controlplane.local.spec import STORES
+from controlplane.local.spec import HOSTS, STORES
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment
 
 __all__ = ["chaos"]
@@ -89,6 +89,10 @@ def _if_started(function: Callable[..., Any]) -> Callable[..., Any]:
             help="The store, if it is started here.",
         ),
         click.option("--tls/--no-tls", default=True, show_default=True, help="TLS, if it is started here."),
+        click.option(
+            "--hosts", default="loopback", type=click.Choice(HOSTS), show_default=True,
+            help="What the processes run on, if it is started here.",
+        ),
         click.option(
             "--apply", "manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=_EXAMPLE,
             show_default=True, help="The workload: a Deployment and a Service, both named web.",

@@ -14,7 +14,7 @@ import click
 
 from controlplane.base.errors import ConfigError, QuarterdeckError
 from controlplane.base.log import LEVELS, setup_logging
-from controlplane.config import ReplicaConfig, parse_initial_cluster
+from controlplane.config import ReplicaConfig, parse_dial, parse_initial_cluster
 from controlplane.external.config import PASSWORD_VARIABLE, StoreConfig, read_password
 from controlplane.transport.server import FRONTS, Front
 from controlplane.transport.tls import TlsFiles
@@ -29,6 +29,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--initial-cluster", required=True, help="NAME=PEER@CLIENT@METRICS,... of every member, HOST:PORT each.")
 @click.option("--initial-cluster-state", default="new", type=click.Choice(["new", "existing"]), help="existing: joins.")
 @click.option("--join", default="", help="Client HOST:PORT,... of running replicas; by default the initial cluster's.")
+@click.option("--dial", multiple=True, metavar="PEER=INSTEAD", help="Reach that peer through a proxy; repeatable.")
 @click.option("--cluster-token", default="quarterdeck", help="Tells clusters apart; the same on all members.")
 @click.option("--heartbeat-ms", default=50, help="How often a leader speaks.")
 @click.option("--election-ms-min", default=500, help="Shortest wait of a follower before it stands.")
@@ -58,6 +59,7 @@ def main(
     initial_cluster: str,
     initial_cluster_state: str,
     join: str,
+    dial: tuple[str, ...],
     cluster_token: str,
     heartbeat_ms: int,
     election_ms_min: int,
@@ -114,6 +116,7 @@ def main(
             initial_cluster_state=initial_cluster_state,
             join=tuple(filter(None, join.split(","))),
             tls=TlsFiles.of(tls_ca, tls_cert, tls_key),
+            dial=parse_dial(dial),
         )
         config.validate()
         # gRPC's C core would say the same again, in its own words, before our message.

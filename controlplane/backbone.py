@@ -177,6 +177,7 @@ class Embedded:
             clock=clock,
             rand=rand,
             tls=tls,
+            dial=dict(config.dial),
         )
         self.cell = self.raft
         self.kv = LocalKV(

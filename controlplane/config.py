@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from controlplane.external.config import StoreConfig
 from controlplane.transport.server import Front
 from controlplane.transport.tls import TlsFiles
 
-__all__ = ["MemberConfig", "ReplicaConfig", "parse_initial_cluster"]
+__all__ = ["MemberConfig", "ReplicaConfig", "parse_dial", "parse_initial_cluster"]
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -61,6 +62,7 @@ class ReplicaConfig:
         join: client endpoints to ask then; by default the other members' of initial_cluster.
         tls: certificate authority, and this member's certificate and key: peers, clients and agents must then show
             certificates of that authority. None: everything is spoken plainly, and whoever reaches a port is believed.
+        dial: (a peer's address, where to connect to instead) pairs, both ``host:port``: a proxy, a tunnel.
     """
 
     name: str
@@ -83,6 +85,7 @@ class ReplicaConfig:
     initial_cluster_state: str = "new"
     join: tuple[str, ...] = ()
     tls: TlsFiles | None = None
+    dial: tuple[tuple[str, str], ...] = ()
 
     @property
     def me(self) -> MemberConfig:
@@ -119,6 +122,8 @@ class ReplicaConfig:
             raise ConfigError(f"election maximum {self.election_ms_max} ms: want more than {self.election_ms_min} ms")
         if self.initial_cluster_state not in ("new", "existing"):
             raise ConfigError(f"initial cluster state {self.initial_cluster_state!r}: want new or existing")
+        for address in (address for pair in self.dial for address in pair):
+            split_address(address)
         for endpoint in self.join:
             split_address(endpoint)
         if self.join and self.initial_cluster_state == "new":
@@ -151,6 +156,17 @@ def parse_initial_cluster(text: str) -> tuple[MemberConfig, ...]:
             raise ConfigError(f"initial cluster: {part!r}: want NAME=PEER@CLIENT@METRICS, each address HOST:PORT")
         members.append(MemberConfig(name, *addresses))
     return tuple(members)
+
+
+def parse_dial(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """``PEER=INSTEAD`` each, both ``host:port``. Raises ConfigError."""
+    pairs = []
+    for text in texts:
+        peer, separator, instead = text.partition("=")
+        if not separator:
+            raise ConfigError(f"--dial {text!r}: want PEER=INSTEAD, each HOST:PORT")
+        pairs.append((peer, instead))
+    return tuple(pairs)
 
 
 def _network(what: str, cidr: str) -> ipaddress.IPv4Network:

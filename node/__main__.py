@@ -42,6 +42,8 @@ async def _serve(config: AgentConfig) -> None:
 @click.option("--taint", "taints", multiple=True, metavar="KEY[=VALUE]:EFFECT", help="A taint; repeatable.")
 @click.option("--leave-pods", is_flag=True, help="On SIGTERM leave the pods running, for the next agent to adopt.")
 @click.option("--proxy/--no-proxy", default=True, show_default=True, help="Serve Service addresses.")
+@click.option("--pod-routes", is_flag=True, help="Make the pod range local to this host (root): others reach the pods.")
+@click.option("--discover/--no-discover", default=True, show_default=True, help="Also use replicas that replicas name.")
 @click.option("--shutdown-grace", "shutdown_grace_s", default=10.0, show_default=True, help="Longest grace, seconds.")
 @click.option("--log-max-bytes", "log_bytes_max", default=10 * 1024 * 1024, show_default=True, help="Rotate beyond.")
 @click.option("--log-max-files", "log_files_max", default=5, show_default=True, help="Files kept per container run.")
@@ -60,6 +62,8 @@ def main(
     taints: tuple[str, ...],
     leave_pods: bool,
     proxy: bool,
+    pod_routes: bool,
+    discover: bool,
     shutdown_grace_s: float,
     log_bytes_max: int,
     log_files_max: int,
@@ -84,6 +88,8 @@ def main(
             taints=tuple(parse_taint(text) for text in taints),
             leave_pods=leave_pods,
             proxy=proxy,
+            pod_routes=pod_routes,
+            discover=discover,
             shutdown_grace_s=shutdown_grace_s,
             log_bytes_max=log_bytes_max,
             log_files_max=log_files_max,

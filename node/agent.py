@@ -34,7 +34,8 @@ from node import metrics
 from node.config import AgentConfig
 from node.container_config import ApiConfigMaps, ContainerConfigs
 from node.layout import Layout
-from node.node_object import HOST_IP, node_object
+from node.node_object import node_object
+from node.pod_routes import make_local
 from node.pod_worker import WorkerDeps
 from node.podips import PodIPs
 from node.pods import NodePods
@@ -89,15 +90,19 @@ class Agent:
         self._events = EventRecorder(self._client, "kubelet", host=config.name, clock=clock, rand=rand)
         self._prober = RealProber(self.runtime)
         self._ips = PodIPs(self._layout.root / "podips.json")
-        self.session = NodeSession(config.endpoints, self, clock=clock, rand=rand, credentials=self._tls)
-        configs = ContainerConfigs(self._layout, ApiConfigMaps(self._client), node_name=config.name, host_ip=HOST_IP)
+        self.session = NodeSession(
+            config.endpoints, self, clock=clock, rand=rand, credentials=self._tls, discover=config.discover
+        )
+        configs = ContainerConfigs(
+            self._layout, ApiConfigMaps(self._client), node_name=config.name, host_ip=config.host_ip
+        )
         deps = WorkerDeps(
             runtime=self.runtime,
             configs=configs,
             prober=self._prober,
             clock=clock,
             events=self._events,
-            host_ip=HOST_IP,
+            host_ip=config.host_ip,
         )
         self.pods = NodePods(self._layout, deps, self._ips, report=self.session.report, drop=self.session.drop)
         self._server = AgentServer(self.pods, self.runtime, clock, self._tls)
@@ -122,6 +127,7 @@ class Agent:
         if welcome.pod_cidr:
             try:
                 self._ips.set_cidr(welcome.pod_cidr)
+                self._route_pods()
             except (ValueError, OSError) as error:
                 log.error("pod range not taken cidr=%s why=%s", welcome.pod_cidr, error)
 
@@ -140,6 +146,7 @@ class Agent:
         """Run until :meth:`stop`. Raises ConfigError when it cannot start; nothing is left behind then."""
         try:
             self._lock()
+            self._route_pods()
             await self._server.start(self._config.listen)
             await self._http.start()
             await self.runtime.start()
@@ -224,6 +231,11 @@ class Agent:
             self._lock_fd = -1
 
     # -- inside --------------------------------------------------------------------------------------------------
+
+    def _route_pods(self) -> None:
+        """Before pods are adopted, and whenever the range is told. Raises ConfigError."""
+        if self._config.pod_routes and self._ips.cidr:
+            make_local(self._ips.cidr)
 
     def _lock(self) -> None:
         try:

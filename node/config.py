@@ -46,6 +46,9 @@ class AgentConfig:
         taints: set when the Node object is created.
         leave_pods: a SIGTERM leaves the pods running, for the next agent on this state directory to adopt.
         proxy: serve Service addresses.
+        pod_routes: make the node's pod range addresses of this host, so that other hosts on its network reach the pods;
+            needs root and the program ``ip``. Without it the range must be the host's already, as 127.x is.
+        discover: also use the replicas that a replica tells of, not only ``endpoints``.
         shutdown_grace_s: pods that ask for a longer grace get this when the agent stops with its pods.
         log_bytes_max: a container log longer than this is rotated.
         log_files_max: files kept per container run, the current one included.
@@ -64,11 +67,19 @@ class AgentConfig:
     taints: tuple[TaintConfig, ...] = ()
     leave_pods: bool = False
     proxy: bool = True
+    pod_routes: bool = False
+    discover: bool = True
     shutdown_grace_s: float = 10.0
     log_bytes_max: int = 10 * 1024 * 1024
     log_files_max: int = 5
     log_level: str = "info"
     tls: TlsFiles | None = None
+
+    @property
+    def host_ip(self) -> str:
+        """The host's address: the one the agent's service is bound to; loopback if that is every address."""
+        host = split_address(self.listen)[0]
+        return "127.0.0.1" if host in {"0.0.0.0", "::", "localhost"} else host
 
     def validate(self) -> None:
         """Check every field.

@@ -17,10 +17,8 @@ from controlplane.pb.k8s.resource_pb2 import Quantity
 from node.config import AgentConfig
 from node.runtime.base import Runtime
 
-__all__ = ["HOST_IP", "node_object"]
+__all__ = ["node_object"]
 
-#: Agents, replicas and pods of one machine meet on loopback.
-HOST_IP: Final = "127.0.0.1"
 _PODS_MAX: Final = 110
 
 
@@ -42,7 +40,7 @@ def node_object(config: AgentConfig, runtime: Runtime, *, agent_port: int) -> No
     for name, quantity in (_machine(config.state_dir) | config.capacity).items():
         status.capacity[name].CopyFrom(Quantity(string=quantity))
         status.allocatable[name].CopyFrom(Quantity(string=quantity))
-    status.addresses.add(type="InternalIP", address=HOST_IP)
+    status.addresses.add(type="InternalIP", address=config.host_ip)
     status.addresses.add(type="Hostname", address=config.name)
     status.daemonEndpoints.kubeletEndpoint.Port = agent_port
     info = status.nodeInfo

@@ -99,6 +99,7 @@ class NodeSession:
         endpoints: ``host:port`` of replicas known at start; a Welcome's list is added.
         handler: the agent.
         credentials: this node's certificate; None speaks plainly.
+        discover: whether the Welcome's list is added.
     """
 
     def __init__(
@@ -109,7 +110,9 @@ class NodeSession:
         clock: Clock,
         rand: Rand,
         credentials: Credentials | None = None,
+        discover: bool = True,
     ) -> None:
+        self._discover = discover
         self._endpoints = list(dict.fromkeys(endpoints))
         self._handler = handler
         self._credentials = credentials
@@ -210,7 +213,7 @@ class NodeSession:
     def _begin(self, endpoint: str, welcome: Welcome) -> None:
         self.replica = welcome.replica or endpoint
         self._heard()
-        for known in welcome.endpoints:
+        for known in welcome.endpoints if self._discover else ():
             if known not in self._endpoints:
                 self._endpoints.append(known)
         log.info("session open replica=%s endpoint=%s pods=%s", self.replica, endpoint, welcome.pod_cidr)

@@ -12,7 +12,7 @@ import shutil
 
 import pytest
 
-from chaos.netns import missing
+from controlplane.local.hosts import missing
 
 #: Where programs stand that are not on an ordinary user's PATH.
 _MORE_PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin")

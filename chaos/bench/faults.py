@@ -12,7 +12,7 @@ from chaos.bench.budget import FAULTS
 from chaos.bench.context import Context
 from chaos.bench.gap import longest_gap
 from chaos.bench.peers import OURS, PEER, Peer, started
-from chaos.netns import Hosts, missing
+from controlplane.local.hosts import Hosts, missing
 
 __all__ = ["cut_links", "gaps"]
 

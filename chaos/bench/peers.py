@@ -25,10 +25,10 @@ import psutil
 
 from chaos.bench.h2client import CallFailedError, connect
 from chaos.bench.looplag import LoopLag
-from chaos.netns import Hosts
 from controlplane.client import OperatorClient
 from controlplane.local import etcd
 from controlplane.local.cluster import FOLDER, LocalCluster
+from controlplane.local.hosts import Hosts
 from controlplane.local.restore import restore_replicas
 from controlplane.local.spec import ClusterSpec, plan
 from controlplane.pb.etcd import rpc_pb2

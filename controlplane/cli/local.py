@@ -26,7 +26,7 @@ from controlplane.local.cluster import FOLDER, LocalCluster, etcdctl_environment
 from controlplane.local.etcd_restore import restore_store
 from controlplane.local.processes import ProcessError
 from controlplane.local.restore import restore_replicas
-from controlplane.local.spec import STORES, ClusterSpec, plan
+from controlplane.local.spec import HOSTS, STORES, ClusterSpec, plan
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment
 from controlplane.pb.k8s.core_v1_pb2 import Node, Service
 
@@ -167,6 +167,13 @@ def local() -> None:
 )
 @click.option("--tls/--no-tls", default=True, show_default=True, help="Certificates for everybody, made in pki/.")
 @click.option(
+    "--hosts",
+    default="loopback",
+    type=click.Choice(HOSTS),
+    show_default=True,
+    help="What processes run on: one loopback; the same behind relays; a network namespace each (root).",
+)
+@click.option(
     "--apply", "manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Then apply this file."
 )
 @click.option("--timeout", "timeout_s", default=60.0, show_default=True, help="Seconds to wait until all serves.")
@@ -179,6 +186,7 @@ async def up(
     port_base: int,
     store: str,
     tls: bool,
+    hosts: str,
     manifest: Path | None,
     timeout_s: float,
 ) -> None:
@@ -197,6 +205,7 @@ async def up(
         port_base=port_base,
         store=store,
         tls=tls,
+        hosts=hosts,
         manifest=manifest,
         timeout_s=timeout_s,
     )
@@ -212,6 +221,7 @@ async def bring_up(
     port_base: int,
     store: str = "embedded",
     tls: bool = True,
+    hosts: str = "loopback",
     manifest: Path | None = None,
     timeout_s: float = 60.0,
 ) -> LocalCluster:
@@ -224,7 +234,8 @@ async def bring_up(
         KeyboardInterrupt: SIGINT or SIGTERM.
     """
     manifests = read_manifests([str(manifest)]) if manifest is not None else []  # before anything is started
-    cluster = _open_or_create(root, replicas=replicas, nodes=nodes, port_base=port_base, store=store, tls=tls)
+    wanted = plan(replicas=replicas, nodes=nodes, port_base=port_base, store=store, tls=tls, hosts=hosts)
+    cluster = _open_or_create(root, wanted)
     before = cluster.running()
     if len(before) == len(cluster.names):
         err.print(f"already running: {len(cluster.spec.replicas)} replicas, {len(cluster.spec.nodes)} nodes")
@@ -258,8 +269,7 @@ async def bring_up(
     return cluster
 
 
-def _open_or_create(root: Path, *, replicas: int, nodes: int, port_base: int, store: str, tls: bool) -> LocalCluster:
-    wanted = plan(replicas=replicas, nodes=nodes, port_base=port_base, store=store, tls=tls)
+def _open_or_create(root: Path, wanted: ClusterSpec) -> LocalCluster:
     if not LocalCluster.exists(root):
         return LocalCluster.create(root, wanted)
     cluster = LocalCluster.open(root)
@@ -276,13 +286,16 @@ def _open_or_create(root: Path, *, replicas: int, nodes: int, port_base: int, st
     return cluster
 
 
-def _shape(spec: ClusterSpec) -> tuple[int, int, int, str, bool]:
-    return len(spec.replicas), len(spec.nodes), spec.port_base, spec.store_kind, spec.tls
+def _shape(spec: ClusterSpec) -> tuple[int, int, int, str, bool, str]:
+    return len(spec.replicas), len(spec.nodes), spec.port_base, spec.store_kind, spec.tls, spec.hosts
 
 
 def _words(spec: ClusterSpec) -> str:
-    replicas, nodes, port_base, store, tls = _shape(spec)
-    return f"REPLICAS={replicas} NODES={nodes} PORT_BASE={port_base} STORE={store} TLS={'on' if tls else 'off'}"
+    replicas, nodes, port_base, store, tls, hosts = _shape(spec)
+    return (
+        f"REPLICAS={replicas} NODES={nodes} PORT_BASE={port_base} STORE={store} TLS={'on' if tls else 'off'} "
+        f"HOSTS={hosts}"
+    )
 
 
 def _undo(cluster: LocalCluster, before: list[str]) -> None:

@@ -11,6 +11,7 @@ Layout of the folder::
       nodes/NAME/               an agent's state, and its pods' directories and logs
       snapshots/                where `qd snapshot save` puts files by default
       pki/                      certificates, where TLS is on (pki.py); they outlive a restore
+      relay/                    what the relay of the links is told and tells, where there is one (relay.py)
 
 All methods are synchronous and quick, but for the waits that say so; waiting for the cluster to *serve* is the
 caller's business (``cli``), since it asks over the network.
@@ -32,10 +33,13 @@ from controlplane.base import identity
 from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
 from controlplane.local import etcd, pods
+from controlplane.local.hosts import Hosts
+from controlplane.local.hosts import missing as hosts_missing
 from controlplane.local.pki import FOLDER as PKI_FOLDER
 from controlplane.local.pki import Pki
 from controlplane.local.processes import ProcessError, Processes
-from controlplane.local.spec import ClusterSpec, NodeSpec, ReplicaSpec, StoreMemberSpec
+from controlplane.local.relay import RelayFiles
+from controlplane.local.spec import EDGE, RELAY, ClusterSpec, NodeSpec, ReplicaSpec, StoreMemberSpec
 from controlplane.transport.tls import Reloader
 
 __all__ = ["FOLDER", "LocalCluster", "etcdctl_environment", "etcdctl_line"]
@@ -57,6 +61,8 @@ class LocalCluster:
         self.processes = Processes(root / "run", root / "logs")
         #: What to put before a process's command: chaos starts each on a host of its own.
         self.enter: Callable[[str], list[str]] = lambda _name: []
+        if spec.hosts == "netns":
+            self.enter = lambda name: [] if name == EDGE else self.hosts.enter(name)
         #: Replicas and agents that run the code of another source tree, by name: a rolling upgrade's old version. Read
         #: at each start; whose name is not here runs this program's own code. Not kept in the folder.
         self.sources: dict[str, Path] = {}
@@ -110,14 +116,43 @@ class LocalCluster:
         files = self.pki.ensure(who, [who.name, "localhost", *hosts]).absolute()
         return ["--tls-ca", str(files.ca), "--tls-cert", str(files.cert), "--tls-key", str(files.key)]
 
+    # -- hosts and links -------------------------------------------------------------------------------------------
+
+    @property
+    def hosts(self) -> Hosts:
+        """The processes' hosts, where they have some of their own."""
+        spec = self.spec
+        addresses = {m.name: m.client for m in spec.store} | {r.name: r.client for r in spec.replicas}
+        addresses |= {n.name: n.listen for n in spec.nodes}
+        numbers = {name: int(split_address(address)[0].rpartition(".")[2]) for name, address in addresses.items()}
+        return Hosts(numbers, network=spec.network, owner=str(self.root.resolve()), pods=spec.cluster_cidr)
+
+    @property
+    def relay(self) -> RelayFiles:
+        """What the relay is told and tells, where there is one."""
+        return RelayFiles(self.root / "relay")
+
+    def prepare(self) -> None:
+        """Make the hosts that are not there; write what the relay relays. Safe to repeat.
+
+        Raises:
+            ConfigError: this machine cannot, or another cluster has this one's network.
+        """
+        if self.spec.hosts == "netns":
+            if (why := hosts_missing()) is not None:
+                raise ConfigError(f"HOSTS=netns: {why}; HOSTS=links wants neither root nor programs")
+            self.hosts.ensure()
+        elif self.spec.hosts == "links":
+            self.relay.write_links(self.spec.relayed)
+
     # -- names ---------------------------------------------------------------------------------------------------
 
     @property
     def names(self) -> list[str]:
-        """Every process name: the store's members, if it has its own, then replicas, then nodes."""
-        return (
-            [m.name for m in self.spec.store] + [r.name for r in self.spec.replicas] + [n.name for n in self.spec.nodes]
-        )
+        """Every process name: what the others need, the store's members, if it has its own, replicas, nodes."""
+        spec = self.spec
+        members = [*spec.fixtures, *(member.name for member in spec.store)]
+        return members + [replica.name for replica in spec.replicas] + [node.name for node in spec.nodes]
 
     def running(self) -> list[str]:
         """Names of the processes that run."""
@@ -167,6 +202,10 @@ class LocalCluster:
         wanted += [
             address for n in self.spec.nodes if self.processes.pid(n.name) is None for address in (n.listen, n.metrics)
         ]
+        if self.spec.hosts == "netns":
+            wanted = []  # on hosts of their own nobody else is
+        if RELAY in self.spec.fixtures and self.processes.pid(RELAY) is None:
+            wanted += [listen for listen, _ in self.spec.relayed.values()]
         busy = [address for address in wanted if not _free(address)]
         if busy:
             raise ConfigError(
@@ -180,7 +219,12 @@ class LocalCluster:
         Raises:
             ConfigError: there is no such process, or no etcd on this machine.
         """
-        if any(member.name == name for member in self.spec.store):
+        self.prepare()
+        if name == RELAY:
+            argv = [self.python, "-m", "controlplane.local.relay", str(self.relay.folder.resolve())]
+        elif name == EDGE:
+            argv = self._edge_argv()
+        elif any(member.name == name for member in self.spec.store):
             argv = etcd.member_argv(self._named(name, self.spec.store), self.spec, self.store_dir(name).resolve())
         elif any(node.name == name for node in self.spec.nodes):
             argv = self._node_argv(self.node(name))
@@ -206,6 +250,8 @@ class LocalCluster:
             "--service-cidr", self.spec.service_cidr,
             "--cluster-cidr", self.spec.cluster_cidr,
             *self._tls_args(identity.member(me.name), me.client, me.peer, me.metrics),
+            *(f"--dial={target}={relay}" for (source, _), (relay, target) in self.spec.relayed.items()
+              if source == me.name),
             *self.spec.extra_replica_args,
         ]  # fmt: skip
 
@@ -215,14 +261,25 @@ class LocalCluster:
         return ["--data-dir", str(self.replica_dir(name).resolve())]
 
     def _node_argv(self, me: NodeSpec) -> list[str]:
+        there = {replica.name for replica in self.spec.replicas}
+        relayed = [relay for (source, to), (relay, _) in self.spec.relayed.items() if source == me.name and to in there]
         return [
             self.python, "-m", "node",
             "--name", me.name,
-            "--endpoints", ",".join(self.spec.endpoints),
+            "--endpoints", ",".join(relayed or self.spec.endpoints),
+            *(["--no-discover"] if relayed else []),
+            *(["--pod-routes"] if self.spec.hosts == "netns" else []),
             "--state-dir", str(self.node_dir(me.name).resolve()),
             "--listen", me.listen,
             "--metrics-listen", me.metrics,
             *self._tls_args(identity.node(me.name), me.listen),
+        ]  # fmt: skip
+
+    def _edge_argv(self) -> list[str]:
+        return [
+            self.python, "-m", "node.edge",
+            "--endpoints", ",".join(self.spec.endpoints),
+            *self._tls_args(identity.node(EDGE), "127.0.0.1:0"),
         ]  # fmt: skip
 
     def check_alive(self, names: Sequence[str]) -> None:
@@ -268,7 +325,11 @@ class LocalCluster:
         for node in nodes:
             pods.kill_all(self.node_dir(node))
         killed += self.processes.stop(replicas)
-        return killed + self.processes.stop([member.name for member in self.spec.store])
+        killed += self.processes.stop([member.name for member in self.spec.store])
+        killed += self.processes.stop(self.spec.fixtures)
+        if self.spec.hosts == "netns" and hosts_missing() is None:
+            self.hosts.remove()
+        return killed
 
     def destroy(self) -> None:
         """Remove the folder. Only after :meth:`down`."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +81,7 @@ class Replica:
         clock, rand: the machine's, unless a test says otherwise.
         tls: this member's certificate, for the links to its peers; None: they speak plainly.
         open_disk: takes hold of the data directory; by default of the one in the machine's file system.
+        dial: see PeerLinks.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Replica:
         rand: Rand | None = None,
         tls: Reloader | None = None,
         open_disk: Callable[[], OpenDisk] | None = None,
+        dial: Mapping[str, str] | None = None,
     ) -> None:
         config.validate()
         self._config = config
@@ -114,6 +116,7 @@ class Replica:
         self.has_data = had_data
         self._state_machine = state_machine
         self._tls = tls
+        self._dial = dial
         self._clock: Clock = clock or SystemClock()
         self._rand: Rand = rand or SystemRand()
         self._listeners: list[LeadershipListener] = []
@@ -204,6 +207,7 @@ class Replica:
                 tls=self._tls,
                 empty_disk=not ran_before,
                 on_outcast=self._on_outcast,
+                dial=self._dial,
             )
             self.serve(CHANNEL, self._changes.serve)
             for channel, handler in self._handlers.items():

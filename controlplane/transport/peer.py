@@ -19,7 +19,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 from controlplane.base.clock import Clock
@@ -194,6 +194,7 @@ class PeerLinks:
         removed: ids that were members once -> the log entry that ended it: they are told.
         empty_disk: this member's data directory was made in this start.
         on_outcast: hears when a peer says that we were removed, or must be replaced.
+        dial: where to connect to instead of some peers' addresses, both ``host:port``: a proxy, a tunnel.
     """
 
     def __init__(
@@ -209,6 +210,7 @@ class PeerLinks:
         removed: Mapping[int, int] | None = None,
         empty_disk: bool = False,
         on_outcast: Callable[[PeerAddress, HelloAck], None] = lambda peer, ack: None,
+        dial: Mapping[str, str] | None = None,
     ) -> None:
         self._cluster_id = cluster_id
         self._me = me
@@ -230,6 +232,7 @@ class PeerLinks:
         self._removed = dict(removed or {})
         self._empty_disk = empty_disk
         self._on_outcast = on_outcast
+        self._dials = dict(dial or {})
         #: The life in which each peer was last accepted: one with an empty disk has no second life.
         self._epochs: dict[int, bytes] = {}
         self._revisions: dict[int, int] = {}
@@ -389,7 +392,7 @@ class PeerLinks:
 
     async def _dial(self, peer: PeerAddress) -> _Connection:
         """Connect and shake hands. Raises OSError, TimeoutError, or FrameError when refused."""
-        host, port = peer.split()
+        host, port = replace(peer, address=self._dials.get(peer.address, peer.address)).split()
         welcome: asyncio.Future[HelloAck] = asyncio.get_running_loop().create_future()
 
         def on_frame(connection: _Connection, frame: Frame) -> None:

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from chaos.netns import Hosts
 from controlplane.client import ApiError, EtcdClient
+from controlplane.local.hosts import Hosts
 
 __all__ = ["Fleet", "Replica", "fleet_on_hosts"]
 
