@@ -1,7 +1,7 @@
 """Three replicas as processes, each on a host of its own, and a disk of its own for one of them.
 
-Owns the processes and where they listen; the hosts are :class:`controlplane.local.hosts.Hosts`. Clients stay outside, in the root
-namespace, which reaches every host whatever is cut between the hosts.
+Owns the processes and where they listen; the hosts are :class:`controlplane.local.hosts.Hosts`. Clients stay outside,
+in the root namespace, which reaches every host whatever is cut between the hosts.
 """
 
 from __future__ import annotations
