@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -114,19 +115,23 @@ def mixed(reads_share: float, keys: int, value_bytes: int, seed: int) -> Call:
 
 
 @asynccontextmanager
-async def connected(endpoints: Sequence[str], count: int) -> AsyncIterator[list[H2Client]]:
+async def connected(
+    endpoints: Sequence[str], count: int, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[list[H2Client]]:
     """``count`` connections, spread over the endpoints."""
     clients: list[H2Client] = []
     try:
         for i in range(count):
-            clients.append(await connect(endpoints[i % len(endpoints)]))  # noqa: PERF401 - those made are closed if one fails
+            clients.append(await connect(endpoints[i % len(endpoints)], tls))  # noqa: PERF401 - those made are closed if one fails
         yield clients
     finally:
         for client in clients:
             client.close()
 
 
-async def closed_loop(endpoints: Sequence[str], clients: int, seconds: float, call: Call) -> Sample:
+async def closed_loop(
+    endpoints: Sequence[str], clients: int, seconds: float, call: Call, tls: ssl.SSLContext | None = None
+) -> Sample:
     """``clients`` connections, each with one call outstanding, for ``seconds``."""
     sample = Sample()
     finished = asyncio.get_running_loop().create_future()
@@ -155,7 +160,7 @@ async def closed_loop(endpoints: Sequence[str], clients: int, seconds: float, ca
 
         client.call(path, message, done)
 
-    async with connected(endpoints, clients) as connections:
+    async with connected(endpoints, clients, tls) as connections:
         with sample.measured():
             end = time.perf_counter() + seconds
             for client in connections:

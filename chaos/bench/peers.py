@@ -13,6 +13,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import time
 import urllib.request
@@ -32,6 +33,7 @@ from controlplane.local.hosts import Hosts
 from controlplane.local.restore import restore_replicas
 from controlplane.local.spec import ClusterSpec, plan
 from controlplane.pb.etcd import rpc_pb2
+from controlplane.transport.tls import client_context
 
 __all__ = ["OURS", "PEER", "PUT", "RANGE", "Peer", "etcdctl", "started"]
 
@@ -46,14 +48,23 @@ _SERVING_S: Final = 300.0
 
 
 class Peer:
-    """One cluster of three. ``kind`` is :data:`OURS` or :data:`PEER`; with ``hosts``, each member on its own."""
+    """One cluster of three. ``kind`` is :data:`OURS` or :data:`PEER`; with ``hosts``, each member on its own. ``tls``:
+    ours only, on every link."""
 
     def __init__(
-        self, kind: str, folder: Path, port_base: int, hosts: Hosts | None = None, replica_args: tuple[str, ...] = ()
+        self,
+        kind: str,
+        folder: Path,
+        port_base: int,
+        hosts: Hosts | None = None,
+        replica_args: tuple[str, ...] = (),
+        *,
+        tls: bool = False,
     ) -> None:
         self.kind = kind
         replicas = 3 if kind == OURS else 1  # a plan has at least one; etcd's is never started
-        spec = plan(replicas=replicas, nodes=0, port_base=port_base, store="embedded" if kind == OURS else "etcd")
+        store = "embedded" if kind == OURS else "etcd"
+        spec = plan(replicas=replicas, nodes=0, port_base=port_base, store=store, tls=tls)
         spec = dataclasses.replace(spec, extra_replica_args=replica_args)
         if hosts is not None:
             spec = _on_hosts(spec, hosts)
@@ -68,6 +79,10 @@ class Peer:
     def clients(self) -> list[str]:
         """Every member's client endpoint."""
         return list(self.endpoints.values())
+
+    def client_tls(self) -> ssl.SSLContext | None:
+        """How its clients connect."""
+        return client_context(self.cluster.pki.admin, protocols=("h2",)) if self.cluster.spec.tls else None
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -88,7 +103,7 @@ class Peer:
             for name in names:
                 with contextlib.suppress(OSError, CallFailedError, TimeoutError):
                     async with asyncio.timeout(2.0):
-                        client = await connect(self.endpoints[name])
+                        client = await connect(self.endpoints[name], self.client_tls())
                         try:
                             await client.unary(PUT, message)
                         finally:
@@ -108,7 +123,7 @@ class Peer:
         """Name of the member that leads."""
         for endpoint in self.endpoints.values():
             with contextlib.suppress(OSError, CallFailedError):
-                client = await connect(endpoint)
+                client = await connect(endpoint, self.client_tls())
                 try:
                     status = rpc_pb2.StatusResponse.FromString(await client.unary(STATUS, b""))
                 finally:
@@ -122,7 +137,7 @@ class Peer:
 
     async def _member_id(self, endpoint: str) -> int:
         with contextlib.suppress(OSError, CallFailedError):
-            client = await connect(endpoint)
+            client = await connect(endpoint, self.client_tls())
             try:
                 return rpc_pb2.StatusResponse.FromString(await client.unary(STATUS, b"")).header.member_id
             finally:
@@ -195,14 +210,14 @@ class Peer:
 
     def memory_bytes(self) -> int:
         """Resident memory of all members."""
-        return sum(psutil.Process(pid).memory_info().rss for name in self.endpoints if (pid := self._pid(name)))
+        return sum(psutil.Process(pid).memory_info().rss for name in self.endpoints if (pid := self.pid(name)))
 
     def cpu_s(self) -> float:
         """Processor time of all members until now."""
-        times = [psutil.Process(pid).cpu_times() for name in self.endpoints if (pid := self._pid(name))]
+        times = [psutil.Process(pid).cpu_times() for name in self.endpoints if (pid := self.pid(name))]
         return sum(t.user + t.system for t in times)
 
-    def _pid(self, name: str) -> int | None:
+    def pid(self, name: str) -> int | None:
         return self.cluster.processes.pid(name)
 
     def wipe(self, name: str) -> None:
