@@ -93,7 +93,7 @@ async def _loaded(peer: Peer, load: str, seconds: float) -> Cost:
 
 async def _closed(peer: Peer, clients: int, seconds: float) -> _Figures:
     call = put_of(_KEYS, _VALUE_BYTES, seed=1)
-    sample = await closed_loop(list(peer.endpoints.values()), clients, seconds, call, peer.client_tls())
+    sample = await closed_loop(peer.clients, clients, seconds, call, peer.client_tls())
     if sample.errors:
         raise RuntimeError(f"{peer.kind}: {len(sample.errors)} calls failed, the first with: {sample.errors[0]}")
     p99 = statistics.quantiles(sample.latencies_s, n=100)[98]
@@ -105,8 +105,7 @@ async def _check_perf(peer: Peer, load: str) -> _Figures:
     if peer.cluster.spec.tls:
         files = peer.cluster.pki.admin
         arguments += ["--cacert", str(files.ca), "--cert", str(files.cert), "--key", str(files.key)]
-    done = await asyncio.to_thread(etcdctl, *arguments, endpoints=list(peer.endpoints.values()))
-    text = done.stdout + done.stderr
+    text = await etcdctl(*arguments, endpoints=peer.clients, check=False)
     rate = re.search(r"Throughput (?:is|too low: )\D*(\d+)", text)
     slowest = re.search(r"Slowest request took (?:too long: )?([0-9.]+)s", text)
     deviation = re.search(r"Stddev (?:is|too high:) ([0-9.]+)s", text)

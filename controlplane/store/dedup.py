@@ -11,6 +11,7 @@ The bounds are part of the replicated behaviour: changing them needs a new forma
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Final
 
 from controlplane.base.limits import DEDUP_BYTES_MAX, DEDUP_ENTRIES_MAX
@@ -29,7 +30,9 @@ class Dedup:
         self.size_bytes = 0
         self._entries_max = entries_max
         self._bytes_max = bytes_max
-        self._entries: dict[bytes, tuple[int, bytes]] = {}
+        # Not a plain dict: one that loses its oldest entry again and again looks for the next oldest past all that it
+        # has lost since it last grew, some ten thousand places here.
+        self._entries: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -47,8 +50,7 @@ class Dedup:
         self._entries[request_id] = (index, reply)
         self.size_bytes += _ENTRY_BYTES + len(reply)
         while len(self._entries) > self._entries_max or (self.size_bytes > self._bytes_max and len(self._entries) > 1):
-            oldest = next(iter(self._entries))
-            gone_index, gone_reply = self._entries.pop(oldest)
+            _, (gone_index, gone_reply) = self._entries.popitem(last=False)
             self.size_bytes -= _ENTRY_BYTES + len(gone_reply)
             self.floor = gone_index
 

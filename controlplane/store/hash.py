@@ -9,14 +9,17 @@ that is what replicas compare (``etcd.integrity``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Sequence
 from hashlib import blake2b
+from struct import Struct
 from typing import Final
 
 __all__ = ["StateHash"]
 
 #: Recent revisions, and recent log indexes, whose hash is kept, for comparing with a replica that is a little behind.
 _RECENT_MAX: Final = 1024
+_LENGTHS: Final = Struct(">II")
 
 
 class StateHash:
@@ -25,25 +28,25 @@ class StateHash:
     def __init__(self, chain: bytes = b"\0" * 16, revision: int = 1, published: bytes = b"\0" * 16) -> None:
         self.chain = chain
         self.published = published
-        self._recent: dict[int, bytes] = {revision: published}
-        self._marks: dict[int, bytes] = {}
+        self._recent = OrderedDict({revision: published})
+        self._marks: OrderedDict[int, bytes] = OrderedDict()
 
-    def fold(self, request_id: bytes, reply: bytes, frames: Iterable[bytes]) -> None:
+    def fold(self, request_id: bytes, reply: bytes, frames: Sequence[bytes]) -> None:
         """Chain one applied proposal and the framed versions it wrote."""
-        head = self.chain + len(request_id).to_bytes(4, "big") + len(reply).to_bytes(4, "big") + request_id + reply
-        self.chain = blake2b(head + b"".join(frames), digest_size=16).digest()
+        lengths = _LENGTHS.pack(len(request_id), len(reply))
+        self.chain = blake2b(b"".join((self.chain, lengths, request_id, reply, *frames)), digest_size=16).digest()
 
     def publish(self, revision: int) -> None:
         """The chain's value now is the hash of this revision."""
         self.published = self._recent[revision] = self.chain
         if len(self._recent) > _RECENT_MAX:
-            del self._recent[next(iter(self._recent))]
+            self._recent.popitem(last=False)
 
     def mark(self, index: int) -> None:
         """The chain's value now is the hash of the state after the entry at this log index."""
         self._marks[index] = self.chain
         if len(self._marks) > _RECENT_MAX:
-            del self._marks[next(iter(self._marks))]
+            self._marks.popitem(last=False)
 
     def at_index(self, index: int) -> bytes | None:
         """The hash after a recent log entry; None when it is too old, not reached, or from before a restore."""

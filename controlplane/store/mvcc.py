@@ -27,8 +27,9 @@ from sortedcontainers import SortedDict, SortedList
 
 from controlplane.pb.etcd import kv_pb2
 from controlplane.store.keyspan import Span
+from controlplane.store.wire import version_frame
 
-__all__ = ["Event", "Keyspace", "Pin", "Version", "frame_kv", "kv_bytes", "parse_kv"]
+__all__ = ["Event", "Keyspace", "Pin", "Version", "kv_bytes", "parse_kv"]
 
 _CHUNK_KEYS = 256
 #: What a retained version costs beside its frame: the objects that hold it and the tables that lead to it (measured:
@@ -73,21 +74,6 @@ class Pin:
         self.revision = revision
 
 
-def frame_kv(kv: bytes) -> bytes:
-    """Serialized KeyValue -> protobuf field 2 holding it."""
-    size = len(kv)
-    if size < 0x80:
-        return b"\x12" + bytes((size,)) + kv
-    if size < 0x4000:
-        return b"\x12" + bytes((size & 0x7F | 0x80, size >> 7)) + kv
-    out = bytearray(b"\x12")
-    while size > 0x7F:
-        out.append(size & 0x7F | 0x80)
-        size >>= 7
-    out.append(size)
-    return bytes(out) + kv
-
-
 def kv_bytes(frame: bytes) -> bytes:
     """The serialized KeyValue inside a frame."""
     start = 1
@@ -101,11 +87,9 @@ def parse_kv(version: Version) -> kv_pb2.KeyValue:
     return kv_pb2.KeyValue.FromString(kv_bytes(version.frame))
 
 
-def make_version(key: bytes, value: bytes, mod: int, create: int, version: int, lease: int, sub: int) -> Version:
-    kv = kv_pb2.KeyValue(
-        key=key, create_revision=create, mod_revision=mod, version=version, value=value, lease=lease
-    ).SerializeToString()
-    return Version(mod, create, version, lease, frame_kv(kv), sub)
+def _make_version(key: bytes, value: bytes, mod: int, create: int, version: int, lease: int, sub: int) -> Version:
+    frame = version_frame(key, value, mod, create, version, lease)
+    return tuple.__new__(Version, (mod, create, version, lease, frame, sub))  # half the time of Version(...)
 
 
 def _outgrown(table: dict[bytes, Any]) -> bool:
@@ -133,13 +117,12 @@ class Keyspace:
     def put(self, key: bytes, value: bytes, lease: int) -> Version:
         """Write a version at revision + 1 (visible at once); :meth:`commit` closes the revision."""
         revision = self.revision + 1
-        before = self._live.get(key)
+        before: Version | None = self._live.get(key)
         if before is None:
-            created = make_version(key, value, revision, revision, 1, lease, len(self._open))
+            created = _make_version(key, value, revision, revision, 1, lease, len(self._open))
         else:
-            created = make_version(
-                key, value, revision, before.create_revision, before.version + 1, lease, len(self._open)
-            )
+            create, version = before.create_revision, before.version + 1
+            created = _make_version(key, value, revision, create, version, lease, len(self._open))
         self._record(key, created, before)
         return created
 
@@ -147,7 +130,7 @@ class Keyspace:
         """Write a tombstone at revision + 1. Returns what was deleted, None if there was nothing."""
         before: Version | None = self._live.get(key)
         if before is not None:
-            self._record(key, make_version(key, b"", self.revision + 1, 0, 0, 0, len(self._open)), before)
+            self._record(key, _make_version(key, b"", self.revision + 1, 0, 0, 0, len(self._open)), before)
         return before
 
     def _record(self, key: bytes, after: Version, before: Version | None) -> None:
@@ -156,7 +139,7 @@ class Keyspace:
         if before is not None and before.mod_revision == after.mod_revision:
             # Written and deleted in one transaction (sibling sub-transactions may): "previous" is the earlier revision.
             previous = next((e.previous for e in self._open if e.key == key), None)
-        self._open.append(Event(key, after, previous))
+        self._open.append(tuple.__new__(Event, (key, after, previous)))
 
     def _install(self, key: bytes, after: Version, before: Version | None) -> None:
         self.size_bytes += _VERSION_BYTES + len(after.frame)
@@ -167,7 +150,10 @@ class Keyspace:
             else:
                 old.append(before)
         if after.version:
-            if before is None and key in self._old:
+            if before is not None:
+                dict.__setitem__(self._live, key, after)  # its place in the order stays
+                return
+            if key in self._old:
                 self._dead.remove(key)
             self._live[key] = after
         elif before is not None:

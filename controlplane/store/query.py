@@ -13,7 +13,8 @@ from controlplane.pb.etcd import kv_pb2
 from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.store import errors
 from controlplane.store.keyspan import span
-from controlplane.store.mvcc import Keyspace, Version, frame_kv, parse_kv
+from controlplane.store.mvcc import Keyspace, Version, parse_kv
+from controlplane.store.wire import frame_kv
 
 __all__ = ["check_revision", "run_range", "varint"]
 

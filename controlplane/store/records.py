@@ -8,7 +8,8 @@ from typing import Final
 
 from controlplane.base.errors import CorruptStateError
 from controlplane.pb.etcd.kv_pb2 import KeyValue
-from controlplane.store.mvcc import Version, frame_kv
+from controlplane.store.mvcc import Version
+from controlplane.store.wire import frame_kv
 
 __all__ = ["AUTH_KINDS", "HEAD_BYTES", "SUB_BYTES", "record", "split", "version_of"]
 

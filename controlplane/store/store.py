@@ -178,7 +178,7 @@ class Store:
         stale = False  # its proposer did not know who may do what now: it asks again, under the same id
         before = self._keyspace
         try:
-            reply: bytes = self._dispatch(Command.FromString(proposal.payload), index).SerializeToString()
+            reply = self._dispatch(Command.FromString(proposal.payload), index)
         except DecodeError:
             reply = _rejection(errors.malformed("does not decode"))
         except StatusError as error:
@@ -196,14 +196,19 @@ class Store:
             self._dedup.remember(request_id, index, reply)
         return reply
 
-    def _dispatch(self, command: Command, index: int) -> Reply:
+    def _dispatch(self, command: Command, index: int) -> bytes:
+        """Do it; the serialized Reply."""
         if self.auth.enabled and command.auth_revision:
             permit(self.auth, self.leases, command)
         if self.alarms and self.alarms.no_space and grows(command):
             raise errors.no_space()
-        match command.WhichOneof("op"):
-            case "put":
-                return Reply(put=run_put(self._keyspace, self.leases, command.put))
+        kind = command.WhichOneof("op")
+        if kind == "put":
+            return run_put(self._keyspace, self.leases, command.put)
+        return self._run(kind, command, index).SerializeToString()
+
+    def _run(self, kind: str | None, command: Command, index: int) -> Reply:
+        match kind:
             case "txn":
                 return Reply(txn=run_txn(self._keyspace, self.leases, command.txn))
             case "delete_range":
@@ -228,7 +233,7 @@ class Store:
                 return Reply(restore_commit=self._restore_commit(command.restore_commit, index))
             case "restore_abort":
                 return Reply(restore_abort=self._restore_abort(command.restore_abort.id))
-            case str(kind) if kind.startswith("auth_"):
+            case str() if kind.startswith("auth_"):
                 self.auth.change(command)
                 reply = Reply()
                 getattr(reply, kind).header.CopyFrom(self._header())

@@ -17,6 +17,7 @@ from controlplane.store.keyspan import span
 from controlplane.store.leases import Leases
 from controlplane.store.mvcc import Keyspace, Version, kv_bytes, parse_kv
 from controlplane.store.query import check_revision, run_range
+from controlplane.store.wire import put_reply, put_reply_with
 
 __all__ = ["run_delete", "run_put", "run_txn"]
 
@@ -40,12 +41,12 @@ _HOLDS: dict[int, Callable[[int], bool]] = {
 _MISSING = Version(0, 0, 0, 0, b"\x12\x00")
 
 
-def run_put(keyspace: Keyspace, leases: Leases, request: e.PutRequest) -> e.PutResponse:
-    """Raises: StatusError: empty key, key not found (ignore_*), lease not found."""
+def run_put(keyspace: Keyspace, leases: Leases, request: e.PutRequest) -> bytes:
+    """The serialized Reply. Raises: StatusError: empty key, key not found (ignore_*), lease not found."""
     _check_put(keyspace, leases, request)
-    response = e.PutResponse()
-    _put(keyspace, leases, request, response)
-    return response
+    before = _put(keyspace, leases, request)
+    revision = keyspace.revision + 1
+    return put_reply_with(revision, before.frame) if before is not None and request.prev_kv else put_reply(revision)
 
 
 def run_delete(keyspace: Keyspace, leases: Leases, request: e.DeleteRangeRequest) -> e.DeleteRangeResponse:
@@ -90,7 +91,8 @@ def _check_put(keyspace: Keyspace, leases: Leases, request: e.PutRequest) -> Non
         raise errors.lease_not_found()
 
 
-def _put(keyspace: Keyspace, leases: Leases, request: e.PutRequest, response: e.PutResponse) -> None:
+def _put(keyspace: Keyspace, leases: Leases, request: e.PutRequest) -> Version | None:
+    """Write; the version before."""
     key, value, lease = request.key, request.value, request.lease
     before = keyspace.get(key)
     if before is not None:
@@ -98,13 +100,11 @@ def _put(keyspace: Keyspace, leases: Leases, request: e.PutRequest, response: e.
             value = parse_kv(before).value
         if request.ignore_lease:
             lease = before.lease
-        if request.prev_kv:
-            response.prev_kv.ParseFromString(kv_bytes(before.frame))
     keyspace.put(key, value, lease)
     held = 0 if before is None else before.lease
     if held != lease:
         leases.move(key, held, lease)
-    response.header.revision = keyspace.revision + 1
+    return before
 
 
 def _branch(request: e.TxnRequest, path: Iterator[bool]) -> tuple[bool, Iterable[e.RequestOp]]:
@@ -143,7 +143,10 @@ def _execute(
             case "request_range":
                 answer.response_range.CopyFrom(run_range(keyspace, op.request_range))
             case "request_put":
-                _put(keyspace, leases, op.request_put, answer.response_put)
+                before = _put(keyspace, leases, op.request_put)
+                if before is not None and op.request_put.prev_kv:
+                    answer.response_put.prev_kv.ParseFromString(kv_bytes(before.frame))
+                answer.response_put.header.revision = keyspace.revision + 1
             case "request_delete_range":
                 answer.response_delete_range.CopyFrom(run_delete(keyspace, leases, op.request_delete_range))
             case "request_txn":
