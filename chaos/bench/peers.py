@@ -33,7 +33,6 @@ from controlplane.local.hosts import Hosts
 from controlplane.local.restore import restore_replicas
 from controlplane.local.spec import ClusterSpec, plan
 from controlplane.pb.etcd import rpc_pb2
-from controlplane.transport.tls import client_context
 
 __all__ = ["OURS", "PEER", "PUT", "RANGE", "Peer", "etcdctl", "started"]
 
@@ -82,7 +81,12 @@ class Peer:
 
     def client_tls(self) -> ssl.SSLContext | None:
         """How its clients connect."""
-        return client_context(self.cluster.pki.admin, protocols=("h2",)) if self.cluster.spec.tls else None
+        credentials = self.cluster.credentials()
+        if credentials is None:
+            return None
+        context = credentials.client
+        context.set_alpn_protocols(["h2"])
+        return context
 
     # -- life ----------------------------------------------------------------------------------------------------
 
