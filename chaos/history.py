@@ -90,11 +90,12 @@ class Op:
     ``attempts_failed`` counts attempts of one HTTP request that had no answer, the last one included.
 
     ``part`` is the part of the load: ``kv`` writes every key once, ``txn`` and ``append`` fight over few, ``lease``
-    and ``lock`` say what they are. A ``delete``'s ``value`` is never set. A ``txn`` has ``compares``, two branches,
-    and, when its outcome is known, ``succeeded`` and the ``results`` of the branch that was taken: for a get what it
-    saw, for others None. ``serializable`` reads may be old, not wrong. ``member`` and ``term`` are those of the reply's
-    header. ``lease`` is the lease granted, renewed, revoked, or attached to the key, ``ttl_s`` the time it was promised
-    (0: it is gone).
+    and ``lock`` say what they are. A ``delete`` has no ``value``. A ``txn`` has ``compares``, two branches, and, when
+    its outcome is known, ``succeeded`` (of a delete: whether there was anything to delete) and the ``results`` of the
+    branch that was taken: for a get what it saw, for others None. ``serializable`` reads may be old, not wrong.
+    ``member`` and ``term`` are those of the reply's header. ``lease`` is the lease granted, renewed, revoked, or
+    attached to the key, ``ttl_s`` the time it was promised (0: it is gone). ``asked`` is the revision that a compaction
+    asked for.
     """
 
     id: int
@@ -118,6 +119,7 @@ class Op:
     term: int = 0
     lease: int = 0
     ttl_s: int = 0
+    asked: int = 0
     succeeded: bool | None = None
     compares: Sequence[Compare] = ()
     then: Sequence[Step] = ()
@@ -151,9 +153,10 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Listing:
     """Every key under the prefix at one revision. ``reason``: ``start`` (the watcher begins), ``relist`` (it was told
-    to), ``final`` (the read-back at the end). Of the first two, ``segment`` is the part of the watch that follows."""
+    to), ``final`` (the read-back at the end), ``shared`` (the same, of the shared prefix). Of the first two,
+    ``segment`` is the part of the watch that follows."""
 
-    reason: Literal["start", "relist", "final"]
+    reason: Literal["start", "relist", "final", "shared"]
     segment: int
     revision: int
     at_ns: int

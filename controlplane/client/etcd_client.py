@@ -1,4 +1,4 @@
-"""EtcdClient: a small asyncio client of the etcd v3 KV API over several endpoints, honest about outcomes.
+"""EtcdClient: a small asyncio client of the etcd v3 API over several endpoints, honest about outcomes.
 
 Speaks to our replicas and to etcd's members. Every write ends in one of three types: :class:`Acknowledged`,
 :class:`Failed` (it had no effect) or :class:`Unknown`. Each carries a request id in the metadata ``qd-request-id``;
@@ -12,7 +12,8 @@ Knows nothing of the resource API.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Self, TypeVar, cast
@@ -28,10 +29,10 @@ from controlplane.client.interface import ApiError, UnavailableError
 from controlplane.client.retry import LOG_INDEX_KEY, log_index_in, retry_unavailable
 from controlplane.client.status import to_api_error, was_definite
 from controlplane.pb.etcd import kv_pb2, rpc_pb2
-from controlplane.pb.etcd.rpc_pb2_grpc import KVStub, MaintenanceStub, WatchStub
+from controlplane.pb.etcd.rpc_pb2_grpc import KVStub, LeaseStub, MaintenanceStub, WatchStub
 from controlplane.transport.channel import Credentials
 
-__all__ = ["Acknowledged", "EtcdClient", "Failed", "Outcome", "Unknown", "prefix_end"]
+__all__ = ["Acknowledged", "EtcdClient", "Failed", "Outcome", "Unknown", "WatchStream", "prefix_end"]
 
 REQUEST_ID_KEY: Final = "qd-request-id"
 _REQUEST_ID_BYTES: Final = 16
@@ -79,6 +80,42 @@ def prefix_end(prefix: bytes) -> bytes:
         if prefix[i] < 0xFF:
             return prefix[:i] + bytes([prefix[i] + 1])
     return b"\0"
+
+
+class WatchStream:
+    """The responses of one watch, to iterate over. Raises ApiError when the stream ends."""
+
+    def __init__(self, endpoint: str, call: Any, failed: Callable[[str, grpc.aio.AioRpcError], None]) -> None:
+        self.endpoint = endpoint
+        self._call = call
+        self._failed = failed
+
+    async def __aiter__(self) -> AsyncIterator[rpc_pb2.WatchResponse]:
+        try:
+            async for response in self._call:
+                yield response
+        except grpc.aio.AioRpcError as error:
+            self._failed(self.endpoint, error)
+            raise to_api_error(error, write=False) from error
+        raise UnavailableError(Code.UNAVAILABLE, f"{self.endpoint} ended the watch")
+
+    async def request_progress(self) -> None:
+        """Ask how far the watch is: the answer is a response without events. Raises ApiError."""
+        await self.send(rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest()))
+
+    async def send(self, request: rpc_pb2.WatchRequest) -> None:
+        """One message. Raises ApiError."""
+        try:
+            await self._call.write(request)
+        except grpc.aio.AioRpcError as error:
+            self._failed(self.endpoint, error)
+            raise to_api_error(error, write=False) from error
+        except asyncio.InvalidStateError as error:  # the call is over, which its reader is told of
+            raise UnavailableError(Code.UNAVAILABLE, f"{self.endpoint} ended the watch") from error
+
+    def cancel(self) -> None:
+        """End it."""
+        self._call.cancel()
 
 
 class EtcdClient:
@@ -136,6 +173,34 @@ class EtcdClient:
         """Forget what was before a revision; its state stays."""
         return await self._write("Compact", rpc_pb2.CompactionRequest(revision=revision), rpc_pb2.CompactionResponse)
 
+    async def lease_grant(self, lease: int, ttl_s: int) -> Outcome[rpc_pb2.LeaseGrantResponse]:
+        """A lease under an id of the caller's choice, which makes a repetition harmless anywhere."""
+        request = rpc_pb2.LeaseGrantRequest(ID=lease, TTL=ttl_s)
+        return await self._write("LeaseGrant", request, rpc_pb2.LeaseGrantResponse, LeaseStub)
+
+    async def lease_revoke(self, lease: int) -> Outcome[rpc_pb2.LeaseRevokeResponse]:
+        """End a lease, and delete its keys."""
+        return await self._write(
+            "LeaseRevoke", rpc_pb2.LeaseRevokeRequest(ID=lease), rpc_pb2.LeaseRevokeResponse, LeaseStub
+        )
+
+    async def lease_keep_alive(self, lease: int) -> rpc_pb2.LeaseKeepAliveResponse:
+        """Renew a lease, once; a TTL of 0 says that it is gone. One attempt, on the current replica. Raises ApiError:
+        then it may have been renewed, or may yet be until the attempt's time is over."""
+        endpoint = self.pool.current
+        call = cast(Any, LeaseStub(self.pool.channel(endpoint))).LeaseKeepAlive(timeout=self._attempt_timeout_s)
+        try:
+            await call.write(rpc_pb2.LeaseKeepAliveRequest(ID=lease))
+            response = await call.read()
+        except grpc.aio.AioRpcError as error:
+            self._note_failure(endpoint, error)
+            raise to_api_error(error, write=True) from error
+        finally:
+            call.cancel()
+        if response is grpc.aio.EOF:
+            raise UnavailableError(Code.UNAVAILABLE, f"{endpoint} ended the stream", unknown_outcome=True)
+        return cast(rpc_pb2.LeaseKeepAliveResponse, response)
+
     # -- reads -----------------------------------------------------------------------------------------------------
 
     async def get(self, key: bytes, *, serializable: bool = False) -> kv_pb2.KeyValue | None:
@@ -175,8 +240,14 @@ class EtcdClient:
 
     @asynccontextmanager
     async def watch(
-        self, key: bytes, *, range_end: bytes = b"", start_revision: int = 0, progress_notify: bool = False
-    ) -> AsyncIterator[AsyncIterator[rpc_pb2.WatchResponse]]:
+        self,
+        key: bytes,
+        *,
+        range_end: bytes = b"",
+        start_revision: int = 0,
+        progress_notify: bool = False,
+        prev_kv: bool = False,
+    ) -> AsyncIterator[WatchStream]:
         """One watch on the current replica, from ``start_revision`` on (0: from now). The first response says
         ``created``. Ends with UnavailableError when the replica goes; resume from the last revision + 1."""
         endpoint = self.pool.current
@@ -185,31 +256,20 @@ class EtcdClient:
             range_end=range_end,
             start_revision=start_revision,
             progress_notify=progress_notify,
-            prev_kv=False,
+            prev_kv=prev_kv,
         )
-        call = cast(Any, WatchStub(self.pool.channel(endpoint))).Watch()
+        stream = WatchStream(endpoint, cast(Any, WatchStub(self.pool.channel(endpoint))).Watch(), self._note_failure)
         try:
-            try:
-                await call.write(rpc_pb2.WatchRequest(create_request=create))
-            except grpc.aio.AioRpcError as error:
-                self._note_failure(endpoint, error)
-                raise to_api_error(error, write=False) from error
-            yield self._watch_responses(endpoint, call)
+            await stream.send(rpc_pb2.WatchRequest(create_request=create))
+            yield stream
         finally:
-            call.cancel()
-
-    async def _watch_responses(self, endpoint: str, call: Any) -> AsyncIterator[rpc_pb2.WatchResponse]:
-        try:
-            async for response in call:
-                yield response
-        except grpc.aio.AioRpcError as error:
-            self._note_failure(endpoint, error)
-            raise to_api_error(error, write=False) from error
-        raise UnavailableError(Code.UNAVAILABLE, f"{endpoint} ended the watch")
+            stream.cancel()
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    async def _write(self, method: str, request: Any, of: type[ResponseT]) -> Outcome[ResponseT]:
+    async def _write(
+        self, method: str, request: Any, of: type[ResponseT], stub: Callable[[grpc.aio.Channel], Any] = KVStub
+    ) -> Outcome[ResponseT]:
         """The outcome of one logical write: attempts under one request id until one is definite or the time is up."""
         request_id = (REQUEST_ID_KEY, self._rand.token(_REQUEST_ID_BYTES).hex())
         metadata: tuple[tuple[str, str], ...] = (request_id,)
@@ -220,7 +280,7 @@ class EtcdClient:
         while True:
             endpoint = self.pool.current
             remaining_s = deadline_s - self._clock.monotonic()
-            method_of = getattr(KVStub(self.pool.channel(endpoint)), method)
+            method_of = getattr(stub(self.pool.channel(endpoint)), method)
             try:
                 call = method_of(request, timeout=min(remaining_s, self._attempt_timeout_s), metadata=metadata)
                 response = await call

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from chaos import workload
 from chaos.checkers import check_all
 from chaos.findings import Verdict
 from chaos.history import Header, History, Listing, Recorder, load
 from chaos.workload import Board, Pace, Reader, ServiceClient, Writer, fetch, read_prefix
+from chaos.workload import fresh as workload
 from controlplane.base.clock import ManualClock
 from controlplane.base.errors import Code
 from controlplane.base.rand import SeededRand

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 from chaos.history import Event, Listing, Op, Outcome, Recorder, Row
+from chaos.workload.pace import Pace, Process
 from controlplane.base.clock import Clock
 from controlplane.base.rand import Rand
 from controlplane.client import ApiError, EtcdClient, UnavailableError
@@ -23,14 +22,11 @@ from controlplane.client import etcd_client as etcd
 from controlplane.client.endpoints import EndpointPool
 from controlplane.pb.etcd import rpc_pb2
 
-__all__ = ["Board", "KeyValue", "Pace", "Process", "Reader", "ServiceClient", "Watcher", "Writer", "read_prefix"]
+__all__ = ["Board", "KeyValue", "Reader", "ServiceClient", "Watcher", "Writer", "fetch", "read_prefix"]
 
-_BACKLOG_S: Final = 1.0
 _PAGE: Final = 2_000
 _RESUME_PAUSE_S: Final = 0.02
 _RETRY_AFTER_S: Final = 0.05
-
-T = TypeVar("T")
 
 
 class KeyValue(Protocol):
@@ -41,23 +37,6 @@ class KeyValue(Protocol):
     async def put(self, key: bytes, value: bytes) -> etcd.Outcome[rpc_pb2.PutResponse]: ...
 
     async def range(self, request: rpc_pb2.RangeRequest) -> rpc_pb2.RangeResponse: ...
-
-
-class Pace:
-    """Slots at a fixed rate, whether or not what is done in them is quick. Being late is made up for at once, but for
-    at most a second's worth, so that an outage does not end in a flood."""
-
-    def __init__(self, rate_per_s: float, clock: Clock) -> None:
-        self._interval_s = 1.0 / rate_per_s
-        self._clock = clock
-        self._due_s = clock.monotonic()
-
-    async def slot(self) -> None:
-        """Return when the next slot begins."""
-        now_s = self._clock.monotonic()
-        self._due_s = max(self._due_s + self._interval_s, now_s - _BACKLOG_S)
-        # Also when late: everything here shares one loop.
-        await self._clock.sleep(max(0.0, self._due_s - now_s))
 
 
 class Board:
@@ -79,36 +58,6 @@ class Board:
         """A key to read: of the other writers in turn; of the reader's own only if there is no other."""
         writers = sorted(writer for writer in self._newest if writer != reader) or sorted(self._newest)
         return self._newest[writers[turn % len(writers)]] if writers else None
-
-
-class Process:
-    """One client process of the history: one operation at a time, a new name after one of unknown outcome."""
-
-    def __init__(self, name: str, recorder: Recorder) -> None:
-        self._base = name
-        self._lives = 0
-        self.name = name
-        self.recorder = recorder
-
-    async def run(
-        self, call: Callable[[], Awaitable[T]], done: Callable[[int, int, int, T], Op], lost: Op | None = None
-    ) -> T:
-        """Do one operation and record it. ``done`` makes the record from (id, call, return, result); ``lost`` is the
-        record if this process is stopped meanwhile, when nobody knows the outcome; None: there is nothing to know."""
-        op_id, call_ns = self.recorder.next_id(), self.recorder.now_ns()
-        try:
-            result = await call()
-        except asyncio.CancelledError:
-            if lost is not None:
-                now_ns = self.recorder.now_ns()
-                self.recorder.op(replace(lost, id=op_id, call_ns=call_ns, return_ns=now_ns, error="stopped"))
-            raise
-        op = done(op_id, call_ns, self.recorder.now_ns(), result)
-        self.recorder.op(op)
-        if op.outcome == "info":
-            self._lives += 1
-            self.name = f"{self._base}.{self._lives}"
-        return result
 
 
 class Writer:

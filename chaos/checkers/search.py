@@ -1,0 +1,156 @@
+"""Shared keys once more, by search: a second opinion that trusts no revision (``chaos.wgl``).
+
+The search explodes on long histories, so each key's is cut into stretches that overlap by half. At the beginning of a
+stretch nothing is known of the key, and what was under way then, or is at its end, may take effect or not: a stretch
+can only be too lenient. Where a history has no revisions, the search is the only opinion, and takes each key's history
+whole.
+
+There is a bound on the work, for each stretch and for all of them. Beyond it the opinion is INCONCLUSIVE, and says so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from chaos.findings import Finding, Verdict, judge
+from chaos.history import History, Op
+from chaos.wgl import ANY, Answer, RegisterOp, search
+
+__all__ = ["RULE", "check_by_search"]
+
+RULE: Final = "shared keys: some order explains every answer (search)"
+_STRETCH: Final = 60
+_STEPS_MAX: Final = 200_000
+_STEPS_IN_ALL_MAX: Final = 2_000_000
+_NEVER: Final = float("inf")
+
+
+def check_by_search(history: History, *, whole: bool = False, steps_max: int = _STEPS_IN_ALL_MAX) -> list[Finding]:
+    """``whole``: every key's history in one piece, from a key that is not there. Nothing if there are no such keys."""
+    by_key: defaultdict[str, list[Op]] = defaultdict(list)
+    unfit: set[str] = set()
+    for op in history.ops:
+        if op.part != "txn" or op.serializable or op.outcome == "fail":
+            continue
+        keys = _keys(op)
+        by_key[op.key].append(op)
+        if len(keys) > 1:
+            unfit |= keys
+    if not by_key:
+        return []
+    tally = _Tally(steps_max)
+    for key, ops in sorted(by_key.items()):
+        translated = [op for op in map(_translated, ops) if op is not None]
+        if key in unfit or len(translated) < len([op for op in ops if op.outcome == "ok" or op.kind != "get"]):
+            tally.unfit += 1
+            continue
+        tally.judge(key, translated, whole=whole)
+    return [tally.finding()]
+
+
+def _keys(op: Op) -> set[str]:
+    return {op.key, *(compare[0] for compare in op.compares), *(step[1] for step in (*op.then, *op.otherwise))}
+
+
+def _translated(op: Op) -> RegisterOp | None:
+    """The operation in terms of one register; None if it cannot be put so, or says nothing."""
+    end = op.return_ns if op.outcome == "ok" else _NEVER
+    if op.kind == "get":
+        return RegisterOp("read", op.value, op.call_ns, end) if op.outcome == "ok" else None
+    if op.kind == "put":
+        return RegisterOp("write", op.value, op.call_ns, end)
+    if op.kind == "delete":
+        return RegisterOp("write", None, op.call_ns, end)
+    if len(op.compares) != 1 or len(op.then) != 1 or op.then[0][0] != "put":
+        return None
+    _, what, wanted = op.compares[0]
+    if what == "value":
+        expected = str(wanted)
+    elif what in {"create", "version", "mod"} and wanted == 0:
+        expected = None
+    else:
+        return None
+    if op.outcome == "ok" and not op.succeeded and op.otherwise and op.results:
+        seen = op.results[0]
+        if seen is None or seen[0] != expected:
+            return RegisterOp("read", None if seen is None else seen[0], op.call_ns, end)
+    return RegisterOp("swap", op.then[0][2], op.call_ns, end, expected=expected, ok=bool(op.succeeded))
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What was found so far, and how much work is left."""
+
+    steps_left: int
+    checked: int = 0
+    unfit: int = 0
+    given_up: int = 0
+    broken: list[str] = field(default_factory=list)
+
+    def judge(self, key: str, ops: Sequence[RegisterOp], *, whole: bool) -> None:
+        ops = sorted(ops, key=lambda op: op.call)
+        if whole and self._one(key, ops, None, "its whole history") is not Answer.UNKNOWN:
+            self.checked += len(ops)
+            return
+        if whole:
+            self.given_up += 1  # the stretches may still show what is wrong, not that all is well
+        for begin, end, stretch in _stretches(ops):
+            answer = self._one(key, stretch, ANY, f"the {len(stretch)} operations from {begin:.3f} to {end:.3f} s")
+            if answer is Answer.NO:
+                return  # what follows would say the same again
+            if answer is Answer.UNKNOWN:
+                self.given_up += 1
+            elif not whole:
+                self.checked += len(stretch)
+
+    def _one(self, key: str, ops: Sequence[RegisterOp], initial: object, what: str) -> Answer:
+        if self.steps_left <= 0:
+            return Answer.UNKNOWN
+        answer, steps = search(ops, initial=initial, steps_max=min(_STEPS_MAX, self.steps_left))
+        self.steps_left -= steps
+        if answer is Answer.NO:
+            self.broken.append(f"{key}: no order explains {what}")
+        return answer
+
+    def finding(self) -> Finding:
+        note = f"{self.unfit} keys have transactions over several and were left out" if self.unfit else ""
+        if self.given_up and not self.broken:
+            given_up = f"the bound on the work was reached in {self.given_up} places"
+            note = f"{note}; {given_up}" if note else given_up
+            return Finding(RULE, Verdict.INCONCLUSIVE, self.checked, note=note)
+        return judge(RULE, self.checked, self.broken, at_least=0, note=note)
+
+
+def _stretches(ops: Sequence[RegisterOp]) -> Iterable[tuple[float, float, list[RegisterOp]]]:
+    """(begin, end in seconds, operations), of ops in the order of their calls."""
+    written = Counter(op.value for op in ops if op.kind != "read")
+    shown_by: dict[object, float] = {}
+    for op in ops:
+        if op.kind == "read":
+            shown_by[op.value] = min(shown_by.get(op.value, _NEVER), op.end)
+        elif op.kind == "swap" and op.ok and op.end != _NEVER:
+            shown_by[op.expected] = min(shown_by.get(op.expected, _NEVER), op.end)
+
+    def over(op: RegisterOp, begin: float) -> bool:
+        """Nobody heard what became of it, but its value was shown before: it cannot happen again."""
+        return op.end == _NEVER and written[op.value] == 1 and shown_by.get(op.value, _NEVER) < begin
+
+    started: list[RegisterOp] = []  # those before the stretch that may still be under way
+    last = 0
+    for first in range(0, len(ops), _STRETCH // 2):
+        begin = ops[first].call
+        until = ops[first + _STRETCH].call if first + _STRETCH < len(ops) else _NEVER
+        started = [op for op in (*started, *ops[last:first]) if op.end >= begin and not over(op, begin)]
+        last = first
+        stretch = []
+        for op in (*started, *ops[first : first + _STRETCH]):
+            if op.call >= begin and op.end < until:
+                stretch.append(op)
+            elif op.kind == "write" or (op.kind == "swap" and op.ok):
+                stretch.append(RegisterOp(op.kind, op.value, op.call, _NEVER, op.expected))
+        yield begin / 1e9, min(until, ops[-1].call) / 1e9, stretch
+        if until == _NEVER:
+            return
