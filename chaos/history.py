@@ -191,8 +191,9 @@ class Change:
 @dataclass(frozen=True, slots=True)
 class Told:
     """One response of one watch. ``watch`` names the watcher, ``segment`` counts its watches, from 1; the first
-    response of each is ``created`` and says from which revision it was asked (0: from then on). ``revision`` is the
-    header's; ``progress``: it promises that everything up to there has come."""
+    response of each is ``created`` and says what was asked: of a ``prefix`` (or a ``single`` key), from which revision
+    (0: from then on), whether it wants to know what was before, and whether it ends before the run does (``brief``).
+    ``revision`` is the header's; ``progress``: it promises that everything up to there has come."""
 
     watch: str
     segment: int
@@ -201,8 +202,10 @@ class Told:
     changes: Sequence[Change] = ()
     created: bool = False
     prefix: str = ""
+    single: bool = False
     start_revision: int = 0
     prev_kv: bool = False
+    brief: bool = False
     progress: bool = False
     canceled: bool = False
     compact_revision: int = 0

@@ -9,6 +9,7 @@ from typing import Final, Self
 
 from chaos.history import Listing, Recorder
 from chaos.workload import Board, Pace, Reader, ServiceClient, Watcher, Writer, read_prefix
+from chaos.workload.contest import SHARED_PARTS, Contest
 from controlplane.base.clock import Clock
 from controlplane.base.errors import ConfigError, QuarterdeckError
 from controlplane.base.rand import Rand
@@ -18,8 +19,8 @@ from controlplane.client.tls import Credentials
 __all__ = ["DEFAULT_PARTS", "PARTS", "Load", "LoadError", "Rates"]
 
 #: Everything a load can be made of, and what it is made of if nobody says.
-PARTS: Final = ("kv", "watch", "http")
-DEFAULT_PARTS: Final = ("kv", "watch", "http")
+PARTS: Final = ("kv", "watch", "http", "txn", "lease", "lock")
+DEFAULT_PARTS: Final = ("kv", "watch", "http", "txn", "lease", "lock")
 
 _CATCH_UP_TIMEOUT_S = 5.0
 
@@ -88,6 +89,13 @@ class Load:
             for n in range(1, rates.http_clients + 1)
         ]
         self._watcher = Watcher(prefix, self._client(endpoints, endpoints[0]), recorder, clock)
+        self._contest: Contest | None = None
+        if SHARED_PARTS & self._parts:
+
+            def connect(n: int) -> EtcdClient:
+                return self._client(endpoints, endpoints[n % len(endpoints)])
+
+            self._contest = Contest(self._parts, prefix, connect, recorder, clock, rand, foreign=foreign)
 
     def _client(self, endpoints: Sequence[str], first: str) -> EtcdClient:
         client = EtcdClient(endpoints, first=first, foreign=self._foreign, credentials=self._credentials)
@@ -105,11 +113,13 @@ class Load:
         if "http" in self._parts:
             parts += self._http
         self._tasks = [asyncio.create_task(part.run(self._stopping)) for part in parts]
+        if self._contest is not None:
+            self._tasks += await self._contest.start(self._stopping)
 
     def check(self) -> None:
         """Raise LoadError if a part has ended."""
-        for task in (*self._tasks, self._watching):
-            if task is not None and task.done() and not task.cancelled() and not self._stopping.is_set():
+        for task in self._running():
+            if task.done() and not task.cancelled() and not self._stopping.is_set():
                 raise LoadError(f"a part of the load ended: {task.exception()!r}") from task.exception()
 
     async def finish(self) -> None:
@@ -122,14 +132,20 @@ class Load:
         if self._watching is not None:
             await self._watcher.reached(max((row.mod_revision for row in rows), default=0), _CATCH_UP_TIMEOUT_S)
         self._recorder.listing(Listing("final", 0, revision, self._recorder.now_ns(), rows))
+        if self._contest is not None:
+            await self._contest.finish()
 
     async def close(self) -> None:
         """End at once what still runs, and close the connections."""
-        running = [task for task in (*self._tasks, self._watching) if task is not None and not task.done()]
+        running = [task for task in self._running() if not task.done()]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         await asyncio.gather(*(client.close() for client in self._clients))
+
+    def _running(self) -> list[asyncio.Task[None]]:
+        beside = self._contest.tasks if self._contest is not None else []
+        return [*self._tasks, *beside, *([self._watching] if self._watching is not None else [])]
 
     async def __aenter__(self) -> Self:
         try:

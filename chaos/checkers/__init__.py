@@ -19,7 +19,9 @@ from __future__ import annotations
 
 from chaos.checkers.appends import check_appends
 from chaos.checkers.fresh import check_fresh
+from chaos.checkers.leases import check_leases
 from chaos.checkers.lineage import Lineage, Restore
+from chaos.checkers.locks import check_locks
 from chaos.checkers.log import Log
 from chaos.checkers.registers import check_registers
 from chaos.checkers.search import check_by_search
@@ -40,4 +42,6 @@ def check_all(history: History) -> list[Finding]:
         *check_by_search(history),
         *check_appends(history),
         *check_watches(log),
+        *check_leases(log),
+        *check_locks(log),
     ]

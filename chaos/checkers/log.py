@@ -166,7 +166,8 @@ class Log:
         for op in self.ops:
             if op.lease:
                 self._leased.add(op.key)
-            if op.outcome == "ok":
+            self._leased |= {step[1] for step in op.then if len(step) > 3}
+            if op.outcome == "ok" and op.revision:
                 for key, value in self.accesses[op.id].writes.items():
                     self._enter(key, op.revision, value, named(op))
         for op in self.answered:

@@ -51,6 +51,8 @@ class _Segment:
         self.name = f"watch {first.watch}.{first.segment}"
         self.watch = first.watch
         self.prefix = first.prefix
+        self.single = first.single
+        self.brief = first.brief
         self.prev_kv = first.prev_kv
         self.created = first.created
         #: First revision asked for; of a watch from now on, what comes after its creation.
@@ -80,7 +82,7 @@ class _Watches:
         self._revisions = [revision for revision, _, _ in self._happened]
         self._final = max((one.revision for one in log.history.listings if one.reason == "shared"), default=0)
         last = {segment.watch: segment for segment in segments}
-        self._to_the_end = {segment.name for segment in last.values() if not segment.refused_at}
+        self._to_the_end = {segment.name for segment in last.values() if not segment.refused_at and not segment.brief}
         asked_for = (op.asked for op in log.history.ops if op.kind == "compact" and op.outcome != "fail")
         self._compacted = max(asked_for, default=0)
         self._events = sum(len(segment.changes) for segment in segments)
@@ -118,7 +120,8 @@ class _Watches:
             told = {(change.key, change.mod_revision) for change in segment.changes}
             for n in range(bisect_left(self._revisions, segment.start), bisect_right(self._revisions, until)):
                 revision, key, value = self._happened[n]
-                if not key.startswith(segment.prefix) or not self._log.lineage.holds(until, revision):
+                mine = key == segment.prefix if segment.single else key.startswith(segment.prefix)
+                if not mine or not self._log.lineage.holds(until, revision):
                     continue
                 checked += 1
                 if (key, revision) not in told:

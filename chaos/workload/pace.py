@@ -46,8 +46,20 @@ class Process:
     async def run(
         self, call: Callable[[], Awaitable[T]], done: Callable[[int, int, int, T], Op], lost: Op | None = None
     ) -> T:
-        """Do one operation and record it. ``done`` makes the record from (id, call, return, result); ``lost`` is the
-        record if this process is stopped meanwhile, when nobody knows the outcome; None: there is nothing to know."""
+        """Do one operation and record it; its result. See :meth:`recorded`."""
+        return (await self._do(call, done, lost))[0]
+
+    async def recorded(
+        self, call: Callable[[], Awaitable[T]], done: Callable[[int, int, int, T], Op], lost: Op | None = None
+    ) -> Op:
+        """Do one operation and record it; its record. ``done`` makes that from (id, call, return, result); ``lost`` is
+        the record if this process is stopped meanwhile, when nobody knows the outcome; None: there is nothing to
+        know."""
+        return (await self._do(call, done, lost))[1]
+
+    async def _do(
+        self, call: Callable[[], Awaitable[T]], done: Callable[[int, int, int, T], Op], lost: Op | None
+    ) -> tuple[T, Op]:
         op_id, call_ns = self.recorder.next_id(), self.recorder.now_ns()
         try:
             result = await call()
@@ -61,4 +73,4 @@ class Process:
         if op.outcome == "info":
             self._lives += 1
             self.name = f"{self._base}.{self._lives}"
-        return result
+        return result, op
