@@ -104,6 +104,7 @@ class Peer:
         message = rpc_pb2.PutRequest(key=b"bench/serving").SerializeToString()
         names = [via] if via is not None else list(self.endpoints)
         while time.monotonic() < end:
+            self.cluster.check_alive(names)
             for name in names:
                 with contextlib.suppress(OSError, CallFailedError, TimeoutError):
                     async with asyncio.timeout(2.0):

@@ -14,15 +14,18 @@ __all__ = ["ProcessStat", "boot_id", "stat_of"]
 
 @dataclass(frozen=True, slots=True)
 class ProcessStat:
-    """``state`` is proc(5)'s letter (Z: ended, not yet waited for; T: stopped); ``start_ticks`` is since boot."""
+    """``state`` is proc(5)'s letter (Z: ended, not yet waited for; T: stopped), of its first thread; ``start_ticks`` is
+    since boot."""
 
     state: str
     start_ticks: int
+    threads: int = 1
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended. A stopped process lives."""
-        return self.state not in {"Z", "X"}
+        """Whether it has not ended. A stopped process lives; so does one whose first thread has ended while another,
+        still inside the kernel, holds its files and ports: whoever starts a successor then finds the ports in use."""
+        return self.state not in {"Z", "X"} or self.threads > 1
 
 
 def boot_id() -> str:
@@ -31,11 +34,11 @@ def boot_id() -> str:
 
 
 def stat_of(pid: int) -> ProcessStat | None:
-    """Fields 3 and 22 of /proc/PID/stat; None if there is no such process."""
+    """Fields 3, 20 and 22 of /proc/PID/stat; None if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The command's name, field 2, is in parentheses and may hold anything, also spaces and parentheses.
     fields = stat.rpartition(")")[2].split()
-    return ProcessStat(fields[0], int(fields[19]))
+    return ProcessStat(fields[0], int(fields[19]), int(fields[17]))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -196,3 +198,31 @@ def test_a_record_from_before_records_had_a_version_is_read(processes: Processes
     del old["version"]
     path.write_text(json.dumps(old))
     assert again(tmp_path).pid("a") == pid
+
+
+#: Its first thread ends at once; another one holds the port for a moment more, as a thread inside the kernel does when
+#: its process is killed.
+_LATE_THREAD = """
+import ctypes, socket, sys, threading, time, os
+listening = socket.socket()
+listening.bind(("127.0.0.1", 0))
+listening.listen()
+print(listening.getsockname()[1], flush=True)
+threading.Thread(target=lambda: (time.sleep(0.5), os._exit(0))).start()
+ctypes.CDLL(None).syscall(60, 0)  # exit(2): this thread alone
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of a system call")
+def test_a_process_has_not_ended_while_one_of_its_threads_still_holds_its_port(processes: Processes) -> None:
+    pid = start(processes, "a", [sys.executable, "-ISc", _LATE_THREAD])
+
+    def first_thread_has_ended() -> bool:
+        stat = stat_of(pid)
+        return stat is not None and stat.state == "Z"
+
+    until(first_thread_has_ended, "the end of the first thread")
+    assert processes.pid("a") == pid
+    processes.wait_gone("a")
+    with socket.socket() as successor:
+        successor.bind(("127.0.0.1", int(processes.log_tail("a"))))
