@@ -36,6 +36,8 @@ class RaftConfig:
         snapshot_entries, snapshot_log_bytes: a snapshot is cut after so many entries or bytes of log.
         catch_up_entries: log kept behind a snapshot, so that a follower that was away for a moment needs none.
         snapshot_chunk_bytes: one piece of a snapshot on a peer link.
+        catch_up_bytes_per_s: what a leader sends of snapshots, to all followers together. Writes and heartbeats share
+            its links and its loop with them: too high and they are late, too low and a lost disk is long in replacing.
         wal_segment_bytes: a file of the log past this size is closed and the next one begun.
         resend_ms: a forwarded write or read without news is sent again after so long (under its request id).
     """
@@ -55,6 +57,7 @@ class RaftConfig:
     snapshot_log_bytes: int = 64 * MIB
     catch_up_entries: int = 2_000
     snapshot_chunk_bytes: int = MIB
+    catch_up_bytes_per_s: int = 64 * MIB
     wal_segment_bytes: int = 16 * MIB
     resend_ms: int = 1_000
 
@@ -127,6 +130,10 @@ class RaftConfig:
         need(
             0 < self.snapshot_chunk_bytes <= FRAME_BYTES_MAX // 2,
             f"snapshot chunk {self.snapshot_chunk_bytes} bytes: want 1 to {FRAME_BYTES_MAX // 2}",
+        )
+        need(
+            self.catch_up_bytes_per_s > 0,
+            f"catch-up rate {self.catch_up_bytes_per_s} bytes per second: want more than 0",
         )
         need(self.resend_ms > self.heartbeat_ms, f"resend {self.resend_ms} ms: want more than a heartbeat")
 

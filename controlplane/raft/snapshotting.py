@@ -8,7 +8,8 @@ in a helper thread and the simulator at once; everything else happens on the loo
 - Sending: the follower drives. Each answer names the offset it wants; silence makes the leader offer again. So a
   broken link costs one piece, not the transfer, and so does a restart of either side: what has arrived is kept, and
   goes on if the file offered is the same. One piece at a time is on its way to a follower, read when it is asked
-  for: a slow one costs the others nothing.
+  for: a slow one costs the others nothing. All of them together get so many bytes a second, in the order in which
+  they ask: writes and heartbeats go on beside them.
 - Taking over: pieces go to a file; whole, verified, durable; its state built in slices beside the present one; then
   state and log change over in one step, and only then is it acknowledged,
   with the turn that makes the log's restart durable. A damaged one is dropped and asked for from the start.
@@ -44,6 +45,8 @@ _log = logging.getLogger("quarterdeck.snapshotting")
 _OFFER_PERIOD_S = 0.5
 #: A peer silent for so long no longer keeps its snapshot, and the log behind it, from being dropped.
 _SENDING_SILENCE_S = 30.0
+#: Of the bytes a second that snapshots may take, so much may leave at once.
+_BURST_S = 0.05
 #: After the disk refused a snapshot.
 _RETRY_S = 30.0
 
@@ -70,6 +73,19 @@ class _Sending:
     sent_at: float = 0.0
 
 
+class _Budget:
+    """So many bytes a second, and a moment's worth of them at once."""
+
+    def __init__(self, bytes_per_s: int) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._spent_until = float("-inf")
+
+    def spend(self, size_bytes: int, now: float) -> float:
+        """Take that much; the seconds to wait before it may leave."""
+        self._spent_until = max(self._spent_until, now - _BURST_S) + size_bytes / self._bytes_per_s
+        return max(0.0, self._spent_until - now)
+
+
 class Snapshotting:
     """The snapshots of one running replica."""
 
@@ -94,6 +110,7 @@ class Snapshotting:
         self._clock = clock
         self._io = io
         self._sending: dict[int, _Sending] = {}
+        self._budget = _Budget(core.config.catch_up_bytes_per_s)
         self._receiving: SnapshotReceiver | None = None
         self._cutting = False
         self._retry_at = 0.0
@@ -263,6 +280,10 @@ class Snapshotting:
             sending.sent_at = sending.offered_at = sending.heard_at
             size = self._core.config.snapshot_chunk_bytes
             data = await self._io(lambda: self._store.read(sending.ref, ack.offset, size))
+            # Whoever asks meanwhile waits behind this one: the budget is everybody's.
+            if (wait_s := self._budget.spend(len(data), self._clock.monotonic())) > 0:
+                await self._clock.sleep(wait_s)
+                sending.sent_at = self._clock.monotonic()
             if self._sending.get(peer_id) is sending:
                 self._send_chunk(peer_id, sending, ack.offset, data)
 

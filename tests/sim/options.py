@@ -48,6 +48,7 @@ class Options:
     snapshot_entries: int = 1_000
     catch_up_entries: int = 9
     snapshot_chunk_bytes: int = 65_536
+    catch_up_bytes_per_s: int = 64 << 20
     inflight_entries_max: int = 2
     delay_max_s: float = 0.005
     slow_share: float = 0.0

@@ -86,6 +86,7 @@ class World:
             snapshot_entries=options.snapshot_entries,
             catch_up_entries=options.catch_up_entries,
             snapshot_chunk_bytes=options.snapshot_chunk_bytes,
+            catch_up_bytes_per_s=options.catch_up_bytes_per_s,
             inflight_entries_max=options.inflight_entries_max,
             wal_segment_bytes=4_096,
         )

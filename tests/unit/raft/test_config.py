@@ -39,6 +39,7 @@ def test_what_follows_from_a_users_settings_is_valid(heartbeat: int, low: int, h
         ({"inflight_entries_max": 0}, "entries in flight 0"),
         ({"pace_ms": -1}, "pace -1 ms"),
         ({"catch_up_entries": 10_000}, "catch-up entries 10000"),
+        ({"catch_up_bytes_per_s": 0}, "catch-up rate 0"),
         ({"snapshot_chunk_bytes": 0}, "snapshot chunk 0 bytes"),
         ({"resend_ms": 50}, "resend 50 ms"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -123,7 +124,7 @@ class FakeEngine:
 class Leader:
     """A replica with a snapshot that followers need; their answers come by hand."""
 
-    def __init__(self, *behind: int) -> None:
+    def __init__(self, *behind: int, bytes_per_s: int = 1 << 20) -> None:
         self.clock = ManualClock()
         self.sent: list[tuple[int, SnapshotChunk]] = []
         disk = SimDisk(1)
@@ -135,7 +136,7 @@ class Leader:
         receiver.commit()
         core: Any = SimpleNamespace(
             engine=FakeEngine(*behind),
-            config=replace(RaftConfig(), snapshot_chunk_bytes=50),
+            config=replace(RaftConfig(), snapshot_chunk_bytes=50, catch_up_bytes_per_s=bytes_per_s),
             send=lambda peer_id, message: self.sent.append((peer_id, message.snapshot_chunk)),
         )
         self.snapshotting = Snapshotting(
@@ -185,3 +186,26 @@ def test_every_follower_that_is_behind_gets_its_own_stream() -> None:
     assert [c.offset for c in leader.hears(3, 0)] == [0]
     assert [c.offset for c in leader.hears(3, 50)] == [50]
     assert [c.offset for c in leader.hears(2, 0)] == [0], "a silent follower keeps nobody waiting"
+
+
+async def test_followers_together_get_so_many_bytes_a_second_in_the_order_in_which_they_ask() -> None:
+    leader = Leader(2, 3, bytes_per_s=100)
+    leader.snapshotting.offer()
+    leader.sent.clear()
+
+    def asks(peer_id: int, offset: int) -> asyncio.Task[None]:
+        ack = SnapshotAck(index=INDEX, snapshot_term=TERM, offset=offset)
+        return asyncio.create_task(leader.snapshotting.handle(peer_id, RaftMessage(term=7, snapshot_ack=ack)))
+
+    first, second = asks(2, 0), asks(3, 0)
+    await asyncio.sleep(0)
+    assert leader.sent == []
+    leader.clock.advance(0.45)  # fifty bytes, less the moment's worth that may leave at once
+    await first
+    assert [(p, c.offset, len(c.data)) for p, c in leader.sent] == [(2, 0, 50)]
+    leader.clock.advance(0.4)
+    await asyncio.sleep(0)
+    assert len(leader.sent) == 1
+    leader.clock.advance(0.1)
+    await second
+    assert [(p, c.offset, len(c.data)) for p, c in leader.sent[1:]] == [(3, 0, 50)]
