@@ -204,7 +204,7 @@ class _Search:
         wanted, damaged = replay.index + 1, False
         for name in log.holding(wanted):
             try:
-                header, entries = self.repository.read_segment(name)
+                header, entries = self.repository.read_segment(name, wanted)
             except CorruptStateError as error:
                 self._note(str(error))
                 damaged = True

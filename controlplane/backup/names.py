@@ -6,6 +6,7 @@
       snapshots/<index>-<term>-<revision>-<created ms>.qdsnap[.age]          the snapshot file, perhaps encrypted
       snapshots/<index>-<term>-<revision>-<created ms>.qdsnap[.age].json     its manifest, written last: it is published
       log/<first>-<last>-<last term>-<revision>-<closed ms>.qdlog[.age]      a segment of the log
+      log/<first>-<last>-<last term>-<revision>-<closed ms>.qdpack           many small segments, in one
 
 Numbers are hexadecimal, ``index`` and ``first`` of 16 digits, so that names sort as the log goes. A name says enough to
 go on with an archive, and to choose from it, without opening anything.
@@ -24,6 +25,7 @@ MANIFEST_SUFFIX: Final = ".json"
 AGE_SUFFIX: Final = ".age"
 _SNAPSHOT_SUFFIX: Final = ".qdsnap"
 _SEGMENT_SUFFIX: Final = ".qdlog"
+_PACK_SUFFIX: Final = ".qdpack"
 
 
 def cluster_folder(cluster_id: int) -> str:
@@ -63,6 +65,8 @@ class SegmentName:
         last_term: term of the last entry.
         revision: the store's, after the last entry.
         closed_at_ms: wall clock of the archiving replica when the segment was closed.
+        encrypted: the segment is. Those in a pack say so themselves.
+        packed: it is a pack of segments that follow one another.
     """
 
     first: int
@@ -71,19 +75,21 @@ class SegmentName:
     revision: int
     closed_at_ms: int
     encrypted: bool = False
+    packed: bool = False
 
     def __str__(self) -> str:
-        end = _SEGMENT_SUFFIX + (AGE_SUFFIX if self.encrypted else "")
+        end = _PACK_SUFFIX if self.packed else _SEGMENT_SUFFIX + (AGE_SUFFIX if self.encrypted else "")
         return f"{self.first:016x}-{self.last:016x}-{self.last_term:x}-{self.revision:x}-{self.closed_at_ms:x}{end}"
 
     @classmethod
     def parse(cls, name: str) -> SegmentName | None:
         """None: it is no segment's name."""
-        numbers = _numbers(name, _SEGMENT_SUFFIX, 5)
+        packed = name.endswith(_PACK_SUFFIX)
+        numbers = _numbers(name, _PACK_SUFFIX if packed else _SEGMENT_SUFFIX, 5)
         if numbers is None:
             return None
         (first, last, last_term, revision, closed_at_ms), encrypted = numbers
-        return cls(first, last, last_term, revision, closed_at_ms, encrypted) if first <= last else None
+        return cls(first, last, last_term, revision, closed_at_ms, encrypted, packed) if first <= last else None
 
 
 def _numbers(name: str, suffix: str, count: int) -> tuple[list[int], bool] | None:

@@ -21,7 +21,7 @@ from controlplane.backup.checks import check_room
 from controlplane.backup.manifest import Manifest
 from controlplane.backup.names import LOG, MANIFEST_SUFFIX, SNAPSHOTS, SegmentName, SnapshotName, cluster_folder
 from controlplane.backup.objects import ObjectStore
-from controlplane.backup.segment import decode_segment, encode_segment
+from controlplane.backup.segment import Part, decode_segment, encode_pack, encode_segment, find_part
 from controlplane.base.errors import ConfigError, CorruptStateError, StorageError
 from controlplane.pb.quarterdeck.internal.v1.archive_pb2 import ArchivedEntry, SegmentHeader
 from controlplane.raft.snapshot_format import SnapshotInfo, inspect_snapshot_file, read_snapshot_file
@@ -54,6 +54,7 @@ class Repository:
         self._objects = objects
         self._keys = keys or Keys()
         self._folder = cluster_folder(cluster_id)
+        self._last_pack: tuple[SegmentName, bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -85,6 +86,12 @@ class Repository:
             StorageError: the store refused; nothing is published.
         """
         info, state_hash = describe_file(source)
+        return self.publish(source, info, state_hash, saved_by=saved_by)
+
+    def publish(
+        self, source: Path, info: SnapshotInfo, state_hash: str, *, saved_by: str
+    ) -> tuple[SnapshotName, Manifest]:
+        """The same for a file that :func:`describe_file` has just described."""
         header = info.header
         if header.cluster_id != self.cluster_id:
             raise ConfigError(f"{source} is of cluster {header.cluster_id:x}, this is the place of {self.cluster_id:x}")
@@ -168,30 +175,65 @@ class Repository:
         names = (SegmentName.parse(stored.name) for stored in self._objects.listing(f"{self._folder}/{LOG}"))
         return sorted(name for name in names if name is not None)
 
-    def save_segment(self, header: SegmentHeader, entries: Sequence[ArchivedEntry]) -> SegmentName:
-        """Publish a segment. Raises StorageError; then it is not there."""
-        data = encode_segment(header, entries)
+    def save_segment(self, header: SegmentHeader, entries: Sequence[ArchivedEntry]) -> tuple[SegmentName, Part]:
+        """Publish a segment; its name, and its bytes for :meth:`save_pack`. Raises StorageError; then it is not
+        there."""
+        sealed = io.BytesIO()
+        _copy(io.BytesIO(encode_segment(header, entries)), sealed, self._keys.recipients)
         name = SegmentName(
             header.first_index, header.last_index, header.last_term, header.revision, header.closed_at_ms,
             bool(self._keys.recipients),
         )  # fmt: skip
-        with self._objects.writing(self._path(name)) as target:
-            _copy(io.BytesIO(data), target, self._keys.recipients)
+        self._put(name, sealed.getvalue())
+        return name, Part(name.first, name.last, sealed.getvalue())
+
+    def save_pack(self, parts: Sequence[tuple[SegmentName, Part]]) -> SegmentName:
+        """Publish segments that follow one another as one file, then remove them. Raises StorageError; then they are
+        all there, or the pack is."""
+        (first, _), (last, _) = parts[0], parts[-1]
+        revision = max(name.revision for name, _ in parts)
+        name = SegmentName(first.first, last.last, last.last_term, revision, last.closed_at_ms, packed=True)
+        self._put(name, encode_pack([part for _, part in parts]))
+        for packed, _ in parts:
+            self.remove_segment(packed)
         return name
 
-    def read_segment(self, name: SegmentName) -> tuple[SegmentHeader, list[ArchivedEntry]]:
-        """A segment, decrypted and verified. Raises as :meth:`fetch`."""
+    def read_segment(self, name: SegmentName, index: int) -> tuple[SegmentHeader, list[ArchivedEntry]]:
+        """The segment that holds an entry, decrypted and verified: this one, or the one in this pack. Raises as
+        :meth:`fetch`."""
         where = self.locate(name)
-        data = self._objects.read(self._path(name))
-        if name.encrypted:
+        data = self._read(name)
+        if name.packed:
+            data = find_part(data, index, where)
+        if age.is_encrypted(data):
             _need_identity(self._keys.identities, where)
             opened = io.BytesIO()
             age.decrypt(io.BytesIO(data), opened, self._keys.identities, where)
             data = opened.getvalue()
         header, entries = decode_segment(data, where)
-        if (header.cluster_id, header.first_index, header.last_index) != (self.cluster_id, name.first, name.last):
+        found = (header.first_index, header.last_index)
+        renamed = not name.packed and found != (name.first, name.last)
+        if header.cluster_id != self.cluster_id or renamed or not found[0] <= index <= found[1]:
             raise CorruptStateError(f"segment {where} is another one than its name says")
         return header, entries
+
+    def _put(self, name: SegmentName, data: bytes) -> None:
+        with self._objects.writing(self._path(name)) as target:
+            target.write(data)
+
+    def _read(self, name: SegmentName) -> bytes:
+        """A pack is read for each of its segments: the last one is kept."""
+        if self._last_pack is not None and self._last_pack[0] == name:
+            return self._last_pack[1]
+        data = self._objects.read(self._path(name))
+        self._last_pack = (name, data) if name.packed else None
+        return data
+
+    def unpublished(self) -> list[SnapshotName]:
+        """Snapshots without a manifest: being saved at this moment, or left by a writer that was killed."""
+        found = {stored.name for stored in self._objects.listing(f"{self._folder}/{SNAPSHOTS}")}
+        names = (SnapshotName.parse(name) for name in found if name + MANIFEST_SUFFIX not in found)
+        return sorted(name for name in names if name is not None)
 
     def remove_segment(self, name: SegmentName) -> None:
         """Raises StorageError."""

@@ -1,9 +1,12 @@
-"""One file of the archived log: its bytes, and the check that comes before any use. Pure.
+"""The files of the archived log: their bytes, and the check that comes before any use. Pure.
 
-    file = magic 8 | format version u32 | header length u32 | SegmentHeader | zstd frame of the entries | SHA-256
+    segment = magic 8 | format version u32 | header length u32 | SegmentHeader | zstd frame of the entries | SHA-256
     entries = (length u32 | ArchivedEntry)*
 
-The SHA-256 is of everything before it.
+The SHA-256 is of everything before it. A pack is many segments in one file, each as it was, encrypted or not; it has no
+checksum of its own, so that damage to one segment costs that one::
+
+    pack = magic 8 | format version u32 | count u32 | (first index u64 | last index u64 | length u32)* | segment*
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import struct
 from collections.abc import Sequence
 from hashlib import sha256
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 import zstandard
 from google.protobuf.message import DecodeError
@@ -21,7 +24,7 @@ from controlplane.base.errors import ConfigError, CorruptStateError
 from controlplane.base.limits import MIB
 from controlplane.pb.quarterdeck.internal.v1.archive_pb2 import ArchivedEntry, SegmentHeader
 
-__all__ = ["BODY_BYTES_MAX", "FORMAT_VERSION", "decode_segment", "encode_segment"]
+__all__ = ["BODY_BYTES_MAX", "FORMAT_VERSION", "Part", "decode_segment", "encode_pack", "encode_segment", "find_part"]
 
 FORMAT_VERSION: Final = 1
 #: What a reader is ready to hold; the archiver closes a segment long before.
@@ -29,6 +32,8 @@ BODY_BYTES_MAX: Final = 64 * MIB
 _HEADER_BYTES_MAX: Final = MIB
 _MAGIC: Final = b"QDLOGSG\n"
 _PREFIX: Final = struct.Struct("<8sII")
+_PACK_MAGIC: Final = b"QDLOGPK\n"
+_PART: Final = struct.Struct("<QQI")
 _U32: Final = struct.Struct("<I")
 _DIGEST_BYTES: Final = 32
 _LEVEL: Final = 3
@@ -77,6 +82,45 @@ def decode_segment(data: bytes, where: str) -> tuple[SegmentHeader, list[Archive
     if not entries or indexes != list(range(header.first_index, header.last_index + 1)):
         raise CorruptStateError(f"segment {where} does not hold the entries that it names")
     return header, entries
+
+
+class Part(NamedTuple):
+    """One segment of a pack: the entries ``first`` to ``last``; its bytes, perhaps encrypted."""
+
+    first: int
+    last: int
+    data: bytes
+
+
+def encode_pack(parts: Sequence[Part]) -> bytes:
+    """The bytes of a pack. Raises ValueError: no part, or a gap between two."""
+    if not parts or any(b.first != a.last + 1 for a, b in pairwise(parts)):
+        raise ValueError("a pack holds segments without a gap")
+    index = b"".join(_PART.pack(part.first, part.last, len(part.data)) for part in parts)
+    head = _PREFIX.pack(_PACK_MAGIC, FORMAT_VERSION, len(parts)) + index
+    return head + b"".join(part.data for part in parts)
+
+
+def find_part(data: bytes, index: int, where: str) -> bytes:
+    """The segment of a pack that holds an entry; not verified.
+
+    Raises:
+        CorruptStateError: it is no pack, or does not hold the entry.
+        ConfigError: a newer version wrote it.
+    """
+    if len(data) < _PREFIX.size or not data.startswith(_PACK_MAGIC):
+        raise CorruptStateError(f"{where} is no pack of segments, or its beginning is damaged")
+    _, version, count = _PREFIX.unpack_from(data)
+    if version > FORMAT_VERSION:
+        raise ConfigError(f"pack {where} has format {version}, this version reads up to {FORMAT_VERSION}")
+    at = _PREFIX.size + count * _PART.size
+    if at > len(data):
+        raise CorruptStateError(f"pack {where} ends inside its index")
+    for first, last, length in _PART.iter_unpack(data[_PREFIX.size : at]):
+        if first <= index <= last:
+            return data[at : at + length]
+        at += length
+    raise CorruptStateError(f"pack {where} does not hold entry {index}")
 
 
 def _body(frame: bytes, header: SegmentHeader, where: str) -> bytes:

@@ -40,6 +40,7 @@ from controlplane.raft.storage import Storage, create_storage, has_run_before, o
 from controlplane.raft.turns import Turns
 from controlplane.raft.types import (
     LeadershipListener,
+    LogTail,
     Member,
     MemberChange,
     NeverSent,
@@ -65,7 +66,7 @@ _DRAIN_S = 0.3
 
 
 class Replica:
-    """One member of the cluster, running. Implements ``RaftHandle``.
+    """One member of the cluster, running. Implements ``RaftHandle`` and ``LogReader``.
 
     Args:
         config: timers and sizes.
@@ -132,6 +133,8 @@ class Replica:
         self._sync_thread = ThreadPoolExecutor(1, thread_name_prefix="wal-sync")
         self._snapshot_thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._stopping = False
+        #: What was applied when a turn had become durable.
+        self._durable_index = 0
         self._turns: Turns | None = None
         self._roster: Roster | None = None
         self._seen_leader: int | None = None
@@ -311,6 +314,7 @@ class Replica:
 
     def _released(self, turn: Turn) -> None:
         """Its messages and answers are out."""
+        self._durable_index = self._the_core().engine.applied_index
         core, links, roster = self._the_core(), self._links, self._roster
         assert links is not None
         assert roster is not None
@@ -488,6 +492,30 @@ class Replica:
     def is_learner(self) -> bool:
         """See RaftHandle."""
         return self._roster is not None and self._roster.is_learner
+
+    @property
+    def leads(self) -> bool:
+        """See LogReader."""
+        return self._core is not None and self._core.engine.term_committed
+
+    @property
+    def durable_index(self) -> int:
+        """See LogReader."""
+        return self._durable_index
+
+    def tail(self, after: int, *, entries_max: int, bytes_max: int) -> LogTail | None:
+        """See LogReader."""
+        engine = self._the_core().engine
+        previous_term = engine.term_at(after)
+        if previous_term is None:
+            return None
+        taken: list[tuple[int, int, bytes | None]] = []
+        for command, index, term in engine.entries(after + 1, min(self._durable_index, after + entries_max) + 1):
+            if taken and bytes_max < len(command):
+                break
+            bytes_max -= len(command)
+            taken.append((index, term, command[1:] if command[:1] == b"\x00" else None))
+        return LogTail(previous_term, tuple(taken))
 
     def on_leadership(self, listener: LeadershipListener) -> None:
         """See RaftHandle."""

@@ -15,6 +15,8 @@ __all__ = [
     "AddMember",
     "Applied",
     "LeadershipListener",
+    "LogReader",
+    "LogTail",
     "Member",
     "MemberChange",
     "NeverSent",
@@ -176,6 +178,19 @@ class RaftStatus:
     torn_bytes: int = 0  # cut off the end of the log when this replica started
 
 
+@dataclass(frozen=True, slots=True)
+class LogTail:
+    """Entries of the log that are committed, applied here and durable here, in order, none missing between.
+
+    Attributes:
+        previous_term: term of the entry before the first of them.
+        entries: (index, term, batch) each; no batch: the entry says nothing to the state machine.
+    """
+
+    previous_term: int
+    entries: tuple[tuple[int, int, bytes | None], ...]
+
+
 #: Called with (term, True) after this replica committed an entry of its own term as leader, and with (term, False)
 #: as soon as it stops being leader of that term.
 LeadershipListener = Callable[[int, bool], None]
@@ -246,4 +261,27 @@ class RaftHandle(Protocol):
 
     def snapshot_file(self) -> AsyncIterator[bytes]:
         """The bytes of a snapshot file cut now: what `qd snapshot save` writes and restore reads."""
+        ...
+
+
+class LogReader(Protocol):
+    """One running replica, as whoever archives its log sees it. All methods are called on its loop."""
+
+    @property
+    def leads(self) -> bool:
+        """This replica has committed an entry of its own term as leader. It may have been deposed since."""
+        ...
+
+    @property
+    def durable_index(self) -> int:
+        """Entries up to here are applied, and durable here as well."""
+        ...
+
+    def tail(self, after: int, *, entries_max: int, bytes_max: int) -> LogTail | None:
+        """What follows an entry, up to :attr:`durable_index`; at least one entry if there is one. None: this
+        replica's log does not (or no longer) hold the entry at ``after``."""
+        ...
+
+    def snapshot_file(self) -> AsyncIterator[bytes]:
+        """See :class:`RaftHandle`. It may hold entries that are not durable here yet: see :attr:`durable_index`."""
         ...

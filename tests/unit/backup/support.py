@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from controlplane.backup.names import SegmentName
 from controlplane.backup.objects import open_objects
 from controlplane.backup.repository import Keys, Repository
+from controlplane.backup.segment import Part
 from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.pb.quarterdeck.internal.v1.archive_pb2 import ArchivedEntry, SegmentHeader
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Batch, Command, Proposal
@@ -34,6 +36,7 @@ class Life:
         self.store = Store(cluster_id=CLUSTER)
         self.store.apply(1, 0, [])
         self.entries: list[ArchivedEntry] = []
+        self.segments: list[tuple[SegmentName, Part]] = []
         self.now_ms = T0_MS
         self.serial = 0
         #: revision -> the chain after the last proposal that left the store at it
@@ -117,7 +120,15 @@ class Life:
             closed_at_ms=chosen[-1].applied_at_ms + 5,
             archived_by="r1",
         )
-        return Path(self.repository.locate(self.repository.save_segment(header, chosen)))
+        name, part = self.repository.save_segment(header, chosen)
+        self.segments.append((name, part))
+        return Path(self.repository.locate(name))
+
+    def pack(self, count: int) -> Path:
+        """Make one file of the last so many segments."""
+        name = self.repository.save_pack(self.segments[-count:])
+        del self.segments[-count:]
+        return Path(self.repository.locate(name))
 
     def live(self, seed: int, entries: int = 60) -> None:
         """A random life: batches of random writes, no-ops, leases, compactions, changes of term."""

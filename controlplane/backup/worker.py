@@ -1,0 +1,65 @@
+"""A thread for work that may take long, or never end: a store for backups that is slow, or hangs.
+
+Owns one thing only: the loop never waits for the store, and neither does the end of the process. One job at a time, in
+order; whoever submits waits for it, so that nothing gathers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+__all__ = ["Worker"]
+
+T = TypeVar("T")
+
+
+class Worker:
+    """See the module. Close it when done; a job that hangs then is left to end with the process."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        # A daemon, unlike a thread of concurrent.futures: those are waited for when the interpreter ends.
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    async def run(self, job: Callable[[], T]) -> T:
+        """Run a job in the thread; its result, or what it raised."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def work() -> None:
+            try:
+                result = job()
+            except Exception as error:  # noqa: BLE001 - carried to whoever waits
+                tell(_fail, error)
+            else:
+                tell(_succeed, result)
+
+        def tell(how: Callable[..., None], value: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(how, done, value)
+
+        self._jobs.put(work)
+        return await done
+
+    def close(self) -> None:
+        """Take no more jobs; the thread ends after the one it does."""
+        self._jobs.put(None)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+
+def _succeed(done: asyncio.Future[T], result: T) -> None:
+    if not done.done():
+        done.set_result(result)
+
+
+def _fail(done: asyncio.Future[T], error: Exception) -> None:
+    if not done.done():
+        done.set_exception(error)
