@@ -12,6 +12,8 @@ from pathlib import Path
 
 import click
 
+from controlplane.backup.config import BackupConfig
+from controlplane.backup.retention import Keep, parse_age_s
 from controlplane.base.errors import ConfigError, QuarterdeckError
 from controlplane.base.log import LEVELS, setup_logging
 from controlplane.config import ReplicaConfig, parse_dial, parse_initial_cluster
@@ -41,6 +43,15 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--quota-backend-bytes", default=2 << 30, help="How big the state may become; 0 is no limit.")
 @click.option("--auto-compaction-mode", default="periodic", type=click.Choice(["periodic", "revision"]))
 @click.option("--auto-compaction-retention", default="5m", help="History kept: 5m, 1h, or revisions; 0 is all of it.")
+@click.option("--archive", help="Directory or URL (s3://…) to back up to: snapshots by the clock, and the log.")
+@click.option(
+    "--archive-interval-ms", default=1_000, help="How old what is not archived may become; 0: no log, only snapshots."
+)
+@click.option("--archive-snapshot-every", default="15m", help="Between two snapshots: 15m, 6h; 0 is none.")
+@click.option(
+    "--archive-keep", default="last=8,hourly=24,daily=7", help="Snapshots that stay, and the log behind them."
+)
+@click.option("--archive-recipients", type=_FILE, help="Public keys (qd snapshot keygen): encrypt all backups to them.")
 @click.option("--log-level", default="info", type=click.Choice(LEVELS))
 @click.option("--grpc-front", default="h2", type=click.Choice(FRONTS), help="Who serves gRPC: this project or grpcio.")
 @click.option("--tls-ca", type=_FILE, help="Certificate authority (PEM) of peers, clients and agents; turns TLS on.")
@@ -71,6 +82,11 @@ def main(
     quota_backend_bytes: int,
     auto_compaction_mode: str,
     auto_compaction_retention: str,
+    archive: str | None,
+    archive_interval_ms: int,
+    archive_snapshot_every: str,
+    archive_keep: str,
+    archive_recipients: Path | None,
     log_level: str,
     grpc_front: Front,
     tls_ca: Path | None,
@@ -95,6 +111,12 @@ def main(
             )  # fmt: skip
         elif data_dir is None:
             raise ConfigError("--data-dir is missing: where this replica keeps its log and snapshots")
+        backup = None
+        if archive is not None:
+            every_s = parse_age_s(archive_snapshot_every) if archive_snapshot_every != "0" else 0
+            backup = BackupConfig(
+                archive, archive_interval_ms, every_s, Keep.parse(archive_keep), archive_recipients
+            )  # fmt: skip
         config = ReplicaConfig(
             name=name,
             data_dir=data_dir or Path(),
@@ -117,6 +139,7 @@ def main(
             join=tuple(filter(None, join.split(","))),
             tls=TlsFiles.of(tls_ca, tls_cert, tls_key),
             dial=parse_dial(dial),
+            backup=backup,
         )
         config.validate()
         # gRPC's C core would say the same again, in its own words, before our message.

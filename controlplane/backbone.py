@@ -19,6 +19,8 @@ from prometheus_client.registry import Collector
 from controlplane import quarantine
 from controlplane.api.cell import Cell
 from controlplane.api.operator import OperatorService
+from controlplane.backup.notes import NotedStore
+from controlplane.backup.service import Backups
 from controlplane.base.clock import Clock
 from controlplane.base.errors import StatusError
 from controlplane.base.http import Check
@@ -157,7 +159,11 @@ class Embedded:
             cluster_id, members = place.cluster_id, place.membership.members
         self._config = config
         self._clock = clock
+        self._cluster_id = cluster_id
+        self._rand = rand
         self.store = Store(cluster_id=cluster_id)
+        self._noted = NotedStore(self.store, clock) if config.backup is not None else None
+        self._backups: Backups | None = None
         self.raft = Replica(
             config=RaftConfig.of(
                 heartbeat_ms=config.heartbeat_ms,
@@ -169,7 +175,7 @@ class Embedded:
             members=members,
             name=config.name,
             data_dir=config.data_dir,
-            state_machine=self.store,
+            state_machine=self._noted or self.store,
             create_data_dir=True,
             had_data=had_data,
             member_id=None if place is None else place.member_id,
@@ -233,6 +239,7 @@ class Embedded:
     async def start(self) -> None:
         """Recover the state, take part. Raises CorruptStateError, StorageError."""
         quarantine.check(self._config.data_dir)
+        self._backups = self._prepare_backups()
         self.kv.start()
         await self.raft.start()
         loop = asyncio.get_running_loop()
@@ -243,6 +250,7 @@ class Embedded:
             loop.create_task(self.compactor.run(), name="compactor"),
             loop.create_task(self.restoring.run(), name="restoring"),
             loop.create_task(keep_published(self.raft, self._config.me, self._clock), name="publish"),
+            *([loop.create_task(self._backups.run(), name="backups")] if self._backups is not None else []),
         )
         for task in self._work:
             task.add_done_callback(self._note_ended)
@@ -260,6 +268,16 @@ class Embedded:
         except StatusError as error:
             return error.message
         return None
+
+    def _prepare_backups(self) -> Backups | None:
+        """Raises ConfigError: the place or the keys are no good."""
+        config = self._config
+        if config.backup is None or self._noted is None:
+            return None
+        return Backups(
+            config.backup, self.raft, self._noted.note, cluster_id=self._cluster_id, name=config.name,
+            data_dir=config.data_dir, clock=self._clock, rand=self._rand,
+        )  # fmt: skip
 
     def _leads(self) -> bool:
         status = self.raft.status()
@@ -286,6 +304,8 @@ class Embedded:
             task.cancel()
         await asyncio.gather(*self._work, return_exceptions=True)
         await self.raft.stop()
+        if self._backups is not None:
+            self._backups.close()
 
     async def close(self) -> None:
         await self.kv.stop()

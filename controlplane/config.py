@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from controlplane.backup.config import BackupConfig
 from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
 from controlplane.base.limits import MIB
@@ -63,6 +64,7 @@ class ReplicaConfig:
         tls: certificate authority, and this member's certificate and key: peers, clients and agents must then show
             certificates of that authority. None: everything is spoken plainly, and whoever reaches a port is believed.
         dial: (a peer's address, where to connect to instead) pairs, both ``host:port``: a proxy, a tunnel.
+        backup: where snapshots are saved by the clock and the log is archived; None: nowhere.
     """
 
     name: str
@@ -86,6 +88,7 @@ class ReplicaConfig:
     join: tuple[str, ...] = ()
     tls: TlsFiles | None = None
     dial: tuple[tuple[str, str], ...] = ()
+    backup: BackupConfig | None = None
 
     @property
     def me(self) -> MemberConfig:
@@ -138,6 +141,12 @@ class ReplicaConfig:
         if self.quota_backend_bytes < 0:
             raise ConfigError(f"quota {self.quota_backend_bytes} bytes: want 0 (no limit) or more")
         parse_retention(self.auto_compaction_mode, self.auto_compaction_retention)
+        if self.backup is not None:
+            self.backup.validate()
+            if self.store is not None:
+                raise ConfigError(
+                    "--archive is for replicas that hold the state; an etcd cluster is backed up by itself"
+                )
         if self.snapshot_entries < 100:
             raise ConfigError(f"snapshot entries {self.snapshot_entries}: want at least 100")
 

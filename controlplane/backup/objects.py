@@ -259,6 +259,9 @@ class _Remote:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
+        if self._scratch is not None:
+            with _refusals("make", str(self._scratch)):
+                self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (
             _refusals("gather an upload in", str(self._scratch or tempfile.gettempdir())),
             tempfile.NamedTemporaryFile(dir=self._scratch, prefix="qd-upload-") as file,

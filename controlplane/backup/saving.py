@@ -58,7 +58,7 @@ class Saver:
         file = await self._worker.run(lambda: _begin(self._scratch, path))
         try:
             async for piece in self._log.snapshot_file():
-                await self._worker.run(partial(_write, file, piece))
+                await self._worker.run(partial(_write, file, path, piece))
             described = await self._worker.run(lambda: _end(file, path))
             # What was applied at the cut may not have been durable here then. It is not published before it is: no
             # archive may hold a state that a crash at this very moment takes back.
@@ -66,7 +66,8 @@ class Saver:
                 await self._clock.sleep(_DURABLE_POLL_S)
             return await self._worker.run(lambda: self._repository.publish(path, *described, saved_by=self._name))
         finally:
-            await self._worker.run(lambda: _discard(file, path))
+            # Not waited for: this may be the replica stopping, and the job before it hanging in a store.
+            self._worker.post(lambda: _discard(file, path))
 
 
 def _begin(scratch: Path, path: Path) -> BinaryIO:
@@ -76,8 +77,8 @@ def _begin(scratch: Path, path: Path) -> BinaryIO:
         return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
-def _write(file: BinaryIO, piece: bytes) -> None:
-    with _refusals(Path(file.name)):
+def _write(file: BinaryIO, path: Path, piece: bytes) -> None:
+    with _refusals(path):
         file.write(piece)
 
 

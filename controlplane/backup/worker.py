@@ -46,6 +46,10 @@ class Worker:
         self._jobs.put(work)
         return await done
 
+    def post(self, job: Callable[[], None]) -> None:
+        """Run a job that cannot fail, some time; nobody waits for it."""
+        self._jobs.put(job)
+
     def close(self) -> None:
         """Take no more jobs; the thread ends after the one it does."""
         self._jobs.put(None)

@@ -26,7 +26,7 @@ from controlplane.local.cluster import FOLDER, LocalCluster, etcdctl_environment
 from controlplane.local.etcd_restore import restore_store
 from controlplane.local.processes import ProcessError
 from controlplane.local.restore import restore_replicas
-from controlplane.local.spec import HOSTS, STORES, ClusterSpec, plan
+from controlplane.local.spec import ARCHIVE, HOSTS, STORES, ClusterSpec, plan
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment
 from controlplane.pb.k8s.core_v1_pb2 import Node, Service
 
@@ -174,6 +174,9 @@ def local() -> None:
     help="What processes run on: one loopback; the same behind relays; a network namespace each (root).",
 )
 @click.option(
+    "--archive", default=ARCHIVE, show_default=True, metavar="PATH|URL|off", help="Where a new cluster backs up to."
+)
+@click.option(
     "--apply", "manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Then apply this file."
 )
 @click.option("--timeout", "timeout_s", default=60.0, show_default=True, help="Seconds to wait until all serves.")
@@ -187,6 +190,7 @@ async def up(
     store: str,
     tls: bool,
     hosts: str,
+    archive: str,
     manifest: Path | None,
     timeout_s: float,
 ) -> None:
@@ -206,11 +210,19 @@ async def up(
         store=store,
         tls=tls,
         hosts=hosts,
+        archive=_place_of(archive),
         manifest=manifest,
         timeout_s=timeout_s,
     )
     err.print(f"serving after {time.monotonic() - began:.1f} s")
     await _show(settings, cluster)
+
+
+def _place_of(archive: str) -> str:
+    """A path is one of the current directory's, but for the default, which is the cluster's own folder's."""
+    if archive in ("off", ARCHIVE) or "://" in archive:
+        return "" if archive == "off" else archive
+    return str(Path(archive).absolute())
 
 
 async def bring_up(
@@ -222,6 +234,7 @@ async def bring_up(
     store: str = "embedded",
     tls: bool = True,
     hosts: str = "loopback",
+    archive: str = ARCHIVE,
     manifest: Path | None = None,
     timeout_s: float = 60.0,
 ) -> LocalCluster:
@@ -234,7 +247,9 @@ async def bring_up(
         KeyboardInterrupt: SIGINT or SIGTERM.
     """
     manifests = read_manifests([str(manifest)]) if manifest is not None else []  # before anything is started
-    wanted = plan(replicas=replicas, nodes=nodes, port_base=port_base, store=store, tls=tls, hosts=hosts)
+    wanted = plan(
+        replicas=replicas, nodes=nodes, port_base=port_base, store=store, tls=tls, hosts=hosts, archive=archive
+    )
     cluster = _open_or_create(root, wanted)
     before = cluster.running()
     if len(before) == len(cluster.names):
@@ -323,6 +338,8 @@ async def _show(settings: Settings, cluster: LocalCluster) -> None:
     else:
         console.print(f"gRPC     {', '.join(spec.endpoints)}  (etcd v3 and quarterdeck.v1 on each)")
     console.print(f"etcdctl  {etcdctl_line(cluster)} endpoint status -w table")
+    if spec.archive:
+        console.print(f"archive  {cluster.archive_location}  (snapshots, and the log up to a second ago)")
     console.print(f"metrics  {', '.join(f'http://{r.metrics}/metrics' for r in spec.replicas)}")
     console.print(f"logs     {cluster.root}/logs/*.log")
     console.print("try      .venv/bin/qd get pods -o wide")

@@ -9,7 +9,8 @@ Layout of the folder::
       replicas/NAME/            a replica's data: log and snapshots
       etcd/NAME/                a member's data, where an etcd cluster is the store
       nodes/NAME/               an agent's state, and its pods' directories and logs
-      snapshots/                where `qd snapshot save` puts files by default
+      snapshots/                where `qd snapshot save` puts files by default, if there is no archive
+      archive/                  snapshots by the clock and the archived log of all replicas; outlives a restore
       pki/                      certificates, where TLS is on (pki.py); they outlive a restore
       relay/                    what the relay of the links is told and tells, where there is one (relay.py)
 
@@ -176,6 +177,12 @@ class LocalCluster:
         """A replica's data directory."""
         return self.root / "replicas" / name
 
+    @property
+    def archive_location(self) -> str:
+        """Where the replicas back up to, a path or URL; empty: nowhere."""
+        archive = self.spec.archive
+        return archive if not archive or "://" in archive else str((self.root / archive).resolve())
+
     def store_dir(self, name: str) -> Path:
         """The data directory of a member of the store."""
         return self.root / "etcd" / name
@@ -252,6 +259,7 @@ class LocalCluster:
             *self._tls_args(identity.member(me.name), me.client, me.peer, me.metrics),
             *(f"--dial={target}={relay}" for (source, _), (relay, target) in self.spec.relayed.items()
               if source == me.name),
+            *(["--archive", self.archive_location] if self.spec.archive else []),
             *self.spec.extra_replica_args,
         ]  # fmt: skip
 
@@ -429,7 +437,8 @@ def etcdctl_line(cluster: LocalCluster) -> str:
 
 def _environment() -> dict[str, str]:
     kept: Sequence[str] = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "USER", "VIRTUAL_ENV", "SSL_CERT_FILE")
-    environment = {key: os.environ[key] for key in kept if key in os.environ}
+    # The last are how an archive in a bucket is opened.
+    environment = {k: v for k, v in os.environ.items() if k in kept or k.startswith(("AWS_", "QUARTERDECK_ARCHIVE_"))}
     # C-core's own logs would drown ours; a failed connection attempt is normal life here.
     environment["GRPC_VERBOSITY"] = "NONE"
     environment["PYTHONUNBUFFERED"] = "1"

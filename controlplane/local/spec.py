@@ -28,6 +28,7 @@ from pathlib import Path
 from controlplane.base.errors import ConfigError
 
 __all__ = [
+    "ARCHIVE",
     "EDGE",
     "FORMAT_VERSION",
     "HOSTS",
@@ -48,6 +49,8 @@ FORMAT_VERSION = 2
 _READS_VERSIONS = (1, 2)
 REPLICAS_MAX = 9
 NODES_MAX = 200
+#: Where a cluster backs up to by default: a folder in its own.
+ARCHIVE = "archive"
 #: Where the state is kept: in the replicas, or in an etcd cluster of its own.
 STORES = ("embedded", "etcd")
 #: What the processes run on.
@@ -96,7 +99,7 @@ class StoreMemberSpec:
 class ClusterSpec:
     """The cluster of one folder. ``store``: the members of the etcd cluster that holds the state; empty: the replicas
     hold it. ``tls``: replicas and agents speak TLS, with the certificates in the folder's pki/. ``hosts``: one of
-    HOSTS."""
+    HOSTS. ``archive``: where replicas back up to, a path in the folder or a URL; empty: nowhere."""
 
     port_base: int
     token: str
@@ -111,6 +114,7 @@ class ClusterSpec:
     #: Replicas that came to a running cluster: they find their place by asking it, not in initial_cluster.
     joined: tuple[str, ...] = field(default=())
     hosts: str = "loopback"
+    archive: str = ""
 
     @property
     def network(self) -> int:
@@ -236,8 +240,10 @@ def plan(
     store: str = "embedded",
     tls: bool = False,
     hosts: str = "loopback",
+    archive: str = "",
 ) -> ClusterSpec:
-    """A new cluster of that size. ``store``: ``embedded`` (in the replicas) or ``etcd`` (a cluster of its own).
+    """A new cluster of that size. ``store``: ``embedded`` (in the replicas) or ``etcd`` (a cluster of its own, which is
+    not archived). ``archive``: see ClusterSpec.
 
     Raises:
         ConfigError: a number is out of range; the message says which range.
@@ -270,6 +276,7 @@ def plan(
         store=tuple(_store_member(port_base, i, hosts) for i in range(1, STORE_MEMBERS + 1)) if store == "etcd" else (),
         tls=tls,
         hosts=hosts,
+        archive="" if store == "etcd" else archive,
     )
 
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 from controlplane.backup.names import SegmentName
+from controlplane.backup.notes import Note
 from controlplane.backup.objects import open_objects
 from controlplane.backup.repository import Keys, Repository
 from controlplane.backup.segment import Part
+from controlplane.backup.worker import Worker
 from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.pb.quarterdeck.internal.v1.archive_pb2 import ArchivedEntry, SegmentHeader
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Batch, Command, Proposal
 from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader, SnapshotMember
 from controlplane.raft.snapshot_format import encode_snapshot_file
+from controlplane.raft.types import LogTail
 from controlplane.store.store import Store
 
-__all__ = ["CLUSTER", "Life"]
+__all__ = ["CLUSTER", "T0_MS", "FakeLog", "InlineWorker", "Life", "damage"]
 
 CLUSTER = 0xC1
+J = TypeVar("J")
 T0_MS = 1_700_000_000_000
 
 
@@ -90,7 +96,7 @@ class Life:
         self.chains[revision] = self._single.hash_at(self._single.applied_index) or b"\0" * 16
         self.keys_at[revision] = self._single.range(e.RangeRequest(key=b"\0", range_end=b"\0"))
 
-    def snapshot_file(self, path: Path) -> Path:
+    def snapshot_pieces(self) -> list[bytes]:
         header = SnapshotHeader(
             cluster_id=CLUSTER,
             members=[SnapshotMember(id=1, name="r1")],
@@ -99,7 +105,10 @@ class Life:
             revision=self.store.revision,
             created_at_ms=self.now_ms,
         )
-        path.write_bytes(b"".join(encode_snapshot_file(header, self.store.snapshot())))
+        return list(encode_snapshot_file(header, self.store.snapshot()))
+
+    def snapshot_file(self, path: Path) -> Path:
+        path.write_bytes(b"".join(self.snapshot_pieces()))
         return path
 
     def save(self) -> Path:
@@ -158,3 +167,55 @@ class Life:
             case _:
                 lease = random.randrange(1, 6)
                 return Command(put=e.PutRequest(key=key, value=b"%d" % random.randrange(99), lease=lease))
+
+
+def damage(path: Path) -> None:
+    """Flip a bit in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+class InlineWorker(Worker):
+    """Does its jobs at once, on the loop: tests in virtual time."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def run(self, job: Callable[[], J]) -> J:
+        return job()
+
+    def post(self, job: Callable[[], None]) -> None:
+        job()
+
+    def close(self) -> None:
+        pass
+
+
+class FakeLog:
+    """A replica's log, as a LogReader: the entries of a life, from ``begins`` on."""
+
+    def __init__(self, life: Life, *, leads: bool = True) -> None:
+        self.life = life
+        self.leads = leads
+        self.begins = 1
+        self.undurable = 0
+
+    @property
+    def durable_index(self) -> int:
+        return self.life.index - self.undurable
+
+    def tail(self, after: int, *, entries_max: int, bytes_max: int) -> LogTail | None:
+        terms = {1: 1} | {entry.index: entry.term for entry in self.life.entries}
+        if after not in terms or after < self.begins:
+            return None
+        chosen = [entry for entry in self.life.entries if after < entry.index <= self.durable_index][:entries_max]
+        return LogTail(terms[after], tuple((e.index, e.term, e.batch if e.HasField("batch") else None) for e in chosen))
+
+    def note(self, index: int) -> Note | None:
+        entry = next((entry for entry in self.life.entries if entry.index == index), None)
+        return None if entry is None else Note(entry.applied_at_ms, entry.revision, entry.state_hash)
+
+    async def snapshot_file(self) -> AsyncIterator[bytes]:
+        for piece in self.life.snapshot_pieces():
+            yield piece

@@ -13,7 +13,7 @@ from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command
 from controlplane.raft.snapshot_format import read_snapshot_file
 from controlplane.store.store import Store
-from tests.unit.backup.support import CLUSTER, Life
+from tests.unit.backup.support import CLUSTER, Life, damage
 
 
 @pytest.fixture
@@ -31,12 +31,6 @@ def restored(found: Materialized) -> Store:
     return store
 
 
-def damage(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_every_revision_of_a_random_life_is_restored_as_it_was(seed: int, tmp_path: Path) -> None:
     life = Life(tmp_path / "archive")
@@ -50,6 +44,8 @@ def test_every_revision_of_a_random_life_is_restored_as_it_was(seed: int, tmp_pa
         # Leaders overlap: each begins somewhere in what is there already.
         life.archive(random.randrange(max(2, archived - 5), archived + 2), life.index)
         archived = life.index
+        if len(life.segments) > 2 and random.random() < 0.3:
+            life.pack(1)
     for revision, chain in life.chains.items():
         found = materialize(str(life.root), to_revision=revision, scratch=tmp_path / "scratch")
         store = restored(found)
@@ -123,6 +119,23 @@ def test_a_revision_outside_names_the_range_there_is(life: Life, tmp_path: Path)
     for revision in (1, 4):
         with pytest.raises(NotCoveredError, match=rf"revision {revision} is not covered.*Covered: revision 2 to 3 \("):
             materialize(str(life.root), to_revision=revision, scratch=tmp_path / "s")
+
+
+def test_damage_in_a_pack_costs_one_segment_of_it(life: Life, tmp_path: Path) -> None:
+    life.save()
+    for key in (b"a", b"b", b"c"):
+        life.put(key)
+        life.archive(life.index, life.index)
+    assert materialize(str(life.root), scratch=tmp_path / "s").revision == 4
+    pack = life.pack(3)
+    assert [path.name for path in pack.parent.iterdir()] == [pack.name]
+    assert materialize(str(life.root), scratch=tmp_path / "s").revision == 4
+    data = bytearray(pack.read_bytes())
+    data[-5] ^= 1  # in the last segment
+    pack.write_bytes(data)
+    assert materialize(str(life.root), to_revision=3, scratch=tmp_path / "s").revision == 3
+    with pytest.raises(NotCoveredError, match="entry 4 is damaged"):
+        materialize(str(life.root), to_revision=4, scratch=tmp_path / "s")
 
 
 def test_a_damaged_segment_is_replaced_by_another_that_has_its_entries(life: Life, tmp_path: Path) -> None:
