@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from chaos.checkers.log import named
 from chaos.findings import Finding, Verdict, judge
 from chaos.history import History, Op
 from chaos.wgl import ANY, Answer, RegisterOp, search
@@ -43,11 +44,12 @@ def check_by_search(history: History, *, whole: bool = False, steps_max: int = _
         return []
     tally = _Tally(steps_max)
     for key, ops in sorted(by_key.items()):
-        translated = [op for op in map(_translated, ops) if op is not None]
+        translated = [(found, op) for op in ops if (found := _translated(op)) is not None]
         if key in unfit or len(translated) < len([op for op in ops if op.outcome == "ok" or op.kind != "get"]):
             tally.unfit += 1
             continue
-        tally.judge(key, translated, whole=whole)
+        tally.names = {(found.call, found.end): named(op) for found, op in translated}
+        tally.judge(key, [found for found, _ in translated], whole=whole)
     return [tally.finding()]
 
 
@@ -89,6 +91,8 @@ class _Tally:
     unfit: int = 0
     given_up: int = 0
     broken: list[str] = field(default_factory=list)
+    #: (call, end) of an operation -> how to name it, of the key at hand.
+    names: dict[tuple[float, float], str] = field(default_factory=dict)
 
     def judge(self, key: str, ops: Sequence[RegisterOp], *, whole: bool) -> None:
         ops = sorted(ops, key=lambda op: op.call)
@@ -112,8 +116,21 @@ class _Tally:
         answer, steps = search(ops, initial=initial, steps_max=min(_STEPS_MAX, self.steps_left))
         self.steps_left -= steps
         if answer is Answer.NO:
-            self.broken.append(f"{key}: no order explains {what}")
+            self.broken.append(f"{key}: no order explains {what}{self._since(ops, initial)}")
         return answer
+
+    def _since(self, ops: Sequence[RegisterOp], initial: object) -> str:
+        """Whose answer made it so: the first without which all before it can be explained."""
+        ends = sorted(op.end for op in ops if op.end != _NEVER)
+        low, high = 0, len(ends) - 1  # known up to the high one there is no order
+        while low < high:
+            middle = (low + high) // 2
+            answer, _ = search(_known_at(ends[middle], ops), initial=initial, steps_max=_STEPS_MAX // 10)
+            if answer is Answer.UNKNOWN:
+                return ""
+            low, high = (low, middle) if answer is Answer.NO else (middle + 1, high)
+        culprit = next(op for op in ops if op.end == ends[low])
+        return f"; there is one until {self.names.get((culprit.call, culprit.end), 'an operation')} was answered"
 
     def finding(self) -> Finding:
         note = f"{self.unfit} keys have transactions over several and were left out" if self.unfit else ""
@@ -122,6 +139,17 @@ class _Tally:
             note = f"{note}; {given_up}" if note else given_up
             return Finding(RULE, Verdict.INCONCLUSIVE, self.checked, note=note)
         return judge(RULE, self.checked, self.broken, at_least=0, note=note)
+
+
+def _known_at(at: float, ops: Sequence[RegisterOp]) -> list[RegisterOp]:
+    """What was known then: what had not ended may take effect, and what had not begun is not there."""
+    known = []
+    for op in ops:
+        if op.end <= at:
+            known.append(op)
+        elif op.call <= at and (op.kind == "write" or (op.kind == "swap" and op.ok)):
+            known.append(RegisterOp(op.kind, op.value, op.call, _NEVER, op.expected))
+    return known
 
 
 def _stretches(ops: Sequence[RegisterOp]) -> Iterable[tuple[float, float, list[RegisterOp]]]:

@@ -11,7 +11,7 @@ from chaos.findings import Finding, Verdict
 from chaos.verdict import ActReport, Report
 from controlplane.cli.tables import table
 
-__all__ = ["as_dict", "pods_restarted", "render", "render_repeats"]
+__all__ = ["as_dict", "findings_as_dicts", "line", "pods_restarted", "render", "render_repeats"]
 
 #: Numbers of an act that repetitions are compared by: (heading, how to take it).
 _NUMBERS: Final[Sequence[tuple[str, Callable[[ActReport], float | None]]]] = (
@@ -51,13 +51,13 @@ def render(report: Report) -> str:
             passed = sum(1 for act in same if act.verdict is Verdict.PASS)
             parts.append(f"{name}: {passed} of {len(same)} PASS")
         parts += [
-            _line(finding, f"{_name(act)}: ")
+            line(finding, f"{_name(act)}: ")
             for act in same
             for finding in act.findings
             if len(same) == 1 or finding.verdict is not Verdict.PASS
         ]
     parts.append("")
-    parts += [_line(finding) for finding in report.findings]
+    parts += [line(finding) for finding in report.findings]
     parts += ["", f"verdict: {report.verdict.value}"]
     return "\n".join(parts)
 
@@ -94,15 +94,16 @@ def as_dict(report: Report) -> dict[str, Any]:
                 "faults": [dict(fault) for fault in act.faults],
                 "served": asdict(act.served),
                 "observed": dict(act.observed),
-                "findings": _findings(act.findings),
+                "findings": findings_as_dicts(act.findings),
             }
             for act in report.acts
         ],
-        "findings": _findings(report.findings),
+        "findings": findings_as_dicts(report.findings),
     }
 
 
-def _findings(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+def findings_as_dicts(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    """Findings as JSON-able values."""
     return [{**asdict(finding), "verdict": finding.verdict.value} for finding in findings]
 
 
@@ -147,7 +148,8 @@ def pods_restarted(act: ActReport) -> int | None:
     return int(act.observed["pods_restarted"]) + int(act.observed["pods_replaced_without_need"])
 
 
-def _line(finding: Finding, before: str = "") -> str:
+def line(finding: Finding, before: str = "") -> str:
+    """A finding as a line of text, and one more for each violation that is shown."""
     # A rule of which this run had no case (no refused write, no restore) neither held nor broke.
     said = "n/a" if finding.verdict is Verdict.PASS and not finding.checked else finding.verdict.value
     text = f"{said:<12} {before}{finding.rule} ({finding.checked} checked)"

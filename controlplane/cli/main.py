@@ -39,6 +39,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "certs": ("controlplane.cli.certs", "certs", "Make, renew and look at certificates"),
     "local": ("controlplane.cli.local", "local", "Run a whole cluster on this machine"),
     "chaos": ("chaos.cli", "chaos", "Break things on purpose and judge what happened"),
+    "verify": ("chaos.verify", "verify", "Judge a recorded history, ours or anybody's"),
     "completion": ("controlplane.cli.completion", "completion", "Print the shell completion script"),
     "api-resources": ("controlplane.cli.get", "api_resources", "List the kinds this cluster knows"),
 }
