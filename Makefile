@@ -19,7 +19,7 @@ SOURCES := controlplane node chaos tests
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo; echo "  Variables: REPLICAS=$(REPLICAS) NODES=$(NODES) PORT_BASE=$(PORT_BASE) STORE=$(STORE)|etcd TLS=$(TLS)|off HOSTS=$(HOSTS)|links|netns (make cluster, make demo), SEED= SEEDS=$(SEEDS) (make sim), BENCH=--quick (make bench)"
+	@echo; echo "  Variables: REPLICAS=$(REPLICAS) NODES=$(NODES) PORT_BASE=$(PORT_BASE) STORE=$(STORE)|etcd TLS=$(TLS)|off HOSTS=$(HOSTS)|links|netns (make cluster, make demo), SEED= SEEDS=$(SEEDS) (make sim), BENCH=--quick or BENCH='--budget 25' (make bench)"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Quarterdeck needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12 ..." % sys.version.split()[0])'

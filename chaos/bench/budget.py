@@ -69,10 +69,10 @@ _STEPS: Final[Mapping[str, Callable[[Settings], list[float]]]] = {
     "check-perf": lambda s: [64.0] * (2 * check_perf_rounds(s)),
     "watch": _loads(1, 3.0),
     "leases": _loads(1, 2.0),
+    "gaps": lambda s: [cost for _ in range(s.trials) for cost in (5.5, 4.0, 4.0, 4.0, 5.5, 4.0)],
     "stalls": lambda s: [s.seconds + 8.0],
-    "sizes": _sizes,
-    "gaps": lambda s: [cost for _ in range(s.trials) for cost in (6.0, 4.0, 4.5, 4.5, 6.0, 4.0)],
     "cut-links": lambda s: [4.5, 4.5] * s.trials,
+    "sizes": _sizes,
 }
 NAMES: Final = tuple(_STEPS)
 
@@ -158,6 +158,13 @@ class Progress:
         if self._budget_s is None:
             return False
         return self._now() - self._begun + self._pace() * self._behind_s() >= self._budget_s
+
+    def fits(self, steps: int) -> bool:
+        """Whether the next steps of the case can be done within the budget."""
+        if self._budget_s is None:
+            return True
+        ahead_s = sum(self._cases[self._case][1][self._step : self._step + steps])
+        return self._now() - self._begun + self._pace() * ahead_s <= self._budget_s
 
     def _behind_s(self) -> float:
         return sum(sum(steps) for _, steps in self._cases[self._case + 1 :])

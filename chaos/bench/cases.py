@@ -140,10 +140,10 @@ CASES: Final[Mapping[str, Callable[[Context], Awaitable[None]]]] = {
     "check-perf": check_perf,
     "watch": fan_out,
     "leases": keep_alives,
-    "stalls": stalls,
-    "sizes": sizes,
     "gaps": gaps,
+    "stalls": stalls,
     "cut-links": cut_links,
+    "sizes": sizes,
 }
 #: Cases that start clusters themselves, and run while no other is up.
 OWN_CLUSTERS: Final = frozenset({"stalls", "sizes", "cut-links"})

@@ -17,8 +17,14 @@ _PORT_BASE: Final = 29_000
 
 
 async def sizes(context: Context) -> None:
-    """One size after another, each on fresh clusters of ours and of the peer in turn."""
+    """One size after another, each on fresh clusters of ours and of the peer in turn.
+
+    Raises:
+        RuntimeError: a restored cluster lacks keys; or the budget was used up before the last size.
+    """
     for turn, keys in enumerate(context.settings.sizes):
+        if not context.progress.fits(2):
+            raise RuntimeError(f"no time was left for {keys:,} keys")
         for kind in (OURS, PEER) if turn % 2 == 0 else (PEER, OURS):
             context.step(f"{keys:,} keys: {kind}")
             async with started(kind, context.folder / f"keys-{keys}", _PORT_BASE) as peer:

@@ -74,9 +74,24 @@ def test_trials_end_when_the_cases_behind_them_need_what_is_left_of_the_budget()
     assert progress.time_is_up()
 
 
+def test_a_size_is_begun_only_if_it_can_be_ended_within_the_budget() -> None:
+    clock, settings = Clock(), Settings(sizes=(10_000, 1_000_000))
+    steps = expected("sizes", settings)
+    progress = Progress(("sizes",), settings, clock, budget_s=sum(steps) + 1)
+    progress.begin("sizes")
+    assert progress.fits(2)
+    progress.step()
+    progress.step()
+    clock.now_s += sum(steps[:2])
+    assert progress.fits(2)
+    clock.now_s += 2
+    assert not progress.fits(2)
+
+
 def test_without_a_budget_time_is_never_up() -> None:
     clock = Clock()
     progress = Progress(("gaps",), Settings(), clock)
     progress.begin("gaps")
     clock.now_s += 1e6
     assert not progress.time_is_up()
+    assert progress.fits(1)
