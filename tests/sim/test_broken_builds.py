@@ -275,7 +275,7 @@ BUILDS = {
         "leader isolate",
         first_seed=12,
         says="watch",
-        options={**_SHORT_LOG, **_BUSY},
+        options={**_SHORT_LOG, **_BUSY, "restores": 0},
     ),
     "begins a watch one revision late": Build(_inside(a_watch_begins_one_revision_late), says="watch"),
     "keeps deletes from watchers": Build(_inside(a_watch_is_not_woken_by_deletes), says="watch"),
