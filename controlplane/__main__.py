@@ -63,6 +63,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--store-key", type=_FILE, help="The key of that.")
 @click.option("--store-user", default="", help="Our user there.")
 @click.option("--store-password-file", type=_FILE, help=f"Its password; or the variable {PASSWORD_VARIABLE}.")
+@click.option("--await-start", is_flag=True, hidden=True, help="Touch nothing before a line comes on standard input.")
 @click.option("--store-lease-s", default=3, help="How long a dead process keeps its leadership there.")
 def main(
     name: str,
@@ -98,6 +99,7 @@ def main(
     store_key: Path | None,
     store_user: str,
     store_password_file: Path | None,
+    await_start: bool,
     store_lease_s: int,
 ) -> None:
     """Run one control-plane replica."""
@@ -146,6 +148,8 @@ def main(
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         from controlplane.app import run
 
+        if await_start and sys.stdin.readline() != "start\n":
+            raise ConfigError("whoever prepares the data of this replica went away before it was done")
         run(config)
     except ConfigError as error:
         click.echo(f"quarterdeck: {error}", err=True)

@@ -22,10 +22,11 @@ from controlplane.pb.etcd.rpc_pb2 import RangeRequest
 from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader, SnapshotMember
 from controlplane.raft.config import make_members
 from controlplane.raft.disk import RealDisk
-from controlplane.raft.snapshot_format import SnapshotInfo, inspect_snapshot_file, read_snapshot_file
+from controlplane.raft.snapshot_format import SnapshotInfo, read_snapshot_file
 from controlplane.raft.snapshots import seed_data_dir
 from controlplane.raft.types import Member
 from controlplane.raft.wal import Identity
+from controlplane.store.snapshot import load
 from controlplane.store.store import Store, restored_state
 
 __all__ = ["REVISION_BUMP", "Restored", "Seed", "contents", "prepare", "restore_member", "verify"]
@@ -104,7 +105,7 @@ def prepare(path: Path, *, members: tuple[MemberConfig, ...], cluster_token: str
         ConfigError: the file cannot be read, or the token is the lost cluster's.
         CorruptStateError: the file is damaged.
     """
-    info = inspect_snapshot_file(path)
+    info, chunks = read_snapshot_file(path)
     cluster_id, new_members = make_members(cluster_token, ((m.name, m.peer, m.client, m.metrics) for m in members))
     if cluster_id == info.header.cluster_id:
         raise ConfigError(
@@ -128,13 +129,10 @@ def prepare(path: Path, *, members: tuple[MemberConfig, ...], cluster_token: str
         created_at_ms=(clock or SystemClock()).wall_ms(),
         state_format_version=info.header.state_format_version,
     )
-    _, chunks = read_snapshot_file(path)
-    state = list(restored_state(chunks, revision_bump=REVISION_BUMP, applied_index=header.index, cluster_id=cluster_id))
-    store = Store(cluster_id=cluster_id)
-    store.restore(iter(state))
-    restored = Restored(
-        info.header.revision, store.revision, store.key_count, store.state_hash(), header.index, header.term
-    )
+    loaded = load(chunks)
+    keys, state_hash = loaded.keyspace.key_count, loaded.header.state_hash.hex()
+    state = list(restored_state(loaded, revision_bump=REVISION_BUMP, applied_index=header.index, cluster_id=cluster_id))
+    restored = Restored(info.header.revision, header.revision, keys, state_hash, header.index, header.term)
     return Seed(restored, new_members, cluster_id, header, state)
 
 

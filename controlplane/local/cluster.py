@@ -220,6 +220,16 @@ class LocalCluster:
                 f"make cluster PORT_BASE={self.spec.port_base + 1000}"
             )
 
+    def start_held(self, name: str) -> None:
+        """Start a replica that does not touch its data before :meth:`release`: its program loads meanwhile. It ends
+        when this one does without having released it."""
+        argv = [*self._replica_argv(self.replica(name)), "--await-start"]
+        self.processes.start(name, [*self.enter(name), *argv], env=_environment(), cwd=self.root, held=True)
+
+    def release(self, name: str) -> None:
+        """Let such a replica begin."""
+        self.processes.release(name)
+
     def start(self, name: str) -> int:
         """Start a member of the store, a replica or an agent; return its pid. A running one is left as it is.
 
@@ -363,7 +373,11 @@ class LocalCluster:
         running = [r.name for r in self.spec.replicas if self.processes.pid(r.name) is not None]
         if running:
             raise ProcessError(f"still running: {', '.join(running)}; stop or kill the replicas first")
-        self.spec = self.spec.with_new_token()
+        self.become(self.spec.with_new_token())
+
+    def become(self, spec: ClusterSpec) -> None:
+        """Take this plan, on disk too."""
+        self.spec = spec
         self.spec.save(self.root / "cluster.json")
 
     def _check_name(self, name: str) -> None:

@@ -6,6 +6,7 @@ that the system has given to somebody else since (``procfs``). Format version 1;
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -49,8 +50,9 @@ class Processes:
         """Where a process's output goes."""
         return self._log_dir / f"{name}.log"
 
-    def start(self, name: str, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path) -> int:
-        """Start a process in its own session; return its pid. A running one of that name is left as it is."""
+    def start(self, name: str, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, held: bool = False) -> int:
+        """Start a process in its own session; return its pid. A running one of that name is left as it is. One that is
+        ``held`` waits, if its program does that, for a line on its standard input (:meth:`release`)."""
         running = self.pid(name)
         if running is not None:
             return running
@@ -60,7 +62,7 @@ class Processes:
             with self.log_path(name).open("ab") as log:
                 child = subprocess.Popen(
                     list(argv),
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE if held else subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=dict(env),
@@ -83,6 +85,14 @@ class Processes:
         temporary.write_text(json.dumps(record))
         os.replace(temporary, self._record(name))
         return child.pid
+
+    def release(self, name: str) -> None:
+        """Let a process that was started ``held`` go on. One that has ended meanwhile is for others to notice."""
+        child = _children.get(self.pid(name) or 0)
+        if child is not None and child.stdin is not None:
+            with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
+                stdin.write(b"start\n")
+            child.stdin = None
 
     def pid(self, name: str) -> int | None:
         """The pid of a running process, or None. One that is stopped (SIGSTOP) runs; one that has ended does not.
@@ -109,6 +119,8 @@ class Processes:
         child = _children.get(pid)
         if child is not None and child.poll() is not None:
             del _children[pid]
+            if child.stdin is not None:
+                child.stdin.close()
             return None
         return pid if runs else None
 

@@ -6,11 +6,14 @@ snapshot file (``verify``, ``contents``) is handed on, for those who see local c
 
 from __future__ import annotations
 
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from controlplane.config import parse_initial_cluster
 from controlplane.local.cluster import LocalCluster
-from controlplane.recovery import Restored, contents, prepare, verify
+from controlplane.local.spec import ClusterSpec
+from controlplane.recovery import Restored, Seed, contents, prepare, verify
 
 __all__ = ["Restored", "contents", "restore_replicas", "verify"]
 
@@ -18,17 +21,39 @@ __all__ = ["Restored", "contents", "restore_replicas", "verify"]
 def restore_replicas(cluster: LocalCluster, path: Path) -> Restored:
     """Seed every replica's directory anew and start it; not waited for until they serve.
 
-    Each is started as soon as its directory is seeded: a program takes longer to start than a directory to seed.
+    The programs are started first, and loaded while the directories are seeded: that takes them longer.
 
     Raises:
         ProcessError: a replica runs.
         CorruptStateError: the file is damaged; nothing was changed.
     """
-    verify(path)
+    names = [replica.name for replica in cluster.spec.replicas]
+    former = cluster.spec
     cluster.renew_token()
-    seed = prepare(path, members=parse_initial_cluster(cluster.spec.initial_cluster), cluster_token=cluster.spec.token)
-    for replica in cluster.spec.replicas:
-        cluster.destroy_replica_data(replica.name)
-        seed.into(cluster.replica_dir(replica.name), replica.name)
-        cluster.start(replica.name)
+    try:
+        for name in names:
+            cluster.start_held(name)
+        seed = _prepare(cluster, path, former)
+        with ThreadPoolExecutor(len(names)) as pool:
+            list(pool.map(lambda name: _seed(cluster, seed, name), names))
+    except BaseException:
+        for name in names:
+            cluster.kill(name)
+        raise
     return seed.restored
+
+
+def _prepare(cluster: LocalCluster, path: Path, former: ClusterSpec) -> Seed:
+    """Until here nothing of the replicas' data is touched: who fails leaves the cluster the one it was."""
+    try:
+        members = parse_initial_cluster(cluster.spec.initial_cluster)
+        return prepare(path, members=members, cluster_token=cluster.spec.token)
+    except BaseException:
+        cluster.become(former)
+        raise
+
+
+def _seed(cluster: LocalCluster, seed: Seed, name: str) -> None:
+    shutil.rmtree(cluster.replica_dir(name), ignore_errors=True)
+    seed.into(cluster.replica_dir(name), name)
+    cluster.release(name)

@@ -60,6 +60,9 @@ class Elections:
         self._pre_votes = PreVotes()
         #: Connected peers of a version that does not know the question: their answer is taken for granted.
         self._without_pre_vote: set[int] = set()
+        #: Nobody has led since these members were seeded: whoever meets the others need not wait to hear of a leader.
+        #: That there is one after all, the question before an election tells.
+        self.eager = False
         #: The election of the present tick was asked for by the leader.
         self.for_transfer = False
 
@@ -79,6 +82,8 @@ class Elections:
             self._without_pre_vote.discard(peer_id)
         else:
             self._without_pre_vote.add(peer_id)
+        if self.eager:
+            self.pull_in(self._config.hastened_retry_min_ms, self._config.hastened_retry_max_ms)
 
     def disconnected(self, peer_id: int) -> None:
         self._without_pre_vote.discard(peer_id)
@@ -203,6 +208,7 @@ class Elections:
 
     def leader_heard(self, peer_id: int, term: int) -> None:
         self._hastened_retries = 0
+        self.eager = False
         self._pre_votes.leader_heard()
         self.watch.on_heard(term, peer_id)
 

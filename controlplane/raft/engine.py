@@ -252,6 +252,10 @@ class Engine:
         """The peer's process is known to be dead: if it led, do not wait out the whole election timeout."""
         self._elections.peer_died(peer_id)
 
+    def no_leader_yet(self) -> None:
+        """The log holds nothing but a snapshot: most likely all members were just seeded with it, and none leads."""
+        self._elections.eager = True
+
     def receive(self, peer_id: int, message: raft_pb2.RaftMessage) -> None:
         """Handle one checked consensus message of a peer (see ``transport.frames``).
 

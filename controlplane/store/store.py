@@ -453,7 +453,7 @@ def _rejection(error: StatusError) -> bytes:
 
 
 def restored_state(
-    chunks: Iterable[bytes], *, revision_bump: int = 1_000_000, applied_index: int = 0, cluster_id: int = 0
+    loaded: Loaded, *, revision_bump: int = 1_000_000, applied_index: int = 0, cluster_id: int = 0
 ) -> Iterator[bytes]:
     """A snapshot for a new cluster that starts from an old one's snapshot (disaster recovery).
 
@@ -461,11 +461,7 @@ def restored_state(
     is marked compacted, so that whoever watched or cached the lost cluster is told to list again instead of going back
     in time. Leases start anew with their full TTL. Remembered request ids stay, so a retry of an old write is still
     applied once; their indexes restart with the new log at ``applied_index``.
-
-    Raises:
-        CorruptStateError: the snapshot is damaged.
     """
-    loaded = snapshot.load(chunks)
     header = StateHeader()
     header.CopyFrom(loaded.header)
     header.cluster_id = cluster_id or loaded.header.cluster_id

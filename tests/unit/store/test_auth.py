@@ -19,6 +19,7 @@ from controlplane.store import auth_records
 from controlplane.store.auth import Auth, Permission
 from controlplane.store.keyspan import span
 from controlplane.store.permissions import check_read, check_write, covers, merge
+from controlplane.store.snapshot import load
 from controlplane.store.store import Store, restored_state
 from tests.unit.store.support import Driver, delete_op, put_op, range_op
 
@@ -509,7 +510,7 @@ def test_a_snapshot_holds_the_auth_store() -> None:
 def test_a_cluster_restored_from_a_snapshot_keeps_its_users() -> None:
     users = ready()
     store = Store()
-    store.restore(restored_state(users.store.snapshot(), revision_bump=1_000, applied_index=1))
+    store.restore(restored_state(load(users.store.snapshot()), revision_bump=1_000, applied_index=1))
     assert (store.auth.enabled, store.auth.users) == (True, users.auth.users)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from controlplane.base.errors import CorruptStateError
 from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.store.errors import CompactedError
+from controlplane.store.snapshot import load
 from controlplane.store.store import Store, restored_state
 from tests.unit.store.support import Driver, put_op
 
@@ -133,7 +134,7 @@ def test_another_clusters_snapshot_is_refused() -> None:
 def test_recovery_keeps_the_keys_at_a_higher_revision_with_history_compacted() -> None:
     driver = filled()
     revision = driver.store.revision
-    stream = b"".join(restored_state([driver.snapshot()], revision_bump=1_000, applied_index=3, cluster_id=0xC2))
+    stream = b"".join(restored_state(load([driver.snapshot()]), revision_bump=1_000, applied_index=3, cluster_id=0xC2))
     store = restored(stream)
     assert (store.revision, store.compact_revision) == (revision + 1_000, revision + 1_000)
     assert (store.applied_index, store.cluster_id) == (3, 0xC2)
