@@ -44,7 +44,7 @@ class Lookout:
         self._changed = changed
         self._answers: dict[str, tuple[float, operator_pb2.StatusResponse]] = {}
         self._said: tuple[str | None, int, dict[str, str]] = (None, 0, {})
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def fresh(self) -> dict[str, operator_pb2.StatusResponse]:
         """The answers that still count."""
@@ -71,8 +71,18 @@ class Lookout:
                 )
         return found
 
+    def _follow(self) -> None:
+        """Watch everyone that is there: members come and go."""
+        for name in self._replicas.names:
+            if name not in self._tasks:
+                self._tasks[name] = asyncio.create_task(self._watch(name))
+        for name in set(self._tasks) - set(self._replicas.names):
+            self._tasks.pop(name).cancel()
+            self._answers.pop(name, None)
+
     async def _watch(self, name: str) -> None:
         while True:
+            self._follow()
             answer = await self._replicas.status(name)
             if answer is not None:
                 self._answers[name] = (self._clock.monotonic(), answer)
@@ -87,10 +97,10 @@ class Lookout:
             self._changed(*said)
 
     async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(self._watch(name)) for name in self._replicas.names]
+        self._follow()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)

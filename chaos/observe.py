@@ -143,11 +143,21 @@ class Replicas:
     """Every replica, asked directly. Close it, or use it as a context manager."""
 
     def __init__(self, endpoints: Mapping[str, str], clock: Clock, credentials: Credentials | None = None) -> None:
-        self._clients = {
-            name: OperatorClient(endpoint, timeout_ms=_ASK_TIMEOUT_MS, credentials=credentials)
-            for name, endpoint in endpoints.items()
-        }
+        self._credentials = credentials
+        self._clients: dict[str, OperatorClient] = {}
         self._clock = clock
+        for name, endpoint in endpoints.items():
+            self.add(name, endpoint)
+
+    def add(self, name: str, endpoint: str) -> None:
+        """One more is asked from now on."""
+        self._clients[name] = OperatorClient(endpoint, timeout_ms=_ASK_TIMEOUT_MS, credentials=self._credentials)
+
+    async def remove(self, name: str) -> None:
+        """It is not asked any more."""
+        client = self._clients.pop(name, None)
+        if client is not None:
+            await client.close()
 
     async def statuses(self) -> dict[str, operator_pb2.StatusResponse]:
         """The answers of those that answer, by name."""
@@ -158,8 +168,9 @@ class Replicas:
             except StatusError:
                 return None
 
-        answers = await asyncio.gather(*(ask(client) for client in self._clients.values()))
-        return {name: answer for name, answer in zip(self._clients, answers, strict=True) if answer is not None}
+        asked = dict(self._clients)
+        answers = await asyncio.gather(*(ask(client) for client in asked.values()))
+        return {name: answer for name, answer in zip(asked, answers, strict=True) if answer is not None}
 
     async def leader(self) -> tuple[str | None, int]:
         """The leader by majority, and its term."""
@@ -176,8 +187,9 @@ class Replicas:
 
     async def status(self, name: str) -> operator_pb2.StatusResponse | None:
         """One replica's answer; None: it gave none."""
+        client = self._clients.get(name)
         try:
-            return await self._clients[name].status()
+            return await client.status() if client is not None else None
         except StatusError:
             return None
 

@@ -127,7 +127,7 @@ async def _new_leader(stage: Stage, within_s: float = 10.0) -> bool:
 
     await stage.until(found, within_s, f"another leader than {before}")
     leader, term = stage.lookout.leader()
-    took_s = stage.since_fault_s()
+    took_s = stage.now_s() - stage.leader_fault_s
     stage.ground.say(f"{leader} leads term {term} after {took_s:.2f} s")
     stage.observed |= {
         "leader_before": before, "leader_after": leader, "term_before": stage.term_before, "term_after": term,

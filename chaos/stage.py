@@ -69,7 +69,14 @@ class Stage:
     struck: list[Struck] = field(default_factory=list)
     first_fault_s: float | None = None
     last_fault_s: float = 0.0
+    last_heal_s: float = 0.0
+    census: Census | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+    #: What a snapshot held, to be compared with what is restored from it.
+    saved: dict[str, Any] = field(default_factory=dict)
+    #: Who led before the last fault that hit a leader (or the first fault of all), in which term, and when that was.
     leader_before: str | None = None
+    leader_fault_s: float = 0.0
     term_before: int = 0
 
     def mark(self, name: str, **detail: Any) -> Mark | None:
@@ -115,18 +122,17 @@ class Stage:
         """
         strike = await self.plan(name, arguments, rand)
         if strike.quorum_lost and not self.allow_quorum_loss:
-            raise BlastRadiusError(
-                f"{strike.says}: no majority of replicas would be left; an experiment that means it says "
-                "allow-quorum-loss: true"
-            )
+            raise BlastRadiusError(f"{strike.says}: would cost the quorum, which only allow-quorum-loss: true allows")
         struck = Struck(self.ground.undo.add(self.by, strike))
         self.struck.append(struck)
         self.excused.update(strike.excused)
         self.ground.say(strike.says)
+        seen, now_s = self.ground.seen, self.now_s()
         if self.first_fault_s is None:
-            self.first_fault_s = self.now_s()
-            self.leader_before, self.term_before = self.ground.seen.leader, self.ground.seen.term
-        self.last_fault_s = self.now_s()
+            self.first_fault_s = now_s
+        if self.leader_before is None or seen.leader in strike.victims:
+            self.leader_before, self.term_before, self.leader_fault_s = seen.leader, seen.term, now_s
+        self.last_fault_s = now_s
         self.mark(
             "fault", id=struck.entry.id, fault=name, victims=list(strike.victims), params=dict(arguments),
             says=strike.says,
@@ -146,10 +152,20 @@ class Stage:
             proof = dict(await fault.proof(self.ground, struck.entry.strike))
         except QuarterdeckError as error:
             proof = {"unknown": str(error)}
+        if fault.name == "scale":
+            # What asks for fewer pods again does not say which: pods are compared before.
+            self.changes = self.pod_changes()
         await heal_entry(self.ground, struck.entry)
+        self.last_heal_s = self.now_s()
         if struck in self.struck:
             self.struck.remove(struck)
         self.mark("healed", id=struck.entry.id, fault=fault.name, proof={**struck.facts, **proof})
+
+    def pod_changes(self) -> dict[str, Any]:
+        """What became of the pods of the beginning that had no reason to go."""
+        if self.changes or self.census is None:
+            return self.changes
+        return self.census.changes(self.excused)
 
     async def heal_all(self) -> None:
         """The newest first. What fails is raised when the others are healed."""

@@ -74,9 +74,10 @@ async def _snapshot_save(stage: Stage) -> JSON:
         saved_hash, expected = saved.state_hash, await digest_of_snapshot(path)
     ground.snapshot = path
     stage.observed |= {
-        "snapshot_s": took_s, "snapshot_bytes": size, "snapshot_revision": revision, "snapshot_hash": saved_hash,
-        "snapshot_digest": expected, "snapshot_began_ns": began.at_ns if began is not None else 0,
+        "snapshot_s": took_s, "snapshot_bytes": size, "snapshot_revision": revision,
+        "snapshot_began_ns": began.at_ns if began is not None else 0,
     }  # fmt: skip
+    stage.saved = {"snapshot_hash": saved_hash, "snapshot_digest": expected}
     return {"path": str(path), "revision": revision}
 
 
@@ -106,7 +107,7 @@ async def _restore(stage: Stage) -> JSON:
     if not await ground.pods.caught_up(restored.revision, _CAUGHT_UP_TIMEOUT_S):
         raise DeviationError("pods could not be listed after the restore")
     stage.observed |= {
-        "keys": restored.keys, "snapshot_revision": restored.snapshot_revision,
+        **stage.saved, "keys": restored.keys, "snapshot_revision": restored.snapshot_revision,
         "restored_hash": served if ground.cluster.spec.store else restored.state_hash, "served_digest": served,
         "restored_revision": restored.revision, "revision_before_loss": newest,
     }  # fmt: skip

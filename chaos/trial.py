@@ -105,19 +105,16 @@ class _Trial:
             "begin", title=experiment.title, seed=self._seed, budgets=dict(settings.budgets),
             workload=list(settings.workload), steady_s=settings.steady_s,
         )  # fmt: skip
-        census = Census(stage.ground)
+        stage.census = Census(stage.ground)
         await self._steady()
         if not await self._hypothesis(self._log.before):
             stage.mark("deviated", what="steady state", when="before", text="; ".join(self._log.deviations))
             self._log.whole = True  # nothing was broken here
             return self._log
         await self._guarded(self._method(), "the method")
-        # What asks for fewer pods again does not say which: pods are compared before.
-        rescaled = any(struck.entry.strike.fault == "scale" for struck in stage.struck)
-        changes = census.changes(stage.excused) if rescaled else None
         await self._guarded(self._play_all(experiment.rollbacks, self._log.rollbacks), "rollbacks")
         if await self._heal():
-            await self._after(changes, census)
+            await self._after()
         return self._log
 
     async def _guarded(self, work: Coroutine[Any, Any, None], what: str) -> None:
@@ -268,7 +265,6 @@ class _Trial:
             if stage.struck:
                 stage.ground.say(f"healing: {'; '.join(s.entry.strike.says for s in reversed(stage.struck))}")
             await stage.heal_all()
-            healed_s = stage.now_s()
             await self._whole.wait()
         except _EXPECTED as error:
             self._deviate("healed and whole again", str(error))
@@ -276,14 +272,15 @@ class _Trial:
         except FaultError as error:
             self._deviate("healed", str(error))
             return False
-        stage.observed["converged_s"] = round(stage.now_s() - healed_s, 4)
+        if stage.last_heal_s:
+            stage.observed["converged_s"] = round(stage.now_s() - stage.last_heal_s, 4)
         stage.mark("recovered")
         self._log.whole = True
         if stage.first_fault_s is not None:
             stage.observed["recovered_s"] = round(stage.now_s() - stage.first_fault_s, 4)
         return True
 
-    async def _after(self, changes: dict[str, Any] | None, census: Census) -> None:
+    async def _after(self) -> None:
         stage = self._stage
         await self._steady()
         known = len(self._log.deviations)
@@ -292,4 +289,4 @@ class _Trial:
             stage.mark("deviated", what="steady state", when="after", text=text)
         if "term_after" in stage.observed and not stage.ground.cluster.spec.store:
             stage.observed["elections_after"] = stage.lookout.leader()[1] - int(stage.observed["term_after"])
-        stage.mark("observed", **stage.observed, **(changes or census.changes(stage.excused)))
+        stage.mark("observed", **stage.observed, **stage.pod_changes())

@@ -71,6 +71,7 @@ async def _stage(ground: Ground, lookout: Lookout) -> Stage:
         stage.excused.update(entry.strike.excused)
         stage.first_fault_s = stage.first_fault_s or stage.now_s()
         if any(victim in ground.seen.replicas for victim in entry.strike.victims) and stage.leader_before is None:
+            stage.leader_fault_s = stage.now_s()
             stage.leader_before = next(v for v in entry.strike.victims if v in ground.seen.replicas)
     return stage
 

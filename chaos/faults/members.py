@@ -17,6 +17,7 @@ from chaos.faults.params import integer, known
 from chaos.faults.process import start
 from chaos.ground import Ground, aside
 from chaos.targets import quorum_lost
+from controlplane.base.addresses import split_address
 from controlplane.base.errors import Code, ConfigError, StatusError
 from controlplane.base.rand import Rand
 from controlplane.client.members_client import MembersClient
@@ -106,10 +107,12 @@ class MemberAdd(Fault):
 
     async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
         began_s = ground.clock.monotonic()
-        name = (await aside(ground.cluster.add_replica)).name
+        replica = await aside(ground.cluster.add_replica)
+        name = replica.name
         async with _members(ground, without=name) as client:
             await _add(ground, client, name)
             await start(ground, name)
+            ground.replicas.add(name, replica.client)
             await _promoted(ground, client, name)
         return {"member_promoted_s": round(ground.clock.monotonic() - began_s, 3)}
 
@@ -122,6 +125,7 @@ class MemberAdd(Fault):
             member = await _find(ground, client, name)
             if member is not None:
                 await _change(ground, lambda: client.remove(member.ID))
+        await ground.replicas.remove(name)
         await aside(ground.cluster.remove_replica, name)
 
 
@@ -200,13 +204,30 @@ async def restart(ground: Ground, name: str) -> None:
     await aside(ground.cluster.stop if replica else ground.cluster.kill, name)
     await start(ground, name)
     deadline_s = ground.clock.monotonic() + _SERVE_TIMEOUT_S
-    while replica:
-        answer = await ground.replicas.status(name)
-        if answer is not None and answer.ready and answer.leader:
-            return
+    while not await (_replica_serves if replica else _agent_serves)(ground, name):
         if ground.clock.monotonic() > deadline_s:
             raise DeviationError(f"{name} does not serve {_SERVE_TIMEOUT_S:g} s after its restart")
         await asyncio.sleep(_POLL_S)
+
+
+async def _replica_serves(ground: Ground, name: str) -> bool:
+    answer = await ground.replicas.status(name)
+    return answer is not None and answer.ready and bool(answer.leader)
+
+
+async def _agent_serves(ground: Ground, name: str) -> bool:
+    """By its own account: it has a session, and its proxy serves what it did before."""
+    host, port = split_address(ground.cluster.node(name).metrics)
+    try:
+        async with asyncio.timeout(1.0):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(b"GET /readyz HTTP/1.0\r\n\r\n")
+                return b" 200 " in await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
 
 
 def _one_replica(fault: str, ground: Ground, targets: Sequence[str]) -> str:

@@ -35,7 +35,9 @@ class Kill(Fault):
 
     def plan(self, ground: Ground, targets: Sequence[str], params: Mapping[str, JSON], rand: Rand) -> Strike:
         known(self.name, params, self.params)
-        return _strike(self.name, ground, targets, f"kill -9 {_names(ground, targets)}", starts=True)
+        # An agent that is away longer than the deadline of its node is a dead node: its pods run elsewhere then.
+        nodes = tuple(name for name in targets if name in ground.seen.nodes)
+        return _strike(self.name, ground, targets, f"kill -9 {_names(ground, targets)}", starts=True, excused=nodes)
 
     async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
         pods, processes = _split(strike.victims)

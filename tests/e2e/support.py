@@ -25,15 +25,15 @@ class Qd:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.root = folder / ".quarterdeck"
-        self._environment = {**os.environ, "QD_FOLDER": str(self.root), "COLUMNS": "200"}
-        self._environment.pop("QD_ENDPOINTS", None)
+        self.environment = {**os.environ, "QD_FOLDER": str(self.root), "COLUMNS": "200"}
+        self.environment.pop("QD_ENDPOINTS", None)
 
     def run(self, *argv: str, timeout_s: float = 100.0) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         return subprocess.run(
             [str(QD), *argv],
             cwd=self.folder,
-            env=self._environment,
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -52,7 +52,7 @@ class Qd:
         log = self.folder / "interrupted.log"
         with log.open("wb") as output:
             child = subprocess.Popen(
-                [str(QD), *argv], cwd=self.folder, env=self._environment, stdout=output, stderr=output
+                [str(QD), *argv], cwd=self.folder, env=self.environment, stdout=output, stderr=output
             )
         try:
             wait_until(lambda: when(log.read_text()) or child.poll() is not None, timeout_s)

@@ -59,7 +59,8 @@ def test_pods_of_a_dead_node_have_a_reason_to_go(tmp_path: Path) -> None:
     on, _ = ground(tmp_path)
     assert fault_named("node-death").plan(on, ["node-2"], {}, RAND).excused == ("node-2",)
     assert fault_named("kill").plan(on, ["pod/web-1"], {}, RAND).excused == ("pod/web-1",)
-    assert fault_named("kill").plan(on, ["node-2"], {}, RAND).excused == ()
+    assert fault_named("kill").plan(on, ["node-2"], {}, RAND).excused == ("node-2",)
+    assert fault_named("pause").plan(on, ["node-2"], {}, RAND).excused == ()
 
 
 @pytest.mark.parametrize(

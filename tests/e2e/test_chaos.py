@@ -1,0 +1,139 @@
+"""Experiments on a real cluster: a runner that is killed in mid-fault, the real Chaos Toolkit, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from chaos.experiment import FOLDER
+from controlplane.local.procfs import stat_of
+from tests.e2e.support import QD, WEB, Qd, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+
+PORT_BASE = 12900
+
+
+@pytest.fixture(scope="module")
+def qd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qd]:
+    """One cluster for all."""
+    found = Qd(tmp_path_factory.mktemp("chaos"))
+    try:
+        found.ok("local", "up", "--port-base", str(PORT_BASE), "--apply", str(WEB))
+        yield found
+    finally:
+        found.clean_up()
+    assert found.processes() == []
+
+
+def undo_list(qd: Qd) -> list[dict[str, object]]:
+    path = qd.root / "chaos" / "undo.json"
+    found: list[dict[str, object]] = json.loads(path.read_text())["entries"] if path.exists() else []
+    return found
+
+
+def test_a_runner_killed_in_mid_fault_leaves_what_heals_it_and_the_next_run_refuses_until_then(qd: Qd) -> None:
+    runner = subprocess.Popen(
+        [str(QD), "chaos", "run", "leader-pause"], cwd=qd.folder, env=qd.environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: bool(undo_list(qd)) or runner.poll() is not None, 40.0)
+        (entry,) = undo_list(qd)
+        victim = entry["strike"]["victims"][0]  # type: ignore[index]
+        pid = json.loads((qd.root / "run" / f"{victim}.json").read_text())["pid"]
+
+        def stopped() -> bool:
+            stat = stat_of(pid)
+            return stat is not None and stat.state == "T"
+
+        wait_until(stopped, 5.0)
+    finally:
+        runner.kill()
+        runner.wait()
+    assert stopped()
+    refused = qd.run("chaos", "run", "leader-kill")
+    assert refused.returncode == 2
+    assert "qd chaos heal" in refused.stderr
+    healed = qd.ok("chaos", "heal")
+    assert "healed 1" in healed.stdout
+    assert not stopped()
+    assert undo_list(qd) == []
+    assert all(replica["healthy"] for replica in qd.status()["replicas"])
+    assert "nothing was left" in qd.ok("chaos", "heal").stdout
+
+
+def test_the_real_chaos_toolkit_runs_an_experiment_file_unchanged(qd: Qd) -> None:
+    code = (
+        "import json, sys, yaml; from chaoslib.experiment import run_experiment\n"
+        "print(json.dumps(run_experiment(yaml.safe_load(open(sys.argv[1]))), default=str))"
+    )
+    before = qd.status()["leader"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(FOLDER / "leader-kill.yaml")],
+        cwd=qd.folder, env=qd.environment, capture_output=True, text=True, timeout=100, check=True,
+    )  # fmt: skip
+    journal = json.loads(done.stdout)
+    assert (journal["status"], journal["deviated"]) == ("completed", False), done.stdout
+    assert journal["steady_states"]["after"]["steady_state_met"]
+    assert [activity["status"] for activity in journal["run"] + journal["rollbacks"]] == ["succeeded"] * 5
+    assert journal["run"][0]["output"]["victims"] == [before]
+    assert undo_list(qd) == []
+    wait_until(lambda: all(replica["healthy"] for replica in qd.status()["replicas"]), 30.0)
+    assert qd.status()["leader"] != before
+
+
+def test_our_journal_is_one_of_chaos_toolkit_with_more(qd: Qd) -> None:
+    done = qd.run("chaos", "run", "minority-loss", "--seed", "7", timeout_s=120.0)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = max((qd.root / "chaos").glob("*-minority-loss"))
+    journal = json.loads((folder / "journal.json").read_text())
+    assert (journal["status"], journal["deviated"], journal["seed"]) == ("completed", False, 7)
+    assert journal["experiment"]["title"] == yaml.safe_load((FOLDER / "minority-loss.yaml").read_text())["title"]
+    for key in ("platform", "node", "start", "end", "duration", "chaoslib-version"):
+        assert journal[key]
+    assert all(probe["tolerance_met"] for probe in journal["steady_states"]["before"]["probes"])
+    assert journal["faults"][0]["fault"] == "kill"
+    assert journal["trials"] == [
+        {"experiment": "minority-loss", "n": 1, "status": "completed", "deviated": False, "deviations": [],
+         "impossible": "", "verdict": "PASS"}
+    ]  # fmt: skip
+    resolved = json.loads((folder / "experiment.json").read_text())
+    assert resolved["seed"] == 7
+    assert resolved["experiments"][0]["name"] == "minority-loss"
+    for name in ("report.html", "junit.xml", "report.json", "logs"):
+        assert (folder / name).exists()
+
+
+def test_a_dry_run_names_victims_and_what_undoes_them_and_does_nothing(qd: Qd) -> None:
+    leader = qd.status()["leader"]
+    said = qd.ok("chaos", "dry-run", "leader-kill", "majority-loss", "--seed", "3").stdout
+    assert f"kill -9 {leader}, the leader" in said
+    assert f"undone by: kill: start {leader}" in said
+    assert "costs the quorum, which this experiment allows" in said
+    assert said == qd.ok("chaos", "dry-run", "leader-kill", "majority-loss", "--seed", "3").stdout
+    assert qd.status()["leader"] == leader
+
+
+def test_a_fault_beyond_the_blast_radius_is_not_made(qd: Qd, tmp_path: Path) -> None:
+    raw = yaml.safe_load((FOLDER / "majority-loss.yaml").read_text())
+    raw["extensions"][0].pop("allow-quorum-loss")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(raw))
+    done = qd.run("chaos", "run", str(tmp_path / "mine.yaml"), timeout_s=120.0)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "would cost the quorum" in done.stdout
+    assert all(replica["healthy"] for replica in qd.status()["replicas"])
+
+
+def test_ctrl_c_in_mid_fault_heals(qd: Qd) -> None:
+    code, text = qd.interrupted("chaos", "run", "majority-loss", when=lambda said: "kill -9" in said)
+    assert code == 130, text
+    assert "putting back: kill -9" in text
+    assert undo_list(qd) == []
+    assert all(replica["healthy"] for replica in qd.status()["replicas"])
