@@ -10,7 +10,6 @@ controllers and scheduler, leadership handed over, client port, files.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import shutil
 import signal
@@ -30,6 +29,7 @@ from controlplane.backbone import backbone_of
 from controlplane.base import failpoints
 from controlplane.base.clock import SystemClock
 from controlplane.base.errors import ConfigError, QuarterdeckError, StatusError
+from controlplane.base.garbage import GarbageCollector
 from controlplane.base.http import KUBERNETES, ObservabilityServer
 from controlplane.base.identity import member
 from controlplane.base.rand import SystemRand
@@ -111,6 +111,7 @@ class App:
         )
         self.scheduler = Scheduler(self.client, self.informers, events=self.recorder, clock=clock, rand=rand)
         self._gc_pauses = GcPauses(clock)
+        self._garbage = GarbageCollector(clock)
         self._object_metrics = ObjectMetrics(self.informers, lambda: self._led_term is not None)
         guard = [AuthorizationInterceptor()] if self.tls is not None else []
         self._server = grpc_server.new_server(
@@ -175,9 +176,8 @@ class App:
         self._spawn(self.controllers.run(), "controllers")
         self._spawn(self.scheduler.run(), "scheduler")
         self._spawn(self._govern(), "leadership")
-        # What start-up made lives as long as the process: no collection has to walk it again.
-        gc.collect()
-        gc.freeze()
+        self._garbage.start()
+        self._spawn(self._garbage.run(lambda: self._led_term is not None), "garbage")
 
     @property
     def has_data(self) -> bool:
@@ -215,6 +215,7 @@ class App:
         await self.logs.close()
         await self.backbone.close()
         await self._http.stop()
+        self._garbage.stop()
         self._gc_pauses.stop()
         for collector in self._collectors:
             REGISTRY.unregister(collector)

@@ -107,9 +107,7 @@ async def supervise(
         DISK_FAILED.set(1)
         DISK_FAILURES.inc()
         _log.critical("replica closed, its disk refused: opened again in %gs error=%r", wait_s, str(failure))
-        # Start-up froze what a life is made of; it is over now.
-        gc.unfreeze()
-        gc.collect()
+        gc.collect()  # a life is made of cycles, and it is over
         if await _wait_for_disk(failure, wait_s, stop, outage, free_bytes, clock):
             return
         wait_s = min(2 * wait_s, _RETRY_MAX_S)
