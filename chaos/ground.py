@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
+from chaos.links import Links, links_of
 from chaos.observe import Pods, Replicas
 from chaos.targets import Seen
 from chaos.undo import UndoList
@@ -48,7 +49,7 @@ class Ground:
     kv: EtcdClient
     replicas: Replicas
     pods: Pods
-    links: object | None
+    links: Links | None
     clock: Clock
     rand: Rand
     say: Callable[[str], None]
@@ -83,8 +84,8 @@ class Ground:
             ) as pods,
         ):
             yield cls(
-                cluster=cluster, client=client, kv=kv, replicas=replicas, pods=pods, links=None, clock=clock,
-                rand=rand, say=say, undo=UndoList(cluster.root / "chaos"),
+                cluster=cluster, client=client, kv=kv, replicas=replicas, pods=pods,
+                links=links_of(cluster), clock=clock, rand=rand, say=say, undo=UndoList(cluster.root / "chaos"),
                 seen=Seen(tuple(r.name for r in spec.replicas), tuple(n.name for n in spec.nodes)),
             )  # fmt: skip
 
@@ -97,6 +98,8 @@ class Ground:
         struck = {
             victim for entry in self.undo.entries if entry.strike.fault in TAKES_DOWN for victim in entry.strike.victims
         }
+        # Running, and of no use: a partition says so itself.
+        struck |= {name for entry in self.undo.entries for name in entry.strike.args.get("down", ())}
         silent = {name for name in names if name not in answers}
         ids = {member.name: member.id for answer in answers.values() for member in answer.members if member.name}
         self.seen = Seen(

@@ -8,10 +8,11 @@ namespace is one more host, :data:`OUTSIDE`: clients and observers stay there an
 Addresses are of 198.18.0.0/15, which is set apart for tests of networks (RFC 2544) and used by nothing else; pods get
 theirs from 240.0.0.0/4, which no network routes. A host answers for the addresses that its agent makes local.
 
-What a link loses is dropped in the switch, silently, as a dead cable does: neither side is told. Every rule carries the
-name of the fault it belongs to, and the kernel holds nothing else about it, so any process finds, counts and removes
-what another one set up. IP packets only: neighbours go on finding each other (ARP), or a cut of one direction would
-soon become one of both.
+What a link loses is dropped where it leaves the switch, silently, as a dead cable does: neither side is told. What is
+diverted is dropped inside, and whoever diverts it reads it where it enters and sends it on where it leaves
+(``chaos.shaper``). Every rule carries the name of the fault it belongs to, and the kernel holds nothing else about it,
+so any process finds, counts and removes what another one set up. IP packets only: neighbours go on finding each other
+(ARP), or a cut of one direction would soon become one of both.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any, Final, Self
 
 from controlplane.base.errors import ConfigError, QuarterdeckError
 
-__all__ = ["NETWORK_MAX", "OUTSIDE", "Hosts", "HostsError", "Link", "filter_text", "missing"]
+__all__ = ["NETWORK_MAX", "OUTSIDE", "Hosts", "HostsError", "Link", "divert_text", "lose_text", "missing"]
 
 #: One direction between two hosts: (who sends, who receives).
 Link = tuple[str, str]
@@ -150,7 +151,7 @@ class Hosts:
         if self._pods is not None:
             _run("ip", "route", "add", self._pods, "dev", outside)
         self._in_switch("link", "set", "p0", "master", "switch0", "up")
-        _run(*self.enter_switch(), "nft", "-f", "-", text=_EMPTY_TABLE)
+        _run(*self.enter_switch(), "nft", "-f", "-", text=_TABLES + _chain("p0"))
         if self._owner:
             self._in_switch("link", "set", "switch0", "alias", self._owner)
 
@@ -170,6 +171,7 @@ class Hosts:
             commands.append(("route", "add", self._pods, "dev", "eth0"))
         for command in commands:
             _run("ip", "-n", namespace, *command)
+        _run(*self.enter_switch(), "nft", "-f", "-", text=_chain(port))
         self._in_switch("link", "set", port, "master", "switch0", "up")
 
     def remove(self) -> None:
@@ -217,18 +219,26 @@ class Hosts:
         Args:
             fault: under this name it is counted, and healed.
         """
-        rules = filter_text(fault, [(self.port(source), self.port(target)) for source, target in links], percent)
+        rules = lose_text(fault, [(self.mac(source), self.port(target)) for source, target in links], percent)
+        _run(*self.enter_switch(), "nft", "-f", "-", text=rules)
+
+    def divert(self, fault: str, links: Iterable[Link], *, ends_only: bool = False) -> None:
+        """What is sent on these links stops in the switch, for somebody to send on. ``ends_only``: only packets that
+        end a TCP stream (FIN)."""
+        rules = divert_text(fault, [(self.port(source), self.port(target)) for source, target in links], ends_only)
         _run(*self.enter_switch(), "nft", "-f", "-", text=rules)
 
     def heal(self, fault: str | None = None) -> None:
         """What that fault swallows passes again; None: what any does. Safe to repeat."""
-        handles = [rule["handle"] for rule in self._rules() if fault is None or rule.get("comment") == fault]
-        if handles:
-            text = "".join(f"delete rule bridge {_TABLE} links handle {handle}\n" for handle in handles)
+        rules = [rule for rule in self._rules() if fault is None or rule.get("comment") == fault]
+        if rules:
+            text = "".join(
+                f"delete rule {rule['family']} {_TABLE} {rule['chain']} handle {rule['handle']}\n" for rule in rules
+            )
             _run(*self.enter_switch(), "nft", "-f", "-", text=text)
 
     def lost(self, fault: str) -> int:
-        """Packets that a fault has swallowed so far."""
+        """Packets that a fault has swallowed, or diverted, so far."""
         return _counted(rule for rule in self._rules() if rule.get("comment") == fault)
 
     def faults(self) -> set[str]:
@@ -264,12 +274,12 @@ class Hosts:
 
     def dropped(self, name: str) -> int:
         """Packets of the host that its links have swallowed since they were last healed."""
-        return _counted(rule for rule in self._rules() if _iifname(rule) == self.port(name))
+        return _counted(rule for rule in self._rules() if _source(rule) == self.mac(name))
 
     def _rules(self) -> list[dict[str, Any]]:
         if not _exists(self._switch):
             return []
-        listed = json.loads(_run(*self.enter_switch(), "nft", "-j", "list", "table", "bridge", _TABLE).stdout)
+        listed = json.loads(_run(*self.enter_switch(), "nft", "-j", "list", "ruleset").stdout)
         return [item["rule"] for item in listed["nftables"] if "rule" in item]
 
     @property
@@ -283,17 +293,33 @@ class Hosts:
         _run("ip", "-n", self._switch, *command)
 
 
-_EMPTY_TABLE: Final = f"table bridge {_TABLE} {{\nchain links {{\ntype filter hook forward priority 0;\n}}\n}}\n"
+_TABLES: Final = (
+    f"table netdev {_TABLE} {{\n}}\n"
+    f"table bridge {_TABLE} {{\nchain links {{\ntype filter hook forward priority 0;\n}}\n}}\n"
+)
 
 
-def filter_text(fault: str, links: Iterable[tuple[str, str]], percent: int = 100) -> str:
-    """Rules that drop and count ``percent`` of the IP packets that pass from one port of the switch to another, for
-    ``nft -f``, which takes all of them or none."""
+def _chain(port: str) -> str:
+    return f"table netdev {_TABLE} {{\nchain to_{port} {{\ntype filter hook egress device {port} priority 0;\n}}\n}}\n"
+
+
+def lose_text(fault: str, links: Iterable[tuple[str, str]], percent: int = 100) -> str:
+    """Rules that drop and count ``percent`` of the IP packets that come from a hardware address and leave the switch by
+    a port, for ``nft -f``, which takes all of them or none."""
     if not 0 < percent <= 100:
         raise ValueError(f"{percent} percent of packets: want 1 to 100")
     some = "" if percent == 100 else f"numgen random mod 100 < {percent} "
     return "".join(
-        f"add rule bridge {_TABLE} links iifname {source} oifname {target} ether type ip {some}counter drop "
+        f'add rule netdev {_TABLE} to_{port} ether saddr {mac} ether type ip {some}counter drop comment "{fault}"\n'
+        for mac, port in links
+    )
+
+
+def divert_text(fault: str, links: Iterable[tuple[str, str]], ends_only: bool = False) -> str:
+    """Rules that stop the IP packets from one port of the switch to another."""
+    which = "ip protocol tcp tcp flags & (fin) == fin " if ends_only else ""
+    return "".join(
+        f"add rule bridge {_TABLE} links iifname {source} oifname {target} ether type ip {which}counter drop "
         f'comment "{fault}"\n'
         for source, target in links
     )
@@ -303,10 +329,10 @@ def _counted(rules: Iterable[dict[str, Any]]) -> int:
     return sum(int(part["counter"]["packets"]) for rule in rules for part in rule["expr"] if "counter" in part)
 
 
-def _iifname(rule: dict[str, Any]) -> str | None:
+def _source(rule: dict[str, Any]) -> str | None:
     for part in rule["expr"]:
         match = part.get("match", {})
-        if match.get("left") == {"meta": {"key": "iifname"}}:
+        if match.get("left") == {"payload": {"protocol": "ether", "field": "saddr"}}:
             return str(match["right"])
     return None
 

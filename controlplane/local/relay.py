@@ -36,7 +36,7 @@ from typing import Any, Final
 from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
 
-__all__ = ["KINDS", "Relay", "RelayFiles", "Shape", "shape_of"]
+__all__ = ["KINDS", "STATS_S", "Relay", "RelayFiles", "Shape", "shape_of"]
 
 #: Kind of fault -> its figures, all of them numbers.
 KINDS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -48,7 +48,8 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _VERSION: Final = 1
 _POLL_S: Final = 0.02
-_STATS_S: Final = 0.2
+#: What it has done is told as often while a fault is in force.
+STATS_S: Final = 0.05
 _CHUNK_BYTES: Final = 64 * 1024
 #: What a pipe holds at most, in chunks; then it does not read on.
 _HELD_CHUNKS: Final = 64
@@ -168,6 +169,7 @@ class Relay:
         self._stats: dict[str, dict[str, float]] = {}
         self._listening: dict[Link, asyncio.Server] = {}
         self._connections: dict[asyncio.StreamWriter, Link] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._reset_at_s: dict[str, float] = {}
         self._stamps: tuple[object, object] = (None, None)
         self._said_s = 0.0
@@ -181,8 +183,9 @@ class Relay:
         finally:
             for server in self._listening.values():
                 server.close()
-            for writer in list(self._connections):
-                writer.transport.abort()
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def look(self) -> None:
         """Take up what has changed in the folder."""
@@ -203,7 +206,7 @@ class Relay:
                 every_s = float(fault.get("every_ms", 0)) / 1000
                 self._reset_at_s[name] = now_s + every_s if every_s else float("inf")
                 self._reset(name, [(link[0], link[1]) for link in fault["links"]])
-        if changed or (self._faults and now_s - self._said_s > _STATS_S):
+        if changed or (self._faults and now_s - self._said_s > STATS_S):
             self._said_s = now_s
             self._files.write_stats(self._stats)
 
@@ -215,7 +218,7 @@ class Relay:
                 self._listening[link] = await self._serve(link, listen, to)
 
     async def _serve(self, link: Link, listen: str, to: str) -> asyncio.Server:
-        async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self._connections[writer] = link
             in_good_order = False
             try:
@@ -223,6 +226,11 @@ class Relay:
             finally:
                 self._connections.pop(writer, None)
                 _end(writer, in_good_order)
+
+        def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.create_task(serve(reader, writer))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
         host, port = split_address(listen)
         try:
@@ -286,11 +294,11 @@ class Relay:
         except OSError:
             pass  # said to both ends below
         finally:
+            self._connections.pop(further, None)
+            _end(further, in_good_order)  # before anything is waited for: a second cancellation may come
             for pipe in pipes:
                 pipe.cancel()
             await asyncio.gather(*pipes, return_exceptions=True)
-            self._connections.pop(further, None)
-            _end(further, in_good_order)
         return in_good_order
 
     async def _pipe(self, way: _Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

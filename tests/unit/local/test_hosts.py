@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from controlplane.base.errors import ConfigError
-from controlplane.local.hosts import OUTSIDE, Hosts, filter_text
+from controlplane.local.hosts import OUTSIDE, Hosts, divert_text, lose_text
 
 
 def test_addresses_are_of_the_range_for_tests_and_differ_between_networks() -> None:
@@ -32,16 +32,23 @@ def test_numbers_given_make_addresses_that_outlive_the_others() -> None:
     assert hosts.address(OUTSIDE) == "198.18.3.254"
 
 
-def test_the_filter_drops_and_counts_one_direction_under_the_faults_name() -> None:
-    assert filter_text("f1", [("p1", "p2")]) == (
-        'add rule bridge quarterdeck links iifname p1 oifname p2 ether type ip counter drop comment "f1"\n'
+def test_what_is_lost_is_dropped_and_counted_in_one_direction_under_the_faults_name() -> None:
+    assert lose_text("f1", [("02:71:64:00:03:01", "p2")]) == (
+        'add rule netdev quarterdeck to_p2 ether saddr 02:71:64:00:03:01 ether type ip counter drop comment "f1"\n'
     )
 
 
-def test_the_filter_loses_a_share() -> None:
-    assert "numgen random mod 100 < 30 counter drop" in filter_text("f1", [("p1", "p2")], 30)
+def test_a_share_of_packets_is_lost() -> None:
+    assert "numgen random mod 100 < 30 counter drop" in lose_text("f1", [("02:71:64:00:03:01", "p2")], 30)
     with pytest.raises(ValueError, match="1 to 100"):
-        filter_text("f1", [("p1", "p2")], 0)
+        lose_text("f1", [("02:71:64:00:03:01", "p2")], 0)
+
+
+def test_what_is_diverted_stops_in_the_switch() -> None:
+    assert divert_text("f1", [("p1", "p2")], ends_only=True) == (
+        "add rule bridge quarterdeck links iifname p1 oifname p2 ether type ip ip protocol tcp "
+        'tcp flags & (fin) == fin counter drop comment "f1"\n'
+    )
 
 
 _LISTEN = """
