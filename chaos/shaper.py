@@ -26,7 +26,9 @@ from typing import Any, Final
 
 __all__ = ["Order", "Pacer", "main"]
 
-_ETH_P_IP: Final = 0x0800
+#: All packets: the bridge takes those of a port before anybody who asks for one kind of them.
+_ETH_P_ALL: Final = 0x0003
+_IPV4: Final = b"\x08\x00"
 _SOL_PACKET: Final = 263
 _PACKET_VNET_HDR: Final = 15
 _PACKET_IGNORE_OUTGOING: Final = 23
@@ -129,8 +131,9 @@ class _Shaper:
                 data = heard.recv(_FRAME_BYTES_MAX)
             except BlockingIOError:
                 return
-            way = self._ways.get((self._entering[heard], data[_VNET_BYTES : _VNET_BYTES + 6]))
-            if way is None or (self._order.ends_only and not _ends_stream(data[_VNET_BYTES:])):
+            frame = data[_VNET_BYTES:]
+            way = self._ways.get((self._entering[heard], frame[:6]))
+            if way is None or frame[12:14] != _IPV4 or (self._order.ends_only and not _ends_stream(frame)):
                 continue  # of a link that is not ours: the switch passes it on
             pacer, leaving = way
             now_s = time.monotonic()
@@ -180,12 +183,12 @@ def _ends_stream(frame: bytes) -> bool:
 
 def _port(name: str, *, heard: bool) -> socket.socket:
     """A raw socket on a port of the switch, for what comes in there or to send out there."""
-    plain = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_IP) if heard else 0)
+    plain = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL) if heard else 0)
     plain.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
     if heard:
         plain.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * 1024 * 1024)
-        plain.bind((name, _ETH_P_IP))
+        plain.bind((name, _ETH_P_ALL))
     else:
         plain.bind((name, 0))
     plain.setblocking(False)
