@@ -39,7 +39,6 @@ __all__ = [
     "PodSeen",
     "ProcessSeen",
     "Recorder",
-    "Roles",
     "Row",
     "Seen",
     "Step",
@@ -249,16 +248,6 @@ class ProcessSeen:
     running: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Roles:
-    """Who leads, and what each replica said it is, when that changed. A replica that does not answer is not named."""
-
-    at_ns: int
-    term: int
-    leader: str
-    roles: Mapping[str, str] = field(default_factory=dict)
-
-
 @dataclass(slots=True)
 class History:
     """A whole file, in memory."""
@@ -272,7 +261,6 @@ class History:
     holds: list[Hold] = field(default_factory=list)
     pods: list[PodSeen] = field(default_factory=list)
     processes: list[ProcessSeen] = field(default_factory=list)
-    roles: list[Roles] = field(default_factory=list)
     #: The last line was cut off: the run was killed.
     torn: bool = False
 
@@ -285,11 +273,11 @@ class History:
         return [op for op in self.ops if op.part in parts]
 
 
-_Record = Header | Op | Event | Listing | Mark | Told | Hold | PodSeen | ProcessSeen | Roles
+_Record = Header | Op | Event | Listing | Mark | Told | Hold | PodSeen | ProcessSeen
 #: Of each kind its fields, with their defaults: those are not written.
 _FIELDS: Final = {
     kind: tuple((f.name, f.default if f.default_factory is MISSING else MISSING) for f in fields(kind))
-    for kind in (Header, Op, Event, Listing, Mark, Told, Hold, PodSeen, ProcessSeen, Roles)
+    for kind in (Header, Op, Event, Listing, Mark, Told, Hold, PodSeen, ProcessSeen)
 }
 _ALWAYS: Final = frozenset({"format_version", "revision"})
 #: Kinds of lines that are one record as it is.
@@ -299,7 +287,6 @@ _PLAIN: Final[Mapping[str, tuple[type[Any], str]]] = {
     "hold": (Hold, "holds"),
     "pod": (PodSeen, "pods"),
     "process": (ProcessSeen, "processes"),
-    "roles": (Roles, "roles"),
 }
 
 
@@ -357,10 +344,6 @@ class Recorder:
     def process(self, process: ProcessSeen) -> None:
         """A pod's process began or ended."""
         self._put("process", process)
-
-    def roles(self, roles: Roles) -> None:
-        """Another replica leads, or one changed its role."""
-        self._put("roles", roles)
 
     def _put(self, kind: str, record: _Record) -> None:
         # Not dataclasses.asdict: it copies deeply, and a listing of thousands of rows must not hold up the load.

@@ -8,19 +8,22 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from chaos.history import Listing, Recorder
+from chaos.observe import processes_by_node
 from chaos.workload import Board, Pace, Reader, ServiceClient, Watcher, Writer, read_prefix
 from chaos.workload.contest import SHARED_PARTS, Contest
+from chaos.workload.deploy import Rollouts
 from controlplane.base.clock import Clock
 from controlplane.base.errors import ConfigError, QuarterdeckError
 from controlplane.base.rand import Rand
-from controlplane.client import EtcdClient
+from controlplane.client import ApiClient, EtcdClient
 from controlplane.client.tls import Credentials
+from controlplane.local.cluster import LocalCluster
 
 __all__ = ["DEFAULT_PARTS", "PARTS", "Load", "LoadError", "Rates"]
 
 #: Everything a load can be made of, and what it is made of if nobody says.
-PARTS: Final = ("kv", "watch", "http", "txn", "lease", "lock")
-DEFAULT_PARTS: Final = ("kv", "watch", "http", "txn", "lease", "lock")
+PARTS: Final = ("kv", "watch", "http", "txn", "lease", "lock", "deploy")
+DEFAULT_PARTS: Final = ("kv", "watch", "http", "txn", "lease", "lock", "deploy")
 
 _CATCH_UP_TIMEOUT_S = 5.0
 
@@ -56,11 +59,14 @@ class Load:
         foreign: bool = False,
         credentials: Credentials | None = None,
         parts: Collection[str] = DEFAULT_PARTS,
+        api: ApiClient | None = None,
+        cluster: LocalCluster | None = None,
     ) -> None:
-        """``foreign``: the endpoints are etcd's own members. ``credentials``: shown to them.
+        """``foreign``: the endpoints are etcd's own members. ``credentials``: shown to them. ``api`` and ``cluster``:
+        for the part ``deploy``, which works on a Deployment and looks at the processes of its pods.
 
         Raises:
-            ConfigError: a part that there is not.
+            ConfigError: a part that there is not, or ``deploy`` without a cluster.
         """
         if unknown := sorted(set(parts) - set(PARTS)):
             raise ConfigError(f"workload {', '.join(unknown)} is unknown; there are: {', '.join(PARTS)}")
@@ -97,6 +103,12 @@ class Load:
 
             self._contest = Contest(self._parts, prefix, connect, recorder, clock, rand, foreign=foreign)
 
+        self._rollouts: Rollouts | None = None
+        if "deploy" in self._parts:
+            if api is None or cluster is None:
+                raise ConfigError("workload deploy needs a cluster of this machine")
+            self._rollouts = Rollouts(api, lambda: processes_by_node(cluster), recorder, clock, rand)
+
     def _client(self, endpoints: Sequence[str], first: str) -> EtcdClient:
         client = EtcdClient(endpoints, first=first, foreign=self._foreign, credentials=self._credentials)
         self._clients.append(client)
@@ -115,6 +127,9 @@ class Load:
         self._tasks = [asyncio.create_task(part.run(self._stopping)) for part in parts]
         if self._contest is not None:
             self._tasks += await self._contest.start(self._stopping)
+        if self._rollouts is not None:
+            await self._rollouts.start()
+            self._tasks.append(asyncio.create_task(self._rollouts.run(self._stopping)))
 
     def check(self) -> None:
         """Raise LoadError if a part has ended."""
@@ -134,6 +149,8 @@ class Load:
         self._recorder.listing(Listing("final", 0, revision, self._recorder.now_ns(), rows))
         if self._contest is not None:
             await self._contest.finish()
+        if self._rollouts is not None:
+            await self._rollouts.finish()
 
     async def close(self) -> None:
         """End at once what still runs, and close the connections."""
@@ -141,10 +158,13 @@ class Load:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        if self._rollouts is not None:
+            await self._rollouts.close()
         await asyncio.gather(*(client.close() for client in self._clients))
 
     def _running(self) -> list[asyncio.Task[None]]:
-        beside = self._contest.tasks if self._contest is not None else []
+        beside = list(self._contest.tasks) if self._contest is not None else []
+        beside += self._rollouts.looking if self._rollouts is not None else []
         return [*self._tasks, *beside, *([self._watching] if self._watching is not None else [])]
 
     async def __aenter__(self) -> Self:

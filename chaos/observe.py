@@ -21,7 +21,17 @@ from controlplane.local.cluster import LocalCluster
 from controlplane.pb.k8s.core_v1_pb2 import Pod
 from controlplane.pb.quarterdeck.v1 import operator_pb2
 
-__all__ = ["POLL_S", "PodChanges", "PodView", "Pods", "Replicas", "compare", "processes_of_pods", "view"]
+__all__ = [
+    "POLL_S",
+    "PodChanges",
+    "PodView",
+    "Pods",
+    "Replicas",
+    "compare",
+    "processes_by_node",
+    "processes_of_pods",
+    "view",
+]
 
 POLL_S: Final = 0.02
 _ASK_TIMEOUT_MS: Final = 500
@@ -80,9 +90,14 @@ def compare(before: Iterable[PodView], after: Iterable[PodView], *, excused: Col
 def processes_of_pods(cluster: LocalCluster) -> Mapping[str, Sequence[int]]:
     """Pod uid -> its process groups on this machine now: what really runs, whatever the API says."""
     found: dict[str, Sequence[int]] = {}
-    for node in cluster.spec.nodes:
-        found.update(local_pods.running(cluster.node_dir(node.name)))
+    for pods in processes_by_node(cluster).values():
+        found.update(pods)
     return found
+
+
+def processes_by_node(cluster: LocalCluster) -> Mapping[str, Mapping[str, Sequence[int]]]:
+    """The same for each node."""
+    return {node.name: local_pods.running(cluster.node_dir(node.name)) for node in cluster.spec.nodes}
 
 
 class Pods:

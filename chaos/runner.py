@@ -213,6 +213,7 @@ class _Runner:
                             clock=self._clock, rand=rand, foreign=bool(spec.store),
                             credentials=self._cluster.kv_credentials(),
                             parts={part for e in self._experiments for part in e.settings.workload},
+                            api=ground.client, cluster=self._cluster,
                         )
                     )  # fmt: skip
                     if self._display is not None:

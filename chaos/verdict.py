@@ -95,6 +95,7 @@ class _Trial:
         for mark in marks:
             self._first.setdefault(mark.name, mark)
             self._last[mark.name] = mark
+        self._marks = marks
         self._begin = self._first["begin"]
         self._window = Window(self._begin.at_ns, max(mark.at_ns for mark in marks))
         self._faults = [mark for mark in marks if mark.name == "fault"]
@@ -126,6 +127,8 @@ class _Trial:
         if "impossible" in self._first:
             reason = str(self._first["impossible"].detail.get("reason", "it cannot be made here"))
             return [Finding("the fault can be made here", Verdict.INCONCLUSIVE, 0, note=reason)]
+        if deviations := self._deviations():
+            return deviations
         if not {"recovered", "observed"} <= self._first.keys():
             return [Finding("the act went through to its end", Verdict.INCONCLUSIVE, 0, note="it was cut short")]
         if not self._faults:
@@ -143,6 +146,18 @@ class _Trial:
         findings.append(self._steady("before", Window(self._begin.at_ns, self._faults[0].at_ns)))
         findings.append(self._steady("after", Window(recovered.at_ns, self._window.end_ns)))
         return findings
+
+    def _deviations(self) -> list[Finding]:
+        """The cluster did not do what the experiment expects of it. Before anything was broken that says nothing of
+        the cluster under faults; later it is a failure, however far the trial came."""
+        details = [mark.detail for mark in self._marks if mark.name == "deviated"]
+        if not details:
+            return []
+        said = [f"{detail.get('what', 'it')}: {detail.get('text', '')}" for detail in details]
+        if all(detail.get("when") == "before" for detail in details):
+            note = "; ".join(said)
+            return [Finding("all was well before anything was broken", Verdict.INCONCLUSIVE, len(said), note=note)]
+        return [judge("the cluster did what the experiment expects", len(said), said)]
 
     def _steady(self, when: str, window: Window) -> Finding:
         """Without load there is nothing a fault could have disturbed."""

@@ -23,6 +23,7 @@ from chaos.checkers.leases import check_leases
 from chaos.checkers.lineage import Lineage, Restore
 from chaos.checkers.locks import check_locks
 from chaos.checkers.log import Log
+from chaos.checkers.pods import check_pods
 from chaos.checkers.registers import check_registers
 from chaos.checkers.search import check_by_search
 from chaos.checkers.watches import check_watches
@@ -44,4 +45,5 @@ def check_all(history: History) -> list[Finding]:
         *check_watches(log),
         *check_leases(log),
         *check_locks(log),
+        *check_pods(history),
     ]

@@ -15,12 +15,15 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Final
 
 from chaos.checkers.log import Log
 from chaos.findings import Finding, judge
 from chaos.history import Change, Told
 
 __all__ = ["check_watches"]
+
+_ANY_REVISION: Final = 1 << 63
 
 
 def check_watches(log: Log) -> list[Finding]:
@@ -85,6 +88,8 @@ class _Watches:
         self._to_the_end = {segment.name for segment in last.values() if not segment.refused_at and not segment.brief}
         asked_for = (op.asked for op in log.history.ops if op.kind == "compact" and op.outcome != "fail")
         self._compacted = max(asked_for, default=0)
+        if any(mark.name == "fault" and mark.detail.get("fault") == "compact" for mark in log.history.marks):
+            self._compacted = _ANY_REVISION  # the experiment compacted too, and only the store knows how far
         self._events = sum(len(segment.changes) for segment in segments)
 
     def ordered(self) -> Finding:

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from chaos.availability import Window, per_second
-from chaos.history import History, Op
+from chaos.history import History, Mark, Op
 
 __all__ = ["Span", "availability", "fault_spans", "latency", "timeline"]
 
@@ -34,8 +34,10 @@ _COLOURS: Final = {
     "#080808": "var(--request)",
     "#090909": "var(--fault)",
     "#0a0a0a": "var(--unknown)",
+    "#0b0b0b": "var(--paper)",
 }
-_INK, _FAINT, _LEADER, _FOLLOWER, _BAD, _WRITE, _READ, _REQUEST, _FAULT, _UNKNOWN = _COLOURS
+_INK, _FAINT, _LEADER, _FOLLOWER, _BAD, _WRITE, _READ, _REQUEST, _FAULT, _UNKNOWN, _PAPER = _COLOURS
+_NO_ROLE: Final = frozenset({"silent", "", "unknown"})
 _POINTS_MAX: Final = 1_200
 _LABEL_CHARS_MAX: Final = 48
 _SETTINGS: Final[Any] = {
@@ -92,12 +94,13 @@ def fault_spans(history: History, begin_ns: int) -> list[Span]:
 def timeline(history: History, window: Window) -> str:
     """Roles by replica, faults, and what went wrong."""
     spans = fault_spans(history, window.begin_ns)
-    names = sorted({name for seen in history.roles for name in seen.roles})
+    seen = [mark for mark in history.marks if mark.name == "seen"]
+    names = sorted({name for mark in seen for name in mark.detail.get("roles", {})})
     lanes = max(1, _lanes(spans))
     with mpl.rc_context(_SETTINGS):
         figure, axes = _figure(0.9 + 0.3 * (len(names) + lanes + 1))
         for row, name in enumerate(names):
-            _roles(axes, history, window, name, len(names) - row)
+            _roles(axes, seen, window, name, len(names) - row)
         for span, lane in zip(spans, _assign(spans), strict=True):
             at = -lane
             axes.barh(at, max(span.end_s - span.begin_s, 0.05), left=span.begin_s, height=0.6, color=_FAULT, alpha=0.5)
@@ -118,21 +121,29 @@ def timeline(history: History, window: Window) -> str:
         return _svg(figure, "who led, what was broken, and what went wrong")
 
 
-def _roles(axes: Axes, history: History, window: Window, name: str, row: int) -> None:
+def _roles(axes: Axes, seen: Sequence[Mark], window: Window, name: str, row: int) -> None:
     """One replica's bar: what it was, from one sighting to the next; a gap while it did not answer."""
-    ends = [*(seen.at_ns for seen in history.roles[1:]), window.end_ns]
-    for seen, end_ns in zip(history.roles, ends, strict=True):
-        role = seen.roles.get(name)
-        if role is None or end_ns < window.begin_ns:
+    ends = [*(mark.at_ns for mark in seen[1:]), window.end_ns]
+    whole_s = (window.end_ns - window.begin_ns) / 1e9
+    bars: list[tuple[str, float, float]] = []
+    for mark, end_ns in zip(seen, ends, strict=True):
+        role = str(mark.detail.get("roles", {}).get(name, "silent"))
+        if role in _NO_ROLE:
             continue
-        begin_s = max(0.0, (seen.at_ns - window.begin_ns) / 1e9)
-        long_s = (min(end_ns, window.end_ns) - window.begin_ns) / 1e9 - begin_s
-        leads = name == seen.leader
-        axes.barh(
-            row, long_s, left=begin_s, height=0.55, color=_LEADER if leads else _FOLLOWER, alpha=0.9 if leads else 0.5
-        )
-        if leads and long_s > (window.end_ns - window.begin_ns) / 1e9 / 25:
-            axes.text(begin_s + long_s / 2, row, f"term {seen.term}", ha="center", va="center", fontsize=8)
+        leads = name == mark.detail.get("leader")
+        what = f"term {mark.detail.get('term')}" if leads else ""
+        begin_s = max(0.0, (mark.at_ns - window.begin_ns) / 1e9)
+        end_s = (min(end_ns, window.end_ns) - window.begin_ns) / 1e9
+        if bars and bars[-1][0] == what and bars[-1][2] >= begin_s - 0.001:
+            bars[-1] = (what, bars[-1][1], end_s)
+        elif end_s > begin_s:
+            bars.append((what, begin_s, end_s))
+    for what, begin_s, end_s in bars:
+        colour, alpha = (_LEADER, 0.9) if what else (_FOLLOWER, 0.5)
+        axes.barh(row, end_s - begin_s, left=begin_s, height=0.55, color=colour, alpha=alpha)
+        if what and end_s - begin_s > whole_s / 20:
+            middle_s = (begin_s + end_s) / 2
+            axes.text(middle_s, row, what, ha="center", va="center", fontsize=8, color=_PAPER)
 
 
 def latency(history: History, window: Window) -> str:

@@ -299,3 +299,21 @@ def test_requests_are_asked_for_only_where_the_load_made_them() -> None:
     report, found = judged(made.history())
     assert report.verdict is Verdict.PASS
     assert "no request failed after one retry" not in found
+
+
+def test_a_cluster_that_did_not_do_as_expected_fails_however_far_the_trial_came() -> None:
+    made = Story()
+    made.mark("begin", "isolate", budgets={})
+    made.steady(30)
+    made.mark("fault", "isolate", id="f1")
+    made.mark("deviated", "isolate", what="new leader", text="not within 10 s")
+    report, found = judged(made.history())
+    assert report.verdict is Verdict.FAIL
+    assert found["the cluster did what the experiment expects"].violations == ("new leader: not within 10 s",)
+
+
+def test_a_cluster_that_was_not_well_to_begin_with_proves_nothing() -> None:
+    made = Story()
+    made.mark("begin", "isolate", budgets={})
+    made.mark("deviated", "isolate", what="steady state", when="before", text="no pods")
+    assert judged(made.history())[0].verdict is Verdict.INCONCLUSIVE

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from chaos.history import Header, History, Recorder, Roles
+from chaos.history import Header, History, Mark, Recorder
 from chaos.report import matrix, write_all
 from chaos.verdict import judge_history
 from controlplane.base.clock import ManualClock
@@ -30,8 +30,9 @@ def record(path: Path, history: History) -> None:
             file.listing(listing)
         for mark in history.marks:
             file._put("mark", mark)
-        file.roles(Roles(SECOND, 3, "r1", {"r1": "leader", "r2": "follower"}))
-        file.roles(Roles(2 * SECOND, 4, "r2", {"r2": "leader", EVIL: "follower"}))
+        for at_s, leader, roles in ((1, "r1", {"r2": "follower"}), (2, "r2", {EVIL: "follower"})):
+            seen = {"leader": leader, "term": at_s, "roles": {leader: "leader", **roles}}
+            file._put("mark", Mark("isolate", 1, "seen", at_s * SECOND + at_s, seen))
 
 
 def evil_run(folder: Path) -> None:
