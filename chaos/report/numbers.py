@@ -32,6 +32,7 @@ def numbers(act: ActReport) -> list[Number]:
         ("first write after the loss", seen.get("first_write_s"), budgets.first_write_s, "s"),
         ("time until all was as it should be", seen.get("converged_s"), budgets.converged_s, "s"),
         ("cluster whole again", seen.get("recovered_s"), None, "s"),
+        ("answered of all that was asked, %", _answered(act), None, ""),
         ("writes acknowledged", served.writes_acknowledged, None, ""),
         ("reads answered", served.reads_answered, None, ""),
         ("operations failed", served.operations_failed, budgets.operations_failed, ""),
@@ -51,6 +52,13 @@ def numbers(act: ActReport) -> list[Number]:
         for name, value, budget, unit in rows
         if value is not None or budget is not None
     ]
+
+
+def _answered(act: ActReport) -> float | None:
+    """Availability of the key-value API over the trial, in per cent."""
+    ok = act.served.writes_acknowledged + act.served.reads_answered
+    asked = ok + act.served.operations_failed + act.served.operations_unknown
+    return round(100 * ok / asked, 2) if asked else None
 
 
 def _text(value: float | None, unit: str) -> str:

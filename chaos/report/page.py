@@ -19,6 +19,7 @@ from chaos.findings import Finding, Verdict
 from chaos.history import History
 from chaos.report import plots
 from chaos.report.numbers import numbers
+from chaos.report.text import repeats
 from chaos.verdict import ActReport, Report
 
 __all__ = ["page"]
@@ -56,6 +57,7 @@ def page(
         latency=Markup(plots.latency(history, window)),  # noqa: S704
         availability=Markup(plots.availability(history, window)),  # noqa: S704
         whole=[_finding(finding) for finding in report.findings],
+        repeats=_repeats(report.acts),
         trials=[_trial(act, window) for act in report.acts],
         logs=_moments(history, window, logs or {}),
     )
@@ -78,13 +80,19 @@ def _facts(history: History, report: Report, experiment: Mapping[str, Any]) -> l
         ("operations", f"{len(history.ops):,}"),
         ("store", f"{history.header.store} at {', '.join(history.header.endpoints)}"),
     ]
-    for name in ("commit", "versions", "machine"):
+    for name in ("commit", "versions", "machine", "cluster"):
         value = experiment.get(name)
         if isinstance(value, Mapping):
-            facts.append((name, ", ".join(f"{key} {_plain(item)}" for key, item in value.items())))
+            facts.append((name, ", ".join(_fact(str(key), item) for key, item in value.items())))
         elif value:
             facts.append((name, _plain(value)))
     return [(name, value) for name, value in facts if value]
+
+
+def _fact(name: str, value: object) -> str:
+    if name.endswith("_bytes") and isinstance(value, int):
+        return f"{name.removesuffix('_bytes')} {value / 2**30:.1f} GiB"
+    return f"{name} {_plain(value)}"
 
 
 def _plain(value: object) -> str:
@@ -101,6 +109,14 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "violated": finding.violated,
         "violations": finding.violations,
     }
+
+
+def _repeats(acts: Sequence[ActReport]) -> dict[str, Any] | None:
+    """Of an experiment that was tried more than once."""
+    if not any(act.n > 1 for act in acts):
+        return None
+    headings, rows = repeats(acts)
+    return {"headings": ["experiment", *headings[1:]], "rows": rows}
 
 
 def _trial(act: ActReport, window: Window) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from chaos.availability import Window, per_second
-from chaos.history import History, Mark, Op
+from chaos.history import KEYED, History, Mark, Op
 
 __all__ = ["Span", "availability", "fault_spans", "latency", "timeline"]
 
@@ -105,9 +105,9 @@ def timeline(history: History, window: Window) -> str:
             at = -lane
             axes.barh(at, max(span.end_s - span.begin_s, 0.05), left=span.begin_s, height=0.6, color=_FAULT, alpha=0.5)
             if len(spans) <= 12:
-                axes.text(span.begin_s, at, f" {span.name}", va="center", fontsize=8)
+                axes.text(max(span.end_s, span.begin_s + 0.05), at, f" {span.name}", va="center", fontsize=8)
         bottom = -lanes
-        wrong = [op for op in history.ops if op.outcome != "ok" or op.attempts_failed]
+        wrong = [op for op in _asked(history) if op.outcome != "ok" or op.attempts_failed]
         for colour, kind in ((_UNKNOWN, "info"), (_BAD, "fail")):
             at_s = [(op.return_ns - window.begin_ns) / 1e9 for op in wrong if op.outcome == kind][:_POINTS_MAX]
             axes.scatter(at_s, [bottom] * len(at_s), marker="|", s=60, color=colour, linewidths=1)
@@ -162,7 +162,7 @@ def latency(history: History, window: Window) -> str:
             if mine:
                 axes.scatter(*_points(mine, window), s=4, color=colour, label=label, linewidths=0, alpha=0.7)
         for label, colour, outcome in (("failed", _BAD, "fail"), ("unknown", _UNKNOWN, "info")):
-            bad = [op for op in history.ops if op.outcome == outcome][:_POINTS_MAX]
+            bad = [op for op in _asked(history) if op.outcome == outcome][:_POINTS_MAX]
             if bad:
                 axes.scatter(*_points(bad, window), s=18, color=colour, marker="x", label=label, linewidths=1)
         axes.set_yscale("log")
@@ -172,6 +172,11 @@ def latency(history: History, window: Window) -> str:
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, markerscale=2)
         _seconds(axes, window)
         return _svg(figure, "latency of every operation")
+
+
+def _asked(history: History) -> list[Op]:
+    """Operations whose failure a user would notice: a renewal of a lease that has run out is answered as it must be."""
+    return [op for op in history.ops if op.kind in KEYED or op.kind == "http"]
 
 
 def _sample(ops: Sequence[Op]) -> Sequence[Op]:
@@ -203,7 +208,7 @@ def availability(history: History, window: Window) -> str:
         right.plot(
             [x for x, part in known if part is not None],
             [part * 100 for _, part in known if part is not None],
-            color=_LEADER, linewidth=1.4, label="answered, %",
+            color=_READ, linewidth=1.6, label="answered, %",
         )  # fmt: skip
         right.set_ylim(-3, 103)
         right.set_ylabel("answered, %")

@@ -11,7 +11,7 @@ from chaos.findings import Finding, Verdict
 from chaos.verdict import ActReport, Report
 from controlplane.cli.tables import table
 
-__all__ = ["as_dict", "findings_as_dicts", "line", "pods_restarted", "render", "render_repeats"]
+__all__ = ["as_dict", "findings_as_dicts", "line", "pods_restarted", "render", "render_repeats", "repeats"]
 
 #: Numbers of an act that repetitions are compared by: (heading, how to take it).
 _NUMBERS: Final[Sequence[tuple[str, Callable[[ActReport], float | None]]]] = (
@@ -64,6 +64,12 @@ def render(report: Report) -> str:
 
 def render_repeats(acts: Sequence[ActReport]) -> str:
     """n, min, median and max of each number, per act."""
+    headings, rows = repeats(acts)
+    return table([heading.upper() for heading in headings], rows)
+
+
+def repeats(acts: Sequence[ActReport]) -> tuple[list[str], list[list[str]]]:
+    """The same as headings and rows."""
     rows: list[list[str]] = []
     for name in dict.fromkeys(act.act for act in acts):
         same = [act for act in acts if act.act == name]
@@ -74,7 +80,7 @@ def render_repeats(acts: Sequence[ActReport]) -> str:
                 rows.append(
                     [name, heading, str(len(values)), *(f"{number:.3f}".rstrip("0").rstrip(".") for number in numbers)]
                 )
-    return table(["ACT", "NUMBER", "N", "MIN", "MEDIAN", "MAX"], rows)
+    return ["act", "number", "n", "min", "median", "max"], rows
 
 
 def as_dict(report: Report) -> dict[str, Any]:
