@@ -35,6 +35,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "recover": ("controlplane.cli.recover", "recover", "Go on from a survivor when the majority is lost for good"),
     "member": ("controlplane.cli.member", "member", "List, add, remove and promote replicas"),
     "leader": ("controlplane.cli.member", "leader", "Move the leader to another replica"),
+    "diff": ("controlplane.cli.diff", "diff", "Show how the cluster differs from a snapshot"),
     "snapshot": ("controlplane.cli.snapshot", "snapshot", "Save, verify and restore snapshots of the whole state"),
     "certs": ("controlplane.cli.certs", "certs", "Make, renew and look at certificates"),
     "local": ("controlplane.cli.local", "local", "Run a whole cluster on this machine"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from controlplane.base.errors import ConfigError, StatusError
 from controlplane.cli.common import EXIT_USAGE, Settings, coroutine, err, fail, find_folder, settings_of
 from controlplane.cli.local import restore_local
+from controlplane.cli.snapshot.part import restore_part
+from controlplane.cli.snapshot.source import Source, snapshot_file, source_options
 from controlplane.client import OperatorClient
 from controlplane.config import parse_initial_cluster
 from controlplane.live_restore import LiveRestored, Plan, plan_of, restore_live
@@ -23,7 +26,15 @@ __all__ = ["restore"]
 
 
 @click.command()
-@click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("source")
+@source_options
+@click.option(
+    "--namespace", "-n", help="Only this namespace, through the ordinary API; with --object, where it stands."
+)
+@click.option("--object", "objects", multiple=True, metavar="KIND/NAME", help="Only this object; may be given again.")
+@click.option(
+    "--dry-run", is_flag=True, help="With --namespace or --object: say what would change, and change nothing."
+)
 @click.option("--yes", is_flag=True, help="Do not ask before the state is replaced.")
 @click.option(
     "--force", is_flag=True, help="Also from another cluster's snapshot, or one that turns authentication on or off."
@@ -36,7 +47,14 @@ __all__ = ["restore"]
 @coroutine
 async def restore(
     context: click.Context,
-    path: Path,
+    source: str,
+    to_revision: int | None,
+    to_time: str | None,
+    key_file: Path | None,
+    cluster: str | None,
+    namespace: str | None,
+    objects: Sequence[str],
+    dry_run: bool,
     yes: bool,
     force: bool,
     name: str | None,
@@ -44,7 +62,7 @@ async def restore(
     initial_cluster: str | None,
     cluster_token: str | None,
 ) -> None:
-    """Bring the state of a snapshot back.
+    """Bring the state of a snapshot back: of a file, or of a folder or URL of backups (the newest, or of a moment).
 
     Into a cluster that serves, the state is swapped on all replicas together, at one entry of the log: clients go on,
     watchers are told to list again, leases begin anew, pods that the snapshot knows run on. What was written since the
@@ -53,13 +71,35 @@ async def restore(
 
     With no replica running it makes a new cluster of the file: the local cluster of this machine at once; members on
     other machines each with --name, --data-dir, --initial-cluster and --cluster-token, then start them.
+
+    With --namespace or --object only that part: missing objects are created, changed ones put back, none deleted.
     """
-    if name is not None:
+    if dry_run and not (namespace or objects):
+        raise ConfigError(
+            "--dry-run goes with --namespace or --object; `qd diff SOURCE` shows what all of it would change"
+        )
+    async with snapshot_file(Source(source, to_revision, to_time, key_file, cluster)) as path:
+        if namespace or objects:
+            await restore_part(settings_of(context), path, namespace, objects, dry_run=dry_run)
+        else:
+            seed = None if name is None else (name, data_dir, initial_cluster, cluster_token)
+            await _restore(settings_of(context), path, seed, yes=yes, force=force)
+
+
+async def _restore(
+    settings: Settings,
+    path: Path,
+    seed: tuple[str, Path | None, str | None, str | None] | None,
+    *,
+    yes: bool,
+    force: bool,
+) -> None:
+    if seed is not None:
+        name, data_dir, initial_cluster, cluster_token = seed
         if data_dir is None or initial_cluster is None or cluster_token is None:
             raise ConfigError("--name seeds one member: it needs --data-dir, --initial-cluster and --cluster-token")
         _seed(path, name, data_dir, initial_cluster, cluster_token)
         return
-    settings = settings_of(context)
     endpoints = await serving(settings)
     if endpoints:
         await _restore_live(settings, path, endpoints, yes=yes, force=force)
