@@ -22,6 +22,7 @@ import yaml
 
 from chaos.catalogue import Catalogue
 from chaos.fault import JSON
+from chaos.load import PARTS
 from chaos.schedule import Choice, Schedule
 from chaos.targets import MODES, check_selector
 from controlplane.base.errors import ConfigError
@@ -33,7 +34,6 @@ BUDGETS: Final = (
     "write_gap_s", "read_gap_s", "leader_s", "replaced_s", "converged_s", "first_write_s", "requests_failed",
     "operations_failed", "operations_unknown", "pods_restarted", "downtime",
 )  # fmt: skip
-WORKLOADS: Final = ("kv", "txn", "watch", "lease", "lock", "http", "deploy")
 _TOP: Final = (
     "version", "title", "description", "tags", "contributions", "configuration", "secrets", "controls", "runtime",
     "steady-state-hypothesis", "method", "rollbacks", "extensions", "schedule",
@@ -353,8 +353,8 @@ class _Reader:
         self.keys(budgets, f"{where}.budgets", BUDGETS)
         workload = tuple(str(part) for part in self.items(raw.get("workload"), f"{where}.workload"))
         for part in workload:
-            if part not in WORKLOADS:
-                self.refuse(f"{where}.workload", f"{part!r}: unknown{_near(part, WORKLOADS)}")
+            if part not in PARTS:
+                self.refuse(f"{where}.workload", f"{part!r}: unknown{_near(part, PARTS)}")
         store = raw.get("store", "")
         if store not in ("", "embedded", "etcd"):
             self.refuse(f"{where}.store", f"{store!r}: want embedded or etcd")

@@ -38,6 +38,7 @@ from chaos.undo import UndoList, only_one
 from chaos.verdict import Report, judge_history
 from chaos.whole import Whole
 from chaos.workload import fetch
+from chaos.workload.contest import shared_prefix
 from controlplane.base.clock import Clock, SystemClock
 from controlplane.base.errors import ConfigError, QuarterdeckError, StatusError
 from controlplane.base.rand import SystemRand
@@ -195,7 +196,14 @@ class _Runner:
     async def _under_load(self, ground: Ground, whole: Whole, address: tuple[str, int]) -> str:
         spec, rand = self._cluster.spec, SystemRand()
         run = rand.token(4).hex()
-        header = Header(run, f"/chaos/{run}/", self._started_at, spec.kv_endpoints, spec.store_kind)
+        header = Header(
+            run,
+            f"/chaos/{run}/",
+            self._started_at,
+            spec.kv_endpoints,
+            spec.store_kind,
+            shared_prefix=shared_prefix(f"/chaos/{run}/"),
+        )
         cut_short = ""
         with Recorder(self._folder / "history.jsonl", header, self._clock) as recorder:
             try:
