@@ -31,12 +31,13 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from controlplane.base.errors import ConfigError, CorruptStateError
 
-__all__ = ["MAGIC", "Encryptor", "Writable", "decrypt", "is_encrypted"]
+__all__ = ["MAGIC", "Encryptor", "Writable", "decrypt", "encrypt", "is_encrypted"]
 
 MAGIC: Final = b"age-encryption.org/v1\n"
 _OTHER_MAGIC: Final = b"age-encryption.org/"
 _LABEL: Final = b"age-encryption.org/v1/X25519"
 _CHUNK_BYTES: Final = 64 * 1024
+_COPY_BYTES: Final = 1 << 20
 _TAG_BYTES: Final = 16
 _FILE_KEY_BYTES: Final = 16
 _NONCE_BYTES: Final = 16
@@ -88,6 +89,15 @@ class Encryptor:
     def _seal(self, chunk: bytes, *, last: bool) -> None:
         self._target.write(self._cipher.encrypt(_chunk_nonce(self._number, last), chunk, None))
         self._number += 1
+
+
+def encrypt(source: BinaryIO, target: Writable, recipients: Sequence[X25519PublicKey]) -> None:
+    """Encrypt a whole file to recipients; without any it is copied as it is."""
+    sealing = Encryptor(target, recipients) if recipients else None
+    while part := source.read(_COPY_BYTES):
+        (sealing or target).write(part)
+    if sealing is not None:
+        sealing.finish()
 
 
 def decrypt(source: BinaryIO, target: BinaryIO, identities: Sequence[X25519PrivateKey], where: str) -> None:
@@ -146,7 +156,7 @@ def _open_header(source: BinaryIO, identities: Sequence[X25519PrivateKey], where
         line = source.readline(_HEADER_BYTES_MAX)
         if not line.endswith(b"\n") or len(head) + len(line) > _HEADER_BYTES_MAX:
             raise CorruptStateError(f"{where} has a damaged header")
-        if line.startswith(b"---"):
+        if line.startswith(b"--- "):
             break
         head += line
         if line.startswith(b"-> "):

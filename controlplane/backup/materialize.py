@@ -74,12 +74,12 @@ def materialize(
         to_revision: the last state of that revision: everything before the write that made the next one.
         to_time_ms: everything the archiving replica applied at that moment (its wall clock) or before.
         key_file: opens what is encrypted.
-        cluster_id: which cluster's, if several have backups there.
+        cluster_id: which cluster's, if several have backups there; by default the one with the newest.
         say: hears progress.
 
     Raises:
         NotCoveredError: it is not there, or cannot be built without a gap; says what is there.
-        ConfigError: no key or the wrong one, a newer format, several clusters, both a revision and a time.
+        ConfigError: no key or the wrong one, a newer format, both a revision and a time.
         CorruptStateError: what it needs is damaged and nothing else holds it.
         StorageError: the store cannot be read, or the scratch folder has no room.
     """
@@ -91,33 +91,41 @@ def materialize(
     if _is_file(source_url):
         return _from_file(source_url, goal, keys, scratch)
     objects = open_objects(source_url, scratch=scratch)
-    repository = Repository(objects, choose_cluster(objects, cluster_id), keys)
-    return _Search(repository, goal, scratch, say).run()
+    chosen, note = choose_cluster(objects, cluster_id)
+    search = _Search(Repository(objects, chosen, keys), goal, scratch, say)
+    if note:
+        search.note(note)
+    return search.run()
 
 
-def choose_cluster(objects: ObjectStore, cluster_id: int | None) -> int:
-    """The cluster asked for, or the only one there.
+def choose_cluster(objects: ObjectStore, cluster_id: int | None) -> tuple[int, str]:
+    """The cluster asked for, or the one with the newest backups; and what a person should know of that choice.
 
     Raises:
         NotCoveredError: there is no backup, or none of that cluster.
-        ConfigError: there are several, and none was named.
     """
     there = clusters(objects)
     if cluster_id is not None:
         if cluster_id not in there:
             shown = ", ".join(f"{one:x}" for one in there) or "no cluster at all"
             raise NotCoveredError(f"{objects.url} has no backup of cluster {cluster_id:x}; it has {shown}")
-        return cluster_id
+        return cluster_id, ""
     if not there:
         raise NotCoveredError(f"{objects.url} holds no backups")
     if len(there) == 1:
-        return there[0]
-    newest = {one: max(Repository(objects, one).snapshots(), default=None) for one in there}
-    shown = "; ".join(
-        f"{one:x}: " + (f"newest snapshot of {when(name.created_at_ms)}" if name else "no snapshot")
-        for one, name in sorted(newest.items(), key=lambda item: -(item[1].created_at_ms if item[1] else 0))
+        return there[0], ""
+    newest = {one: _newest_ms(Repository(objects, one)) for one in there}
+    chosen = max(there, key=lambda one: newest[one])
+    others = ", ".join(f"{one:x} (until {when(newest[one])})" for one in there if one != chosen)
+    return chosen, (
+        f"{objects.url} has backups of several clusters: taken is {chosen:x}, the newest; there are also {others}"
     )
-    raise ConfigError(f"{objects.url} has backups of several clusters; name one with --cluster ID: {shown}")
+
+
+def _newest_ms(repository: Repository) -> int:
+    snapshots = (name.created_at_ms for name in repository.snapshots())
+    segments = (name.closed_at_ms for name in repository.segments())
+    return max((*snapshots, *segments), default=0)
 
 
 def when(time_ms: int) -> str:
@@ -147,7 +155,7 @@ class _Search:
                 refusal = error if refusal is None else refusal
             except CorruptStateError as error:
                 refusal = error
-                self._note(f"{error}; taking the snapshot before it")
+                self.note(f"{error}; taking the snapshot before it")
         if isinstance(refusal, NotCoveredError):
             raise NotCoveredError(f"{refusal} {_shown(covered(snapshots, log))}")
         raise CorruptStateError(f"{refusal}; no snapshot before it is left")
@@ -169,7 +177,7 @@ class _Search:
                     if limit is not None:
                         raise
                     limit = error.index
-                    self._note(f"{error}; going no further than entry {limit - 1}")
+                    self.note(f"{error}; going no further than entry {limit - 1}")
                     continue
                 return self._finish(base, info.header, replay)
         finally:
@@ -194,9 +202,9 @@ class _Search:
         if goal.time_ms is not None and broken:
             raise NotCoveredError(f"{self._wanted()} is not covered: behind {at}, {broken}.")
         if goal.time_ms is not None and not replay.reached:
-            self._note(f"nothing is archived behind {at}: that is the last state known before the time")
+            self.note(f"nothing is archived behind {at}: that is the last state known before the time")
         if goal.newest and broken:
-            self._note(f"behind {at}, {broken}: what was written after that is not in this state")
+            self.note(f"behind {at}, {broken}: what was written after that is not in this state")
 
     def _entries_after(self, replay: Replay, log: Log) -> tuple[list[ArchivedEntry], str]:
         """The entries that follow, of the first segment that has them whole. None: and why, if the log does not simply
@@ -206,14 +214,14 @@ class _Search:
             try:
                 header, entries = self.repository.read_segment(name, wanted)
             except CorruptStateError as error:
-                self._note(str(error))
+                self.note(str(error))
                 damaged = True
                 continue
             before = replay.index - header.first_index
             previous_term = entries[before].term if before >= 0 else header.previous_term
             if previous_term == replay.term:
                 return entries[before + 1 :], ""
-            self._note(
+            self.note(
                 f"{self.repository.locate(name)} is of another history: entry {replay.index} has term {previous_term} "
                 f"there and {replay.term} here"
             )
@@ -252,7 +260,7 @@ class _Search:
             return f"revision {self.goal.revision}"
         return f"the state at {when(self.goal.time_ms)}" if self.goal.time_ms is not None else "a state"
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
             self.say(text)

@@ -13,6 +13,7 @@ may follow the URL as a query.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -27,11 +28,14 @@ from typing import Any, BinaryIO, Final, Protocol
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from controlplane.base.errors import ConfigError, StorageError
+from controlplane.base.limits import MIB
 
 __all__ = ["OPTIONS_VARIABLE", "ObjectStore", "Stored", "is_url", "open_objects"]
 
 OPTIONS_VARIABLE: Final = "QUARTERDECK_ARCHIVE_OPTIONS"
 _TEMP_PREFIX: Final = ".tmp-"
+#: Left free on a disk: it may be the replicas' own, and backups must not be what stops them.
+_RESERVE_BYTES: Final = 128 * MIB
 #: A temporary file so old belongs to nobody any more.
 _TEMP_AGE_S: Final = 3_600.0
 _SECRETS: Final = ("key", "secret", "token", "password", "credential", "sas")
@@ -153,6 +157,8 @@ class _Folder:
         temporary = path.with_name(f"{_TEMP_PREFIX}{secrets.token_hex(8)}")
         with _refusals("write", str(path)):
             _make_folder(path.parent)
+            if (free_bytes := _free_bytes(path.parent)) < _RESERVE_BYTES:
+                raise OSError(errno.ENOSPC, f"{free_bytes} bytes are free on its disk, {_RESERVE_BYTES} are left alone")
             _sweep(path.parent)
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
@@ -178,6 +184,10 @@ def _make_folder(folder: Path) -> None:
     for path in reversed(missing):
         path.mkdir(mode=0o700, exist_ok=True)
         _sync_folder(path.parent)
+
+
+def _free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
 
 
 def _sync_folder(folder: Path) -> None:

@@ -61,6 +61,11 @@ class Repository:
         """Where it is, for people."""
         return self._objects.url
 
+    @property
+    def can_decrypt(self) -> bool:
+        """Whether there is a key, right or wrong."""
+        return bool(self._keys.identities)
+
     # -- snapshots -----------------------------------------------------------------------------------------------
 
     def snapshots(self) -> list[SnapshotName]:
@@ -99,7 +104,7 @@ class Repository:
         name = SnapshotName(header.term, header.index, header.created_at_ms, header.revision, encrypted)
         with self._objects.writing(self._path(name)) as target, source.open("rb") as file:
             hashing = _Hashing(target)
-            _copy(file, hashing, self._keys.recipients)
+            age.encrypt(file, hashing, self._keys.recipients)
         manifest = Manifest(
             file=str(name),
             cluster_id=f"{header.cluster_id:016x}",
@@ -179,7 +184,7 @@ class Repository:
         """Publish a segment; its name, and its bytes for :meth:`save_pack`. Raises StorageError; then it is not
         there."""
         sealed = io.BytesIO()
-        _copy(io.BytesIO(encode_segment(header, entries)), sealed, self._keys.recipients)
+        age.encrypt(io.BytesIO(encode_segment(header, entries)), sealed, self._keys.recipients)
         name = SegmentName(
             header.first_index, header.last_index, header.last_term, header.revision, header.closed_at_ms,
             bool(self._keys.recipients),
@@ -268,14 +273,6 @@ def open_file(source: Path, target: Path, identities: Sequence[X25519PrivateKey]
 def _need_identity(identities: Sequence[X25519PrivateKey], where: str) -> None:
     if not identities:
         raise ConfigError(f"{where} is encrypted: name the key file that opens it (--key-file)")
-
-
-def _copy(source: BinaryIO, target: age.Writable, recipients: Sequence[X25519PublicKey]) -> None:
-    sealing = age.Encryptor(target, recipients) if recipients else None
-    while part := source.read(_COPY_BYTES):
-        (sealing or target).write(part)
-    if sealing is not None:
-        sealing.finish()
 
 
 class _Hashing:

@@ -1,20 +1,25 @@
-"""``qd snapshot save``: the whole state of a running cluster, as a file."""
+"""``qd snapshot save``: the whole state of a running cluster, as a file or among its backups."""
 
 from __future__ import annotations
 
 import os
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from controlplane.backup import age
+from controlplane.backup.objects import open_objects
+from controlplane.backup.repository import Keys, Repository, describe_file
 from controlplane.base.errors import ConfigError, StatusError
-from controlplane.cli.common import EXIT_UNREACHABLE, Settings, coroutine, err, fail, find_folder, settings_of
+from controlplane.cli.common import EXIT_UNREACHABLE, Settings, coroutine, err, fail, settings_of
+from controlplane.cli.snapshot.place import is_repository, keys_of, local_place, scratch_folder
 from controlplane.client import OperatorClient
 from controlplane.recovery import verify
 
 __all__ = ["save", "save_snapshot"]
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 async def save_snapshot(settings: Settings, path: Path) -> tuple[int, int]:
@@ -66,26 +71,53 @@ def _sync_directory(path: Path) -> None:
 
 
 @click.command()
-@click.argument("path", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("path", required=False, metavar="[PATH|URL]")
+@click.option("--recipient", "-r", "recipients", multiple=True, metavar="age1…", help="Encrypt to this public key.")
+@click.option("--recipients-file", type=_FILE, help="Encrypt to the public keys in this file.")
 @click.pass_context
 @coroutine
-async def save(context: click.Context, path: Path | None) -> None:
-    """Save a snapshot, online, from any replica that has a quorum, and verify the file.
+async def save(
+    context: click.Context, path: str | None, recipients: tuple[str, ...], recipients_file: Path | None
+) -> None:
+    """Save a snapshot, online, from any replica that has a quorum, and verify it.
 
-    Without PATH it goes to the local cluster's folder of snapshots. Everything acknowledged before the command began
-    is in it. Prints the file's path.
+    PATH is a file; or a directory that is there (or ends in /) or a URL, where it is put among the cluster's other
+    backups, with a manifest. Without it, it goes to the backups of the local cluster. Everything acknowledged before
+    the command began is in it. Prints where it lies.
     """
     settings = settings_of(context)
-    if path is None:
-        folder = settings.folder or find_folder()
-        if folder is None:
-            raise ConfigError("name a file: qd snapshot save PATH")
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        path = folder / "snapshots" / f"{stamp}.qdsnap"
+    keys = keys_of(None, recipients, recipients_file)
+    location = path if path is not None else local_place(settings)
     began = time.monotonic()
     try:
-        revision, size = await save_snapshot(settings, path)
+        if path is None or is_repository(location):
+            revision, size, where = await _save_among_others(settings, location, keys)
+        else:
+            revision, size, where = await _save_as_file(settings, Path(location), keys)
     except StatusError as error:
         fail(f"no replica gave a snapshot: {error.message}", EXIT_UNREACHABLE)
-    err.print(f"saved revision {revision}, {size} bytes, in {time.monotonic() - began:.2f} s; verified")
-    click.echo(str(path))
+    sealed = ", encrypted" if keys.recipients else ""
+    err.print(f"saved revision {revision}, {size} bytes{sealed}, in {time.monotonic() - began:.2f} s; verified")
+    click.echo(where)
+
+
+async def _save_as_file(settings: Settings, path: Path, keys: Keys) -> tuple[int, int, str]:
+    if not keys.recipients:
+        return *(await save_snapshot(settings, path)), str(path)
+    objects = open_objects(str(path.parent))
+    with scratch_folder() as scratch:
+        plain = scratch / "plain.qdsnap"
+        revision, _ = await save_snapshot(settings, plain)
+        with objects.writing(path.name) as target, plain.open("rb") as source:
+            age.encrypt(source, target, keys.recipients)
+    return revision, path.stat().st_size, str(path)
+
+
+async def _save_among_others(settings: Settings, location: str, keys: Keys) -> tuple[int, int, str]:
+    with scratch_folder() as scratch:
+        plain = scratch / "plain.qdsnap"
+        await save_snapshot(settings, plain)
+        info, state_hash = describe_file(plain)
+        repository = Repository(open_objects(location, scratch=scratch), info.header.cluster_id, keys)
+        name, manifest = repository.publish(plain, info, state_hash, saved_by="qd")
+    return manifest.revision, manifest.file_bytes, repository.locate(name)

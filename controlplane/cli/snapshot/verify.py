@@ -1,32 +1,49 @@
-"""``qd snapshot verify``: is a file whole, and what is in it."""
+"""``qd snapshot verify``: is a file whole, or everything in a place of backups, and can states be built from it."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from controlplane.cli.common import coroutine
+from controlplane.backup.audit import audit
+from controlplane.backup.chain import Log, covered
+from controlplane.backup.materialize import materialize, when
+from controlplane.cli.common import coroutine, err, fail
+from controlplane.cli.snapshot.place import (
+    CLUSTER_OPTION,
+    KEY_OPTION,
+    is_repository,
+    keys_of,
+    open_repository,
+    scratch_folder,
+)
 from controlplane.recovery import verify as verify_file
 
 __all__ = ["verify"]
 
 
 @click.command()
-@click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("path", metavar="PATH|URL")
+@KEY_OPTION
+@CLUSTER_OPTION
 @coroutine
-async def verify(path: Path) -> None:
-    """Check a snapshot file wholly: checksum, structure, and that a store can be built from it."""
-    info, found = verify_file(path)
+async def verify(path: str, key_file: Path | None, cluster: str | None) -> None:
+    """Check a snapshot file wholly: checksum, structure, and that a store can be built from it. Of a directory or URL
+    of backups, check every snapshot so, and every segment of the log, and that it goes on without a gap."""
+    if is_repository(path):
+        _verify_place(path, key_file, cluster)
+        return
+    with scratch_folder() as scratch:
+        plain = materialize(path, key_file=key_file, scratch=scratch).path
+        info, found = verify_file(plain)
     header = info.header
-    created = datetime.fromtimestamp(header.created_at_ms / 1000, UTC).isoformat(timespec="milliseconds")
     for name, value in (
         ("file", path),
         ("format", f"{info.format_version} (state {header.state_format_version})"),
         ("cluster", f"{header.cluster_id:x}"),
         ("members", ", ".join(member.name for member in header.members)),
-        ("created", created),
+        ("created", when(header.created_at_ms)),
         ("revision", header.revision),
         ("raft", f"index {header.index}, term {header.term}"),
         ("keys", found.keys),
@@ -35,4 +52,23 @@ async def verify(path: Path) -> None:
         ("sha256", info.sha256),
     ):
         click.echo(f"{name + ':':<12} {value}")
+    click.echo("OK")
+
+
+def _verify_place(place: str, key_file: Path | None, cluster: str | None) -> None:
+    repository = open_repository(place, cluster, keys_of(key_file))
+    with scratch_folder() as scratch:
+        found = audit(repository, scratch, say=err.print)
+    for stretch in covered(found.snapshots, Log(found.segments)):
+        click.echo(
+            f"restorable: revision {stretch.first_revision} to {stretch.last_revision}, "
+            f"{when(stretch.first_ms)} to {when(stretch.last_ms)}"
+        )
+    click.echo(f"{len(found.snapshots)} snapshots and {len(found.segments)} segments of the log are whole")
+    if found.unread:
+        click.echo(f"{found.unread} are encrypted and were not opened: only checksums were compared (--key-file)")
+    for problem in found.problems:
+        click.echo(problem)
+    if found.problems:
+        fail(f"{len(found.problems)} problems")
     click.echo("OK")
