@@ -8,7 +8,8 @@ Checked while the run goes on, so that a violation stops it where it happens:
 - an acknowledged write is at the revision it was acknowledged at, once, however often it was sent;
 - linearizability, by revisions: an operation never sees less than any operation that ended before it began, a write's
   revision is greater than all of those, and a read returns exactly the state at its revision;
-- a transaction succeeds only if its compare held then, and fails only if it did not.
+- a transaction succeeds only if its compare held then, and fails only if it did not;
+- a write that was refused for want of permission has no effect, and replicas agree on who may do what.
 
 Watches and leases have checks of their own (``checks_watch``, ``checks_lease``).
 """
@@ -22,9 +23,11 @@ from dataclasses import dataclass, field
 from google.protobuf.message import DecodeError
 
 from controlplane.pb.etcd.kv_pb2 import KeyValue
-from controlplane.pb.etcd.rpc_pb2 import RangeRequest
+from controlplane.pb.etcd.rpc_pb2 import PutRequest, RangeRequest
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Proposal, Reply
 from controlplane.raft.engine import Engine
+from controlplane.store.auth import Auth
+from controlplane.store.auth_errors import OLD_REVISION_TEXT, USER_EMPTY_TEXT
 from controlplane.store.store import Restoring, Store
 from tests.sim.checks_lease import LeaseChecks
 from tests.sim.checks_watch import WatchChecks
@@ -32,6 +35,8 @@ from tests.sim.model import Change, Model, header_revision
 from tests.sim.violation import ViolationError
 
 __all__ = ["CheckedStore", "Checks", "Operation", "ViolationError"]
+
+_STALE = (OLD_REVISION_TEXT, USER_EMPTY_TEXT)
 
 
 @dataclass(slots=True)
@@ -84,8 +89,12 @@ class Checks:
         self.leases = LeaseChecks()
         self._leaders: dict[int, str] = {}
         self._entries: dict[int, tuple[int, str]] = {}
-        self._states: dict[int, tuple[int, str]] = {}
+        self._states: dict[int, tuple[int, str, int, bool]] = {}
         self._answers: dict[bytes, bytes] = {}
+        #: Answers that are none: the replica that proposed it did not know who may do what, and proposes it again.
+        self._stale: dict[tuple[int, bytes], bytes] = {}
+        #: What users tried to write and were not allowed to.
+        self._denied: set[bytes] = set()
         self._progress: dict[str, _Progress] = {}
         self._newest_index = 0
         self._newest_term = 0
@@ -158,11 +167,14 @@ class Checks:
             self._newest_index, self._newest_term = index, max(term, self._newest_term)
         for proposal, reply in zip(proposals, replies, strict=True):
             answered = self._answers.get(proposal.request_id) if proposal.request_id else None
+            answered = self._stale.get((index, proposal.request_id), answered)
             if answered is None:
                 if not first:
                     raise ViolationError(f"{name} applies a write at index {index} that nobody had applied there")
                 self._learn(name, index, proposal, reply, now)
-                if proposal.request_id:
+                if proposal.request_id and Reply.FromString(reply).rejection.message in _STALE:
+                    self._stale[index, proposal.request_id] = reply
+                elif proposal.request_id:
                     self._answers[proposal.request_id] = reply
             elif reply != answered:
                 known_at = header_revision(Reply.FromString(answered))
@@ -183,6 +195,8 @@ class Checks:
                 f"{name} applied a {kind} at revision {header_revision(answer)}, the model at {self.model.revision}"
             )
         op = command.WhichOneof("op")
+        if kind == "put" and command.put.value in self._denied:
+            raise ViolationError(f"{name} writes {command.put.value!r}, whose writer was told that it may not")
         if kind == "lease_revoke":
             lease = command.lease_revoke.ID if op == "lease_revoke" else command.lease_expire.id
             self.leases.gone(lease, now, asked_for=op == "lease_revoke")
@@ -193,10 +207,40 @@ class Checks:
             self.compacted = max(self.compacted, command.compact.revision)
 
     def stands_at(self, name: str, index: int, store: Store) -> None:
-        state = (store.revision, (store.hash_at(index) or b"").hex())
+        auth = store.auth
+        state = (store.revision, (store.hash_at(index) or b"").hex(), auth.revision, auth.enabled)
         known = self._states.setdefault(index, state)
         if known != state:
             raise ViolationError(f"{name} has another state at index {index}: {state}, elsewhere {known}")
+
+    # -- users -------------------------------------------------------------------------------------------------
+
+    @property
+    def denied(self) -> int:
+        """Writes that were refused for want of permission."""
+        return len(self._denied)
+
+    def users_write_acked(self, put: PutRequest, revision: int) -> None:
+        change = self.model.at(put.key, revision)
+        if change is None or change.value != put.value:
+            raise ViolationError(f"a user's write {put.value!r} acknowledged at revision {revision} is not there")
+
+    def users_write_denied(self, put: PutRequest) -> None:
+        self._denied.add(put.value)
+        if any(change.value == put.value for change in self.model.history.get(put.key, ())):
+            raise ViolationError(f"{put.value!r} was written, and its writer was told that it may not")
+
+    def users_agree(self, name: str, auth: Auth) -> None:
+        """At the end, on every replica."""
+        got = (
+            auth.enabled,
+            auth.revision,
+            {user.name: set(user.roles) for user in auth.users},
+            {role.name: {(p.key, p.range_end) for p in role.permissions} for role in auth.roles},
+        )
+        model = self.model.auth
+        if got != (model.enabled, model.revision, model.users, model.roles):
+            raise ViolationError(f"{name} has other users and roles than the model: {got}, {model}")
 
     # -- clients -----------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.pb.etcd.kv_pb2 import KeyValue
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Reply, RestoreBegin, RestoreCommit
 from controlplane.pb.quarterdeck.internal.v1.state_pb2 import LeaseRecord
+from tests.sim.auth_model import AuthModel
 
 __all__ = ["Change", "Model", "header_revision"]
 
@@ -51,6 +52,7 @@ class Model:
     restored_leases: dict[int, int] = field(default_factory=dict)
     stage: RestoreBegin | None = None
     pieces: list[bytes] = field(default_factory=list)
+    auth: AuthModel = field(default_factory=AuthModel)
 
     def at(self, key: bytes, revision: int | None = None) -> Change | None:
         """The key's newest change until that revision; None if there is none, or it was a deletion."""
@@ -69,7 +71,11 @@ class Model:
         """Do it. Returns the kind of reply it must have; with :attr:`revision` as the revision in its header."""
         changes: list[Change] = []
         kind: str = command.WhichOneof("op") or "rejection"
+        if not self.auth.permits(command):
+            return "rejection"
         match kind:
+            case str() if kind.startswith("auth_"):
+                kind = kind if self.auth.change(command) else "rejection"
             case "put":
                 lease = command.put.lease
                 if not command.put.key or (lease and lease not in self.leases):

@@ -66,6 +66,9 @@ class Options:
     #: How often somebody puts the state back to what it was earlier. Not where a history is recorded: its rules know
     #: nothing of that.
     restores: int = 0
+    #: How many users there are whose permissions come and go; 0: nobody turns authentication on. Not where the state is
+    #: put back, users with it.
+    users: int = 0
 
     def line(self) -> str:
         """As text, for the report of a failure."""
@@ -108,6 +111,8 @@ def draw(seed: int) -> Options:
     )
     if not options.recorded and rand.random() < 0.25:
         options = replace(options, restores=rand.randint(1, 2))
+    elif rand.random() < 0.25:
+        options = replace(options, users=2)
     return options
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from controlplane.base.rand import SeededRand
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.types import Member
+from tests.sim.auth_clients import Administrator, UserClient
 from tests.sim.checks import Checks, ViolationError
 from tests.sim.clients import Client, Marker
 from tests.sim.faults import Faults
@@ -103,6 +104,7 @@ class World:
         self.faults = Faults(options, s, self.net, self.rpc, self.nodes, self.checks, seed, self.add_node)
         self.clients: list[Client] = []
         self.lease_clients: list[LeaseClient] = []
+        self.users: list[Administrator | UserClient] = []
         self.watchers: list[SimWatcher] = []
         self.restorers: list[Restorer] = []
         self.recording: Recording | None = None
@@ -169,6 +171,8 @@ class World:
         for n in range(options.restores):
             self.restorers.append(Restorer(n, self.rpc, self.nodes, SeededRand(f"{self.seed} r{n}")))
             self.rpc.start(self.restorers[-1].run)
+        if options.users:
+            self._bring_users(options.users)
         if options.recorded:
             self._record()
         for n in range(options.watchers):
@@ -176,6 +180,13 @@ class World:
             rand = SeededRand(f"{self.seed} w{n}")
             self.watchers.append(SimWatcher(n, self.rpc, self.net, self.nodes, self.checks, rand, prefix))
             self.rpc.start(self.watchers[-1].run)
+
+    def _bring_users(self, count: int) -> None:
+        kinds: list[type[Administrator | UserClient]] = [Administrator, *([UserClient] * count)]
+        for n, kind in enumerate(kinds):
+            rand = SeededRand(f"{self.seed} u{n}")
+            self.users.append(kind(f"u{n}", self.rpc, self.nodes, self.checks, rand))
+            self.rpc.start(self.users[-1].run)
 
     def _record(self) -> None:
         self.recording = recording = Recording(self.seed)
@@ -212,6 +223,8 @@ class World:
             self.checks.watches.caught_up(watcher.name, watcher.after)
         for node in self.core:
             self.checks.nothing_lost(node.name, node.machine.store)
+            if not self.checks.model.past:  # users are put back with the state
+                self.checks.users_agree(node.name, node.machine.store.auth)
             if self.recording is not None:
                 self.recording.judge(node.machine.store, s.now)
                 self.recording.history.listings.pop()
@@ -226,11 +239,11 @@ class World:
     def _recovered(self, before: int) -> bool:
         if len(self.checks.acked) < before + 5:
             return False
-        for client in self.clients:
+        for client in (*self.clients, *self.users):
             client.stopped = True
         if self.marker is not None:
             self.marker.stopped = True
-        busy = [*(client.busy for client in self.clients), *(restorer.busy for restorer in self.restorers)]
+        busy = [client.busy for client in (*self.clients, *self.users, *self.restorers)]
         return not any(busy) and self._converged()
 
     def _converged(self) -> bool:
