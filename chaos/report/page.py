@@ -56,6 +56,7 @@ def page(
         timeline=Markup(plots.timeline(history, window)),  # noqa: S704
         latency=Markup(plots.latency(history, window)),  # noqa: S704
         availability=Markup(plots.availability(history, window)),  # noqa: S704
+        wrong=_wrong(report),
         whole=[_finding(finding) for finding in report.findings],
         repeats=_repeats(report.acts),
         trials=[_trial(act, window) for act in report.acts],
@@ -99,6 +100,19 @@ def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _wrong(report: Report) -> list[dict[str, Any]]:
+    """What broke, then what proved nothing, of every trial and of the whole."""
+    named = [(f"{_name(act)}: ", finding) for act in report.acts for finding in act.findings]
+    named += [("", finding) for finding in report.findings]
+    bad = [(before, finding) for before, finding in named if finding.verdict is not Verdict.PASS]
+    bad.sort(key=lambda item: item[1].verdict is not Verdict.FAIL)
+    return [{**_finding(finding), "rule": before + finding.rule} for before, finding in bad]
+
+
+def _name(act: ActReport) -> str:
+    return act.act if act.n == 1 else f"{act.act} #{act.n}"
+
+
 def _finding(finding: Finding) -> dict[str, Any]:
     unasked = finding.verdict is Verdict.PASS and not finding.checked
     return {
@@ -124,7 +138,7 @@ def _trial(act: ActReport, window: Window) -> dict[str, Any]:
     facts += [f"seed {act.seed}"] if act.seed else []
     facts += [str(fault["says"]) for fault in act.faults if fault.get("says")]
     return {
-        "name": act.act if act.n == 1 else f"{act.act} #{act.n}",
+        "name": _name(act),
         "verdict": act.verdict.value,
         "facts": "; ".join(facts),
         "numbers": numbers(act),

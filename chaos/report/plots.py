@@ -40,6 +40,9 @@ _INK, _FAINT, _LEADER, _FOLLOWER, _BAD, _WRITE, _READ, _REQUEST, _FAULT, _UNKNOW
 _NO_ROLE: Final = frozenset({"silent", "", "unknown"})
 _POINTS_MAX: Final = 1_200
 _LABEL_CHARS_MAX: Final = 48
+#: Faults are named up to so many; letters of a name that fit across the picture.
+_NAMED_MAX: Final = 24
+_CHARS_ACROSS: Final = 140
 _SETTINGS: Final[Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "quarterdeck",
@@ -96,16 +99,25 @@ def timeline(history: History, window: Window) -> str:
     spans = fault_spans(history, window.begin_ns)
     seen = [mark for mark in history.marks if mark.name == "seen"]
     names = sorted({name for mark in seen for name in mark.detail.get("roles", {})})
-    lanes = max(1, _lanes(spans))
+    assigned = _lanes(spans, (window.end_ns - window.begin_ns) / 1e9)
+    lanes = max(assigned, default=0) + 1
     with mpl.rc_context(_SETTINGS):
         figure, axes = _figure(0.9 + 0.3 * (len(names) + lanes + 1))
         for row, name in enumerate(names):
             _roles(axes, seen, window, name, len(names) - row)
-        for span, lane in zip(spans, _assign(spans), strict=True):
+        for span, lane in zip(spans, assigned, strict=True):
             at = -lane
-            axes.barh(at, max(span.end_s - span.begin_s, 0.05), left=span.begin_s, height=0.6, color=_FAULT, alpha=0.5)
-            if len(spans) <= 12:
-                axes.text(max(span.end_s, span.begin_s + 0.05), at, f" {span.name}", va="center", fontsize=8)
+            axes.barh(
+                at,
+                max(span.end_s - span.begin_s, 0.05),
+                left=span.begin_s,
+                height=0.6,
+                color=_FAULT,
+                alpha=0.5,
+                ec=_PAPER,
+            )
+            if len(spans) <= _NAMED_MAX:
+                axes.text(span.begin_s, at, f" {span.name}", va="center", fontsize=8)
         bottom = -lanes
         wrong = [op for op in _asked(history) if op.outcome != "ok" or op.attempts_failed]
         for colour, kind in ((_UNKNOWN, "info"), (_BAD, "fail")):
@@ -224,19 +236,16 @@ def _shade(axes: Axes, history: History, window: Window) -> None:
         axes.axvspan(span.begin_s, max(span.end_s, span.begin_s + 0.05), color=_FAULT, alpha=0.15, linewidth=0)
 
 
-def _lanes(spans: Sequence[Span]) -> int:
-    return max(_assign(spans), default=0) + 1
-
-
-def _assign(spans: Sequence[Span]) -> list[int]:
-    """A lane for each, so that those at the same time do not cover each other."""
+def _lanes(spans: Sequence[Span], whole_s: float) -> list[int]:
+    """A lane for each, so that those at the same time do not cover each other, nor their names."""
+    char_s = whole_s / _CHARS_ACROSS if len(spans) <= _NAMED_MAX else 0.0
     ends: list[float] = []
     lanes = []
     for span in spans:
         lane = next((n for n, end_s in enumerate(ends) if end_s <= span.begin_s), len(ends))
         if lane == len(ends):
             ends.append(0.0)
-        ends[lane] = span.end_s
+        ends[lane] = max(span.end_s, span.begin_s + (len(span.name) + 2) * char_s)
         lanes.append(lane)
     return lanes
 
