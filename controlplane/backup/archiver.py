@@ -130,7 +130,7 @@ class Archiver:
                 await self._clock.sleep(max(0.0, self._period_s - (self._clock.monotonic() - began_s)))
 
     async def _step(self) -> bool:
-        """Archive one segment; whether there is more to archive at once."""
+        """Archive one segment; whether it could not hold all that was there."""
         position = self._position
         if position is None:
             position = self._position = await self._find_position()
@@ -143,14 +143,16 @@ class Archiver:
             tail = self._tail(position)
         if tail is None or not tail.entries:
             return False
+        last_index, last_term, _ = tail.entries[-1]
+        # What comes while this is published waits for the next period: a segment each would be no end of small files.
+        more = last_index < self._reader.durable_index
         published = await self._publish(position, tail)
         if not self._loose:
             self._loose_since_s = self._clock.monotonic()
         self._loose.append(published)
-        last_index, last_term, _ = tail.entries[-1]
         self._position = _Position(last_index, last_term)
         metrics.ARCHIVED_INDEX.set(last_index)
-        return last_index < self._reader.durable_index and len(tail.entries) > 1
+        return more
 
     def _tail(self, position: _Position) -> LogTail | None:
         """What is to be archived next; None: the log does not go on from there."""

@@ -301,7 +301,7 @@ def _make_scratch(scratch: Path) -> None:
 
 
 def _is_file(source: str) -> bool:
-    return source.endswith(_FILE_SUFFIXES) if is_url(source) else Path(source).is_file()
+    return source.partition("?")[0].endswith(_FILE_SUFFIXES) if is_url(source) else Path(source).is_file()
 
 
 def _from_file(source: str, goal: Goal, keys: Keys, scratch: Path) -> Materialized:

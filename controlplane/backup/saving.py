@@ -18,7 +18,7 @@ from typing import BinaryIO
 from controlplane.backup.manifest import Manifest
 from controlplane.backup.names import SnapshotName
 from controlplane.backup.repository import Repository, describe_file
-from controlplane.backup.worker import Worker
+from controlplane.backup.worker import LONG_S, Worker
 from controlplane.base.clock import Clock
 from controlplane.base.errors import StorageError
 from controlplane.raft.snapshot_format import SnapshotInfo
@@ -59,12 +59,14 @@ class Saver:
         try:
             async for piece in self._log.snapshot_file():
                 await self._worker.run(partial(_write, file, path, piece))
-            described = await self._worker.run(lambda: _end(file, path))
+            described = await self._worker.run(lambda: _end(file, path), patience_s=LONG_S)
             # What was applied at the cut may not have been durable here then. It is not published before it is: no
             # archive may hold a state that a crash at this very moment takes back.
             while self._log.durable_index < described[0].header.index:
                 await self._clock.sleep(_DURABLE_POLL_S)
-            return await self._worker.run(lambda: self._repository.publish(path, *described, saved_by=self._name))
+            return await self._worker.run(
+                lambda: self._repository.publish(path, *described, saved_by=self._name), patience_s=LONG_S
+            )
         finally:
             # Not waited for: this may be the replica stopping, and the job before it hanging in a store.
             self._worker.post(lambda: _discard(file, path))

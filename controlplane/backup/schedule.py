@@ -13,7 +13,7 @@ from controlplane.backup import metrics
 from controlplane.backup.repository import Repository
 from controlplane.backup.retention import Keep, prune
 from controlplane.backup.saving import Saver
-from controlplane.backup.worker import Worker
+from controlplane.backup.worker import LONG_S, Worker
 from controlplane.base.clock import Clock
 from controlplane.base.errors import QuarterdeckError
 from controlplane.base.rand import Rand
@@ -94,7 +94,7 @@ class Schedule:
             self._repository.url, name.revision, manifest.file_bytes, self._clock.monotonic() - began_s,
         )  # fmt: skip
         now_ms = self._clock.wall_ms()
-        removal = await self._worker.run(lambda: prune(self._repository, self._keep, now_ms))
+        removal = await self._worker.run(lambda: prune(self._repository, self._keep, now_ms), patience_s=LONG_S)
         if removal.snapshots or removal.segments:
             log.info("event=backup-pruned snapshots=%d segments=%d", len(removal.snapshots), len(removal.segments))
         return self._every_s

@@ -47,6 +47,8 @@ __all__ = ["FOLDER", "LocalCluster", "etcdctl_environment", "etcdctl_line"]
 
 #: The folder's name under the current directory.
 FOLDER = ".quarterdeck"
+#: Two hours of snapshots, and of the log behind them: a developer's disk is not for more.
+_ARCHIVE_KEEP = "last=8"
 _AGENT_STOP_TIMEOUT_S = 15.0
 _Spec = TypeVar("_Spec", ReplicaSpec, NodeSpec, StoreMemberSpec)
 
@@ -269,7 +271,7 @@ class LocalCluster:
             *self._tls_args(identity.member(me.name), me.client, me.peer, me.metrics),
             *(f"--dial={target}={relay}" for (source, _), (relay, target) in self.spec.relayed.items()
               if source == me.name),
-            *(["--archive", self.archive_location] if self.spec.archive else []),
+            *(["--archive", self.archive_location, "--archive-keep", _ARCHIVE_KEEP] if self.spec.archive else []),
             *self.spec.extra_replica_args,
         ]  # fmt: skip
 

@@ -182,7 +182,7 @@ class InlineWorker(Worker):
     def __init__(self) -> None:
         pass
 
-    async def run(self, job: Callable[[], J]) -> J:
+    async def run(self, job: Callable[[], J], *, patience_s: float = 0.0) -> J:
         return job()
 
     def post(self, job: Callable[[], None]) -> None:

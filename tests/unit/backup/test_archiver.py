@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from random import Random
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 from prometheus_client import Counter
 
-from controlplane.backup import metrics
+from controlplane.backup import archiver, metrics
 from controlplane.backup.archiver import Archiver
 from controlplane.backup.materialize import Materialized, materialize
 from controlplane.backup.objects import ObjectStore, Stored, open_objects
@@ -249,6 +249,30 @@ async def test_small_segments_are_put_together(rig: Rig) -> None:
         await rig.passes(1)
     assert len(rig.life.repository.segments()) == 2
     rig.check_every_revision()
+
+
+async def test_a_steady_stream_is_a_segment_a_period_and_not_more(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one is published the next entries come: they wait for the next period."""
+    save = Repository.save_segment
+
+    def slow(*args: Any) -> Any:
+        rig.life.put(b"meanwhile")
+        return save(*args)
+
+    monkeypatch.setattr(Repository, "save_segment", slow)
+    async with rig.running():
+        rig.life.put(b"first")
+        await rig.passes(5)
+        assert 8 <= len(rig.life.repository.segments()) <= 11
+
+
+async def test_what_was_missed_comes_in_one_go(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archiver, "_SEGMENT_ENTRIES", 20)
+    async with rig.running():
+        for _ in range(45):
+            rig.life.no_op()
+        await rig.passes(0.75)
+        assert [name.last - name.first + 1 for name in rig.life.repository.segments()] == [20, 20, 5]
 
 
 async def test_a_defect_in_the_archive_does_not_end_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

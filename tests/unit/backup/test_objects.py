@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 
 from controlplane.backup import objects as objects_module
+from controlplane.backup.audit import audit
+from controlplane.backup.materialize import materialize
 from controlplane.backup.objects import OPTIONS_VARIABLE, ObjectStore, open_objects
+from controlplane.backup.repository import Repository
+from controlplane.backup.retention import Keep, prune
 from controlplane.base.errors import ConfigError, StorageError
+from tests.unit.backup.support import CLUSTER, Life
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +151,25 @@ def test_a_store_that_is_away_is_an_error_of_ours(tmp_path: Path, monkeypatch: p
         with pytest.raises(StorageError, match="cannot list") as caught:
             open_objects(url, scratch=tmp_path).listing("c1")
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_state_comes_back_out_of_a_bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    url = f"s3://backups/whole?endpoint_url={s3}&region=us-east-1"
+    life = Life(tmp_path / "unused")
+    life.repository = Repository(open_objects(url, scratch=tmp_path), CLUSTER)
+    life.save()
+    for key in (b"a", b"b", b"c"):
+        life.put(key)
+        life.archive(life.index, life.index)
+    life.pack(2)
+    life.save()
+    assert audit(life.repository, tmp_path).problems == []
+    for revision in (1, 3):
+        assert materialize(url, to_revision=revision, scratch=tmp_path / "s").revision == revision
+    file = f"s3://backups/whole/00000000000000c1/snapshots/{life.repository.snapshots()[0]}?endpoint_url={s3}"
+    assert materialize(file, scratch=tmp_path / "s").state_hash == life.store.state_hash()
+    assert len(prune(life.repository, Keep(last=1), life.now_ms).segments) == 2
+    assert materialize(url, scratch=tmp_path / "s").revision == 4
