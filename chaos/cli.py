@@ -135,7 +135,7 @@ async def demo(context: click.Context, /, rate: float, seed: int | None, output:
     _show(found.report, output)
     _where(found)
     err.print(f"{time.monotonic() - began:.0f} s in all; the cluster is left running")
-    context.exit(EXIT_CODES[found.report.verdict])
+    context.exit(EXIT_CODES[found.verdict])
 
 
 @chaos.command("all")
@@ -188,6 +188,7 @@ async def _play(
 ) -> Verdict:
     """Each in a run of its own; the table of all, if there are several."""
     reports: list[Report] = []
+    verdicts: list[Verdict] = []
     err.print(f"seed {seed}  (the same choices again: --seed {seed})")
     for each in chosen:
         times = repeat if each.settings.repeatable else 1
@@ -196,15 +197,16 @@ async def _play(
             display=Display(err),
         )  # fmt: skip
         reports.append(found.report)
-        if len(chosen) == 1 or found.report.verdict is not Verdict.PASS:
+        verdicts.append(found.verdict)
+        if len(chosen) == 1 or found.verdict is not Verdict.PASS:
             _show(found.report, output)
         elif output == "table":
-            click.echo(f"{each.name}: {found.report.verdict.value}")
+            click.echo(f"{each.name}: {found.verdict.value}")
         _where(found)
     if len(chosen) > 1 and output == "table":
         click.echo()
         click.echo(matrix(reports))
-    return worst(report.verdict for report in reports)
+    return worst(verdicts)
 
 
 @chaos.command("list")

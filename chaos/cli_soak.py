@@ -50,7 +50,7 @@ async def soak(
             display=Display(err),
         )  # fmt: skip
         reports.append(found.report)
-        verdict = found.report.verdict
+        verdict = found.verdict
         left_h = max(0.0, ends_s - clock.monotonic()) / 3600
         click.echo(f"{found.folder.name}  seed {seed}  {verdict.value}  {left_h:.2f} h left")
         if verdict is not Verdict.PASS:

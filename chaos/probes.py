@@ -173,6 +173,9 @@ async def _pods_ready_elsewhere(stage: Stage, within_s: float = 30.0) -> bool:
     took_s = stage.since_fault_s()
     stage.ground.say(f"{stage.wanted} pods Ready elsewhere after {took_s:.2f} s")
     stage.observed |= {"node": ", ".join(sorted(nodes)), "replaced_s": round(took_s, 4)}
+    if stage.census is not None:
+        # A machine that is cut off has its pods still: nobody killed them.
+        stage.observed.setdefault("pods_killed", stage.census.on(nodes))
     return True
 
 

@@ -25,6 +25,7 @@ import psutil
 from chaos.display import Board, Display
 from chaos.experiment import Experiment
 from chaos.fault import FaultError
+from chaos.findings import Verdict
 from chaos.ground import WORKLOAD, Ground
 from chaos.history import Header, Recorder, load
 from chaos.journal import journal
@@ -59,6 +60,13 @@ class Run:
     seed: int
     cut_short: str
     trials: Sequence[TrialLog] = field(default=())
+
+    @property
+    def verdict(self) -> Verdict:
+        """The report's, but no pass for a run that did not come to its end."""
+        if self.cut_short and self.report.verdict is Verdict.PASS:
+            return Verdict.INCONCLUSIVE
+        return self.report.verdict
 
 
 def check_runnable(cluster: LocalCluster, experiments: Sequence[Experiment]) -> None:
@@ -101,7 +109,7 @@ async def run(
 
     Raises:
         ConfigError: as :func:`check_runnable`; the workload is not there; another run is at work.
-        QuarterdeckError: the cluster was not whole to begin with, or could not be healed.
+        QuarterdeckError: the cluster was not whole to begin with.
     """
     check_runnable(cluster, experiments)
     with only_one(cluster.root / "chaos"):
@@ -237,9 +245,18 @@ class _Runner:
             finally:
                 if ground.undo.entries:
                     self._say(f"putting back: {', '.join(e.strike.says for e in ground.undo.entries)}")
-                await heal_left(ground)
-                await whole.wait()
-        return cut_short
+                not_healed = await self._put_back(ground, whole)
+        return cut_short or not_healed
+
+    async def _put_back(self, ground: Ground, whole: Whole) -> str:
+        """Heal what is left; what is wrong still, or nothing. What was recorded is judged in any case."""
+        try:
+            await heal_left(ground)
+            await whole.wait()
+        except QuarterdeckError as error:
+            self._say(f"not healed: {error}")
+            return f"not healed: {error}"
+        return ""
 
     def _seen(self, recorder: Recorder, leader: str | None, term: int, roles: Mapping[str, str]) -> None:
         recorder.mark(*self._current, "seen", leader=leader, term=term, roles=dict(roles))

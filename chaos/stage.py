@@ -223,6 +223,10 @@ class Census:
         self._pods: Sequence[PodView] = ground.pods.views()
         self._processes = processes_of_pods(ground.cluster)
 
+    def on(self, nodes: Collection[str]) -> int:
+        """How many there were on these nodes."""
+        return sum(1 for pod in self._pods if pod.node in nodes)
+
     def changes(self, excused: Collection[str]) -> dict[str, Any]:
         """What became of the pods that had no reason to stop. ``excused``: nodes, ``pod/NAME``, or ``*`` for all."""
         gone = {pod.uid for pod in self._pods if "*" in excused or pod.node in excused or f"pod/{pod.name}" in excused}
