@@ -57,6 +57,8 @@ clean: ## Stop the cluster and remove .quarterdeck, .venv and caches
 demo: setup ## The mission in four acts, with a verdict
 	@$(BIN)/qd chaos demo $(LOCAL_UP)
 
+# On hosts of their own where that can be had, or else behind a relay: links are to be cut.
+chaos soak: HOSTS := $(if $(filter-out loopback,$(HOSTS)),$(HOSTS),$(if $(filter 0,$(shell id -u)),$(if $(shell command -v nft),netns,links),links))
 chaos: setup ## Every experiment that matters, about 10 minutes; ends in a table and reports
 	@$(BIN)/qd chaos all $(LOCAL_UP) $(if $(SEED),--seed $(SEED)) $(if $(REPEAT),--repeat $(REPEAT))
 
