@@ -113,12 +113,6 @@ class App:
         self._gc_pauses = GcPauses(clock)
         self._garbage = GarbageCollector(clock)
         self._object_metrics = ObjectMetrics(self.informers, lambda: self._led_term is not None)
-        guard = [AuthorizationInterceptor()] if self.tls is not None else []
-        self._server = grpc_server.new_server(
-            grpc_server.ServerOptions(front=config.grpc_front), clock=clock, interceptors=guard
-        )
-        self._services = (*self.backbone.services, *_SERVICES)
-        self._health = grpc_server.Health(self._server, self._services)
         self._http = ObservabilityServer(
             config.me.metrics,
             routes=self.backbone.routes,
@@ -134,6 +128,15 @@ class App:
             outcomes=(KUBERNETES, etcd_metrics.HEALTH),
             tls=self.tls.server("http/1.1") if self.tls is not None else None,
         )
+        guard = [AuthorizationInterceptor()] if self.tls is not None else []
+        self._server = grpc_server.new_server(
+            grpc_server.ServerOptions(front=config.grpc_front),
+            clock=clock,
+            interceptors=guard,
+            http1=self._http.connection,
+        )
+        self._services = (*self.backbone.services, *_SERVICES)
+        self._health = grpc_server.Health(self._server, self._services)
         self._reign: asyncio.Task[None] | None = None
         self._leadership_changed = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()

@@ -105,6 +105,7 @@ class ObservabilityServer:
         self._versions = dict(versions or {})
         self._tls = tls
         self._runner: web.AppRunner | None = None
+        self._reading: web.AppRunner | None = None
         self._listener: HttpListener | None = None
 
     @property
@@ -118,23 +119,17 @@ class ObservabilityServer:
         Raises:
             ConfigError: the address cannot be bound; the message names it and why.
         """
-        app = web.Application(client_max_size=self._body_bytes_max)
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/version", self._version)
-        app.router.add_get("/health", self._health)
-        for path, checks in (("/livez", self._live), ("/healthz", self._live), ("/readyz", self._ready)):
-            app.router.add_get(path, self._handler(path, checks))
-            app.router.add_get(path + "/{check}", self._handler(path, checks))
+        self._reading = await _set_up(self._own_paths(body_bytes_max=1_024))
+        app = self._own_paths(body_bytes_max=self._body_bytes_max)
         app.router.add_routes(self._routes)
-        # A handler ends when its caller has gone: an idle watch would otherwise never notice.
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
-        await runner.setup()
+        runner = await _set_up(app)
         assert runner.server is not None
         listener = HttpListener(runner.server, self._tls)
         try:
             self._port = listener.start(self._host, self._port)
         except OSError as error:
             await runner.cleanup()
+            await self._reading.cleanup()
             raise ConfigError(
                 f"cannot serve metrics on {self._host}:{self._port}: {error.strerror or error}; "
                 "stop what uses the port, or choose another"
@@ -146,9 +141,28 @@ class ObservabilityServer:
         listener, self._listener = self._listener, None
         if listener is not None:
             await listener.stop()
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            await runner.cleanup()
+        runners = (self._runner, self._reading)
+        self._runner = self._reading = None
+        for runner in runners:
+            if runner is not None:
+                await runner.cleanup()
+
+    def connection(self) -> asyncio.BaseProtocol:
+        """The protocol of one connection that was accepted elsewhere, once started: it serves this object's own paths,
+        none of the owner's routes."""
+        assert self._reading is not None
+        assert self._reading.server is not None
+        return self._reading.server()
+
+    def _own_paths(self, *, body_bytes_max: int) -> web.Application:
+        app = web.Application(client_max_size=body_bytes_max)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/version", self._version)
+        app.router.add_get("/health", self._health)
+        for path, checks in (("/livez", self._live), ("/healthz", self._live), ("/readyz", self._ready)):
+            app.router.add_get(path, self._handler(path, checks))
+            app.router.add_get(path + "/{check}", self._handler(path, checks))
+        return app
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -205,3 +219,10 @@ class ObservabilityServer:
             for outcomes in self._outcomes:
                 outcomes.count(name, endpoint, well=not outcome)
         return results
+
+
+async def _set_up(app: web.Application) -> web.AppRunner:
+    # A handler ends when its caller has gone: an idle watch would otherwise never notice.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
+    await runner.setup()
+    return runner

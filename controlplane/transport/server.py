@@ -6,8 +6,9 @@ every test of the front also runs on. Knows no service and no state of ours.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -20,7 +21,7 @@ from controlplane.base.errors import ConfigError
 from controlplane.base.limits import GRPC_RECV_BYTES_MAX
 from controlplane.transport.h2.server import H2Server
 from controlplane.transport.interceptors import StatusInterceptor
-from controlplane.transport.tls import GRPC_PROTOCOL, Reloader
+from controlplane.transport.tls import Reloader
 
 __all__ = ["FRONTS", "Front", "Health", "ServerOptions", "add_reflection", "listen", "new_server"]
 
@@ -83,12 +84,14 @@ def new_server(
     *,
     clock: Clock | None = None,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    http1: Callable[[], asyncio.BaseProtocol] | None = None,
 ) -> grpc.aio.Server:
-    """A server, not yet listening. ``interceptors`` run inside the one that counts and translates errors."""
+    """A server, not yet listening. ``interceptors`` run inside the one that counts and translates errors. ``http1``
+    makes the protocol of a connection of whoever begins with GET or HEAD instead (front h2 only)."""
     options, clock = options or ServerOptions(), clock or SystemClock()
     behind = [StatusInterceptor(clock), *interceptors]
     if options.front == "h2":
-        return H2Server(options, clock, behind)
+        return H2Server(options, clock, behind, http1=http1)
     server = grpc.aio.server(interceptors=behind, options=options.channel_args())
     # Generated code adds every method twice: as a generic handler, and as a "registered method". The latter makes
     # grpc.aio wait on one future per method for each call (measured with 1.85: a quarter of a Put's CPU time with 30
@@ -112,7 +115,7 @@ def listen(server: grpc.aio.Server, address: str, tls: Reloader | None = None) -
             port = server.add_insecure_port(address)
         else:
             # An H2Server takes a context of the ssl module where grpcio wants its own.
-            shown: Any = tls.server(GRPC_PROTOCOL) if isinstance(server, H2Server) else tls.server_credentials()
+            shown: Any = tls.server(*server.protocols) if isinstance(server, H2Server) else tls.server_credentials()
             port = server.add_secure_port(address, shown)
     except RuntimeError as error:
         raise ConfigError(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 
+from controlplane.base.http import ObservabilityServer
 from controlplane.base.rand import SystemRand
 from controlplane.etcd.local import LocalKV
 from controlplane.etcd.passwords import Passwords
@@ -47,7 +48,9 @@ async def ours() -> AsyncIterator[Ours]:
     raft = FakeRaft(store)
     kv = LocalKV(raft, store)
     kv.start()
-    server = new_server()
+    http = ObservabilityServer("127.0.0.1:0", {})
+    await http.start()
+    server = new_server(http1=http.connection)
     add_services(server, kv, raft, store, passwords=Passwords(SystemRand(), log2_cost=_CHEAP_LOG2_COST))
     health = Health(server, SERVICE_NAMES)
     add_reflection(server, SERVICE_NAMES)
@@ -58,6 +61,7 @@ async def ours() -> AsyncIterator[Ours]:
         yield Ours(f"127.0.0.1:{port}", raft, store, kv)
     finally:
         await server.stop(None)
+        await http.stop()
         await kv.stop()
 
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 import grpc
@@ -20,6 +20,7 @@ from controlplane.base.clock import Clock
 from controlplane.transport.h2.calls import serve
 from controlplane.transport.h2.connection import Connection
 from controlplane.transport.h2.headers import FieldMemory
+from controlplane.transport.h2.opening import HTTP1_PROTOCOL, Opening
 from controlplane.transport.h2.request import Request
 from controlplane.transport.h2.stream import Stream
 from controlplane.transport.handlers import HandlerTable
@@ -92,21 +93,32 @@ class _Requests(dict[bytes, Request]):
 
 
 class H2Server(grpc.aio.Server):
-    """A gRPC server. ``add_*`` before ``start``.
+    """A gRPC server, and one for whoever reads by HTTP/1, if ``http1`` is given. ``add_*`` before ``start``.
 
     Args:
         options: limits and keep-alive, see transport.server.ServerOptions.
         clock: for keep-alive and limits by time; deadlines are the loop's timers.
         interceptors: the first sees a call first. One with an attribute ``per_method = True`` promises that what it
             returns depends on the method alone; if all do, they are asked once a method.
+        http1: makes the protocol of a connection that begins with GET or HEAD.
     """
 
-    def __init__(self, options: Options, clock: Clock, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> None:
+    def __init__(
+        self,
+        options: Options,
+        clock: Clock,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        *,
+        http1: Callable[[], asyncio.BaseProtocol] | None = None,
+    ) -> None:
+        self.http1 = http1
         self.options = options
         self.clock = clock
         self.memory = FieldMemory()
         self.requests = _Requests()
         self.connections: set[Connection] = set()
+        #: Connections of which it is not known yet what they speak, and those that speak HTTP/1.
+        self.openings: set[Opening] = set()
         #: On all connections, with TLS taken off.
         self.received_bytes = self.sent_bytes = 0
         #: Cancelled handlers that have not ended yet.
@@ -123,6 +135,11 @@ class H2Server(grpc.aio.Server):
         self._stopping = False
         self._all_gone = asyncio.Event()
         self._stopped = asyncio.Event()
+
+    @property
+    def protocols(self) -> Sequence[str]:
+        """What it speaks, by the names of ALPN, best first."""
+        return ("h2",) if self.http1 is None else ("h2", HTTP1_PROTOCOL)
 
     # -- grpc.aio.Server
 
@@ -150,7 +167,7 @@ class H2Server(grpc.aio.Server):
         for bound, context in self._sockets:
             timeout_s = _HANDSHAKE_TIMEOUT_S if context is not None else None
             listener = await self._loop.create_server(
-                lambda: Connection(self), sock=bound, ssl=context, ssl_handshake_timeout=timeout_s, backlog=_BACKLOG
+                self._new_connection, sock=bound, ssl=context, ssl_handshake_timeout=timeout_s, backlog=_BACKLOG
             )
             self._listeners.append(listener)
         self._sockets = []
@@ -164,17 +181,17 @@ class H2Server(grpc.aio.Server):
         for bound, _ in self._sockets:
             bound.close()
         self._sockets = []
-        if grace and self.connections:
-            for connection in list(self.connections):
+        if grace and self._everybody:
+            for connection in self._everybody:
                 connection.drain()
             await self._gone(grace)
-        for connection in list(self.connections):
+        for connection in self._everybody:
             connection.stop()
         while self.leaving:
             await asyncio.wait(self.leaving)
-        if self.connections:
+        if self._everybody:
             await self._gone(0.1)  # what was said last should leave; a peer that does not read is not waited for
-        for connection in list(self.connections):
+        for connection in self._everybody:
             connection.abort()
         if self._checking is not None:
             self._checking.cancel()
@@ -192,21 +209,22 @@ class H2Server(grpc.aio.Server):
 
     # -- for connections
 
-    def admit(self, connection: Connection) -> bool:
+    def admit(self, connection: Connection | Opening) -> bool:
         """Whether there is room for one more."""
-        if self._stopping or len(self.connections) >= self.options.connections_max:
+        if self._stopping or len(self.connections) + len(self.openings) >= self.options.connections_max:
             return False
-        self.connections.add(connection)
+        self._set_of(connection).add(connection)
         self._all_gone.clear()
         FRONT_CONNECTIONS.inc()
         return True
 
-    def lost(self, connection: Connection) -> None:
+    def lost(self, connection: Connection | Opening) -> None:
         """It is closed."""
-        if connection in self.connections:
-            self.connections.discard(connection)
+        known = self._set_of(connection)
+        if connection in known:
+            known.discard(connection)
             FRONT_CONNECTIONS.dec()
-            if not self.connections:
+            if not self._everybody:
                 self._all_gone.set()
 
     def count_protocol_error(self, code: str) -> None:
@@ -240,6 +258,16 @@ class H2Server(grpc.aio.Server):
             connection.flush()
 
     # -- inside
+
+    @property
+    def _everybody(self) -> list[Connection | Opening]:
+        return [*self.connections, *self.openings]
+
+    def _set_of(self, connection: Connection | Opening) -> set[Any]:
+        return self.openings if isinstance(connection, Opening) else self.connections
+
+    def _new_connection(self) -> asyncio.Protocol:
+        return Connection(self) if self.http1 is None else Opening(self, self.http1)
 
     def _bind(self, address: str, context: ssl.SSLContext | None) -> int:
         host, port = split_address(address)
@@ -277,7 +305,7 @@ class H2Server(grpc.aio.Server):
         while True:
             await self.clock.sleep(period_s)
             now_s = self.clock.monotonic()
-            for connection in list(self.connections):
+            for connection in self._everybody:
                 connection.check(now_s, handshake_s=_HANDSHAKE_TIMEOUT_S, idle_s=idle_s, answer_s=answer_s)
 
 

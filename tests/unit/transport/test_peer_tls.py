@@ -95,6 +95,8 @@ async def test_who_is_not_the_member_expected_is_not_heard(
         except OSError:
             answer = b""
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
         # A wrong member is told why; others are not answered at all.
         assert (b"your certificate is that of r3" in answer) if who == member("r3") else (answer == b"")
         assert events.received == []
