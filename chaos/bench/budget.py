@@ -57,7 +57,7 @@ def _loads(kinds: int, extra_s: float) -> Callable[[Settings], list[float]]:
 
 def _sizes(s: Settings) -> list[float]:
     # Filling, a restart and a restore; ours takes longer to start, and longer per key.
-    return [cost for size in s.sizes for cost in (12 + size * 150e-6, 5 + size * 100e-6)]
+    return [cost for size in s.sizes for cost in (12 + size * 230e-6, 5 + size * 105e-6)]
 
 
 #: Seconds of every step of a case, in order. The order of the cases is that of the run.
