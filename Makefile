@@ -15,7 +15,7 @@ LOCAL_UP = --replicas $(REPLICAS) --nodes $(NODES) --port-base $(PORT_BASE) --st
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := controlplane node chaos tests
 
-.PHONY: help setup setup-dev cluster status down clean demo chaos soak test check fix lint types layers gen gen-check sim clients bench lock
+.PHONY: help setup setup-dev cluster status down clean demo chaos soak test check fix lint types layers gen gen-check sim clients bench dr-drill lock
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -77,6 +77,9 @@ clients: setup-dev ## The Python clients of etcd (aetcd, etcd3, etcd3gw) run the
 
 bench: setup-dev ## Ours beside a real etcd on this machine, about an hour; writes docs/benchmarks.md
 	@$(BIN)/python -m chaos.bench --out docs/benchmarks.md $(BENCH)
+
+dr-drill: setup-dev ## Lose everything on purpose and bring it back, beside a real etcd; a few minutes
+	@$(BIN)/python -m chaos.drill $(DRILL)
 
 check: lint types layers gen-check ## Lint, types, layers, generated code fresh
 

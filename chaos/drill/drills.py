@@ -1,0 +1,233 @@
+"""The drills, each a disaster and the way back, on one fleet. They raise DrillFailedError where it falls short."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from chaos.drill.fleet import FIRST_WRITE, DrillFailedError, Fleet
+from controlplane.client import EtcdClient
+from controlplane.client.etcd_client import Acknowledged
+
+__all__ = ["DRILLS", "Row"]
+
+_LOAD: Final = b"load/"
+_WRITERS: Final = 6
+_LOAD_S: Final = 2.0
+_ARCHIVED_S: Final = 2.5
+_TEAM: Final = """\
+apiVersion: v1
+kind: Namespace
+metadata: {name: team}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: settings, namespace: team}
+data: {colour: blue, size: "7"}
+"""
+
+
+@dataclass(slots=True)
+class Row:
+    """What a drill measured. ``point``: how old the restored state is, in words; times in seconds."""
+
+    drill: str
+    keys: int
+    first_write_s: float | None = None
+    command_s: float | None = None
+    gap_s: float | None = None
+    restarts: int = 0
+    point: str = ""
+    verdict: str = "PASS"
+    notes: list[str] = field(default_factory=list)
+
+
+async def all_lost(fleet: Fleet, row: Row, folder: Path) -> None:
+    """Every replica and its disk, while pods run."""
+    file = folder / "all-lost.qdsnap"
+    await fleet.ok("snapshot", "save", str(file))
+    before = fleet.processes()
+    dead_s = fleet.lose_everything()
+    first, done = await asyncio.gather(fleet.first_write(dead_s), fleet.ok("snapshot", "restore", str(file), "--yes"))
+    row.first_write_s, row.command_s = first, done.seconds
+    row.point = "the snapshot"
+    await fleet.settled()
+    await fleet.equals(file, FIRST_WRITE.decode())
+    await fleet.pods_ran_on(before)
+
+
+async def newest_is_damaged(fleet: Fleet, row: Row, folder: Path) -> None:
+    """Everything is lost, and the newest backup has a flipped bit."""
+    file = folder / "before-damage.qdsnap"
+    await _archived_snapshots(fleet, 2)
+    await fleet.ok("snapshot", "save", str(file))
+    await asyncio.sleep(_ARCHIVED_S)
+    cluster_id = _cluster_id(await fleet.ok("snapshot", "verify", str(file)))
+    before = fleet.processes()
+    dead_s = fleet.lose_everything()
+    newest = _archived(fleet)[-1]
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    newest.chmod(0o644)
+    newest.write_bytes(data)
+    restore = ("snapshot", "restore", str(fleet.archive), "--cluster", cluster_id, "--yes")
+    first, done = await asyncio.gather(fleet.first_write(dead_s), fleet.ok(*restore))
+    row.first_write_s, row.command_s = first, done.seconds
+    if "taking the snapshot before it" not in done.err:
+        raise DrillFailedError(f"the damage was not said: {done.err.strip()}")
+    row.point = "the last archived write"
+    row.notes.append("the damaged snapshot was named, the one before it and the log were used")
+    await fleet.settled()
+    await fleet.equals(file, FIRST_WRITE.decode())
+    await fleet.pods_ran_on(before)
+
+
+async def namespace_deleted(fleet: Fleet, row: Row, folder: Path) -> None:
+    """Somebody deletes a namespace; it comes back as of a moment before, everything else stays."""
+    manifest = folder / "team.yaml"
+    manifest.write_text(_TEAM)
+    await fleet.ok("apply", "-f", str(manifest))
+    await asyncio.sleep(1.0)
+    moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+    await asyncio.sleep(1.0)
+    await fleet.ok("delete", "namespace", "team")
+    await asyncio.sleep(_ARCHIVED_S)
+    done = await fleet.ok(
+        "snapshot", "restore", str(fleet.archive), "--to-time", moment, "--namespace", "team",
+        *await _cluster_option(fleet, folder),
+    )  # fmt: skip
+    row.command_s, row.point = done.seconds, "the moment before"
+    found = json.loads((await fleet.ok("get", "configmap", "settings", "-n", "team", "-o", "json")).out)
+    if found["data"] != {"colour": "blue", "size": "7"}:
+        raise DrillFailedError(f"the ConfigMap came back as {found['data']}")
+    await fleet.ok("delete", "namespace", "team")
+
+
+async def swapped_live(fleet: Fleet, row: Row, folder: Path) -> None:
+    """The state goes back to a snapshot while clients write and watch."""
+    file = folder / "swap.qdsnap"
+    await fleet.ok("snapshot", "save", str(file))
+    before = fleet.processes()
+    load = _Load(fleet.cluster.spec.endpoints)
+    running = asyncio.create_task(load.run())
+    try:
+        await asyncio.sleep(_LOAD_S)
+        done = await fleet.ok("snapshot", "restore", str(file), "--yes")
+        found = re.search(r"going on at revision (\d+)", done.err)
+        if found is None:
+            raise DrillFailedError(f"the restore did not say where it goes on: {done.err.strip()}")
+        swapped = int(found[1])
+        await asyncio.sleep(_LOAD_S)
+    finally:
+        load.stopped = True
+        await running
+    row.command_s, row.gap_s, row.point = done.seconds, load.gap_s, "the snapshot"
+    lost = await load.lost_since(swapped)
+    row.notes.append(f"{load.acked} writes acknowledged, {lost} of those after the swap lost")
+    if lost or load.failed:
+        raise DrillFailedError(f"{lost} acknowledged writes are gone, {load.failed} failed")
+    if not load.told:
+        raise DrillFailedError("the watcher was not told to list again")
+    await load.clear()
+    await fleet.settled()
+    await fleet.equals(file)
+    await fleet.pods_ran_on(before)
+
+
+class _Load:
+    """Writers, each of keys of its own, and a watcher of them all."""
+
+    def __init__(self, endpoints: Sequence[str]) -> None:
+        self._endpoints = endpoints
+        self.stopped = False
+        self.acked = self.failed = 0
+        self.gap_s = 0.0
+        self.told = False
+        self._last_s = time.monotonic()
+        self._revisions: dict[bytes, int] = {}
+
+    async def run(self) -> None:
+        """Until stopped."""
+        clients = [EtcdClient(self._endpoints[n % len(self._endpoints) :]) for n in range(_WRITERS)]
+        watching = asyncio.create_task(self._watch())
+        try:
+            self._last_s = time.monotonic()
+            await asyncio.gather(*(self._write(n, client) for n, client in enumerate(clients)))
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, *(client.close() for client in clients), return_exceptions=True)
+
+    async def _write(self, writer: int, client: EtcdClient) -> None:
+        count = 0
+        while not self.stopped:
+            key = _LOAD + b"%d/%06d" % (writer, count)
+            outcome = await client.put(key, b"v" * 200)
+            count += 1
+            if not isinstance(outcome, Acknowledged):
+                self.failed += 1
+                continue
+            now_s = time.monotonic()
+            self.gap_s, self._last_s = max(self.gap_s, now_s - self._last_s), now_s
+            self.acked += 1
+            self._revisions[key] = outcome.revision
+
+    async def _watch(self) -> None:
+        async with EtcdClient(self._endpoints) as client, client.watch(_LOAD, range_end=b"load0") as stream:
+            async for response in stream:
+                self.told = self.told or response.compact_revision > 0
+
+    async def lost_since(self, revision: int) -> int:
+        """Acknowledged writes of that revision or later that are not there."""
+        async with EtcdClient(self._endpoints) as client:
+            there = {kv.key: kv.mod_revision for kv in (await client.get_prefix(_LOAD)).kvs}
+        return sum(1 for key, at in self._revisions.items() if at >= revision and there.get(key) != at)
+
+    async def clear(self) -> None:
+        """Take the load's keys away again."""
+        async with EtcdClient(self._endpoints) as client:
+            await client.delete(_LOAD, range_end=b"load0")
+
+
+def _archived(fleet: Fleet) -> list[Path]:
+    """Snapshots in the archive, the newest last."""
+    return sorted(fleet.archive.rglob("*.qdsnap"), key=lambda path: path.stat().st_mtime_ns)
+
+
+async def _archived_snapshots(fleet: Fleet, count: int) -> None:
+    """Wait until so many were taken by the clock since now."""
+    had, deadline_s = len(_archived(fleet)), time.monotonic() + 60.0
+    while len(_archived(fleet)) < had + count:
+        if time.monotonic() > deadline_s:
+            raise DrillFailedError(f"the replicas did not save {count} snapshots within 60 s")
+        await asyncio.sleep(0.2)
+
+
+async def _cluster_option(fleet: Fleet, folder: Path) -> list[str]:
+    file = folder / "which.qdsnap"
+    await fleet.ok("snapshot", "save", str(file))
+    return ["--cluster", _cluster_id(await fleet.ok("snapshot", "verify", str(file)))]
+
+
+def _cluster_id(verified: object) -> str:
+    found = re.search(r"^cluster:\s+([0-9a-f]+)$", getattr(verified, "out", ""), re.MULTILINE)
+    if found is None:
+        raise DrillFailedError("qd snapshot verify did not say whose snapshot it is")
+    return found[1]
+
+
+Drill = Callable[[Fleet, Row, Path], Awaitable[None]]
+
+#: In an order in which one fleet can go through all of them.
+DRILLS: Final[dict[str, Drill]] = {
+    "namespace deleted": namespace_deleted,
+    "swapped live": swapped_live,
+    "all replicas lost": all_lost,
+    "newest backup damaged": newest_is_damaged,
+}
