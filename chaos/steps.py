@@ -16,7 +16,7 @@ from chaos.ground import Ground, aside
 from chaos.probes import PROBES, store_leader
 from chaos.stage import Stage, catalogue_of
 from controlplane.cli.common import Settings
-from controlplane.cli.snapshot import save_snapshot
+from controlplane.cli.snapshot.save import save_snapshot
 from controlplane.local.etcd_restore import save_store, snapshot_revision
 from controlplane.local.restore import verify
 from controlplane.pb.etcd import kv_pb2

@@ -37,7 +37,8 @@ REVISION_BUMP = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore made. ``snapshot_revision``: the recovery point; ``revision``: where the new cluster starts."""
+    """What a restore made. ``snapshot_revision``, ``created_at_ms`` (wall clock; 0: not known): the recovery point;
+    ``revision``: where the new cluster starts."""
 
     snapshot_revision: int
     revision: int
@@ -45,6 +46,7 @@ class Restored:
     state_hash: str
     index: int
     term: int
+    created_at_ms: int = 0
 
 
 def verify(path: Path) -> tuple[SnapshotInfo, Restored]:
@@ -132,7 +134,9 @@ def prepare(path: Path, *, members: tuple[MemberConfig, ...], cluster_token: str
     loaded = load(chunks)
     keys, state_hash = loaded.keyspace.key_count, loaded.header.state_hash.hex()
     state = list(restored_state(loaded, revision_bump=REVISION_BUMP, applied_index=header.index, cluster_id=cluster_id))
-    restored = Restored(info.header.revision, header.revision, keys, state_hash, header.index, header.term)
+    restored = Restored(
+        info.header.revision, header.revision, keys, state_hash, header.index, header.term, info.header.created_at_ms
+    )
     return Seed(restored, new_members, cluster_id, header, state)
 
 

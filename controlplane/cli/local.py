@@ -7,10 +7,10 @@ import shlex
 import signal
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-import aiohttp
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -79,6 +79,8 @@ class Waiter:
 
 async def wait_replicas(cluster: LocalCluster, waiter: Waiter) -> None:
     """Return once every replica answers /readyz."""
+    import aiohttp  # late: replicas load meanwhile, and a restore is in a hurry to start them
+
     timeout = aiohttp.ClientTimeout(total=1.0)
     async with aiohttp.ClientSession(timeout=timeout) as session:
 
@@ -464,9 +466,13 @@ async def restore_local(cluster: LocalCluster, path: Path, *, yes: bool, timeout
     restored = await asyncio.to_thread(restore_store if cluster.spec.store else restore_replicas, cluster, path)
     with Waiter(cluster, timeout_s, [r.name for r in cluster.spec.replicas]) as waiter:
         await wait_replicas(cluster, waiter)
+    point = f"revision {restored.snapshot_revision}"
+    if restored.created_at_ms:
+        taken = datetime.fromtimestamp(restored.created_at_ms / 1000, UTC)
+        point += f", {taken.isoformat(timespec='milliseconds')} ({time.time() - taken.timestamp():.0f} s ago)"
     err.print(
-        f"restored {restored.keys} keys of revision {restored.snapshot_revision}; serving at revision "
-        f"{restored.revision} after {time.monotonic() - began:.1f} s"
+        f"restored {restored.keys} keys; recovery point: {point}; serving at revision {restored.revision} after "
+        f"{time.monotonic() - began:.2f} s; state hash {restored.state_hash}"
     )
 
 

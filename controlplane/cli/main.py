@@ -6,14 +6,13 @@ Importing a sub-command's module costs (grpc, protobuf, rich), so each is import
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from controlplane.base.version import VERSION
+from controlplane.cli.lazy import LazyGroup
 
 __all__ = ["cli", "main"]
 
@@ -49,25 +48,9 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 
-class _Lazy(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            near = difflib.get_close_matches(cmd_name, _COMMANDS, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else "`qd --help` lists them."
-            ctx.fail(f"No such command {cmd_name!r}. {hint}")
-        module, attribute, _ = _COMMANDS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
-
-
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=LazyGroup, table=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(VERSION, prog_name="quarterdeck")
 @click.option(
     "--endpoints",

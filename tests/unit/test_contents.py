@@ -50,7 +50,9 @@ def config(name: str, uid: str = "u1", **data: str) -> ConfigMap:
 def deployment(replicas: int, ready: int = 0) -> Deployment:
     obj = Deployment()
     obj.metadata.name, obj.metadata.namespace = "web", "team"
-    obj.spec.replicas, obj.status.readyReplicas = replicas, ready
+    obj.spec.replicas = replicas
+    if ready:
+        obj.status.readyReplicas = ready
     return obj
 
 

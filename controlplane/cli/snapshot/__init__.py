@@ -1,29 +1,30 @@
 """``qd snapshot``: save the whole state online, look after the backups, bring a state back.
 
-One module per verb; this one only gathers them.
+One module per verb, imported when it is used; this one only gathers them.
 """
 
 from __future__ import annotations
 
 import click
 
-from controlplane.cli.snapshot.export import export
-from controlplane.cli.snapshot.import_ import import_
-from controlplane.cli.snapshot.inspect import inspect
-from controlplane.cli.snapshot.keygen import keygen
-from controlplane.cli.snapshot.list import list_
-from controlplane.cli.snapshot.prune import prune_
-from controlplane.cli.snapshot.restore import restore
-from controlplane.cli.snapshot.save import save, save_snapshot
-from controlplane.cli.snapshot.verify import verify
+from controlplane.cli.lazy import LazyGroup
 
-__all__ = ["save_snapshot", "snapshot"]
+__all__ = ["snapshot"]
+
+_HERE = "controlplane.cli.snapshot"
+_VERBS = {
+    "save": (f"{_HERE}.save", "save", "Save a snapshot, online, and verify it"),
+    "list": (f"{_HERE}.list", "list_", "List the backups, and what can be restored"),
+    "inspect": (f"{_HERE}.inspect", "inspect", "Show what is in a snapshot"),
+    "verify": (f"{_HERE}.verify", "verify", "Check a snapshot, or all backups, wholly"),
+    "restore": (f"{_HERE}.restore", "restore", "Bring a state back: all of it, a namespace, an object"),
+    "export": (f"{_HERE}.export", "export", "Write the objects of a snapshot as manifests"),
+    "import": (f"{_HERE}.import_", "import_", "Apply the manifests of an export"),
+    "prune": (f"{_HERE}.prune", "prune_", "Remove backups that are not to be kept"),
+    "keygen": (f"{_HERE}.keygen", "keygen", "Make a key for encrypted backups"),
+}
 
 
-@click.group()
+@click.group(cls=LazyGroup, table=_VERBS)
 def snapshot() -> None:
     """Save, look after, restore, export and import snapshots of the whole state, and the log archived beside them."""
-
-
-for _command in (save, list_, inspect, verify, restore, export, import_, prune_, keygen):
-    snapshot.add_command(_command)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -14,13 +15,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from controlplane.base.errors import ConfigError, StatusError
 from controlplane.cli.common import EXIT_USAGE, Settings, coroutine, err, fail, find_folder, settings_of
 from controlplane.cli.local import restore_local
-from controlplane.cli.snapshot.part import restore_part
 from controlplane.cli.snapshot.source import Source, snapshot_file, source_options
 from controlplane.client import OperatorClient
 from controlplane.config import parse_initial_cluster
-from controlplane.live_restore import LiveRestored, Plan, plan_of, restore_live
 from controlplane.local.cluster import LocalCluster
 from controlplane.recovery import restore_member
+
+if TYPE_CHECKING:
+    from controlplane.live_restore import LiveRestored, Plan
 
 __all__ = ["restore"]
 
@@ -80,6 +82,8 @@ async def restore(
         )
     async with snapshot_file(Source(source, to_revision, to_time, key_file, cluster)) as path:
         if namespace or objects:
+            from controlplane.cli.snapshot.part import restore_part
+
             await restore_part(settings_of(context), path, namespace, objects, dry_run=dry_run)
         else:
             seed = None if name is None else (name, data_dir, initial_cluster, cluster_token)
@@ -100,7 +104,7 @@ async def _restore(
             raise ConfigError("--name seeds one member: it needs --data-dir, --initial-cluster and --cluster-token")
         _seed(path, name, data_dir, initial_cluster, cluster_token)
         return
-    endpoints = await serving(settings)
+    endpoints = [] if nothing_runs(settings) else await serving(settings)
     if endpoints:
         await _restore_live(settings, path, endpoints, yes=yes, force=force)
         return
@@ -108,6 +112,15 @@ async def _restore(
     if folder is None or not LocalCluster.exists(folder) or settings.endpoints:
         fail(_by_hand(path, settings), EXIT_USAGE)
     await restore_local(LocalCluster.open(folder), path, yes=yes)
+
+
+def nothing_runs(settings: Settings) -> bool:
+    """Whether it is the local cluster that is meant, and no replica of it runs: then nobody need be asked."""
+    folder = None if settings.endpoints else settings.folder or find_folder()
+    if folder is None or not LocalCluster.exists(folder):
+        return False
+    cluster = LocalCluster.open(folder)
+    return not any(cluster.processes.pid(replica.name) for replica in cluster.spec.replicas)
 
 
 async def serving(settings: Settings) -> list[str]:
@@ -150,6 +163,8 @@ def _by_hand(path: Path, settings: Settings) -> str:
 
 
 async def _restore_live(settings: Settings, path: Path, endpoints: list[str], *, yes: bool, force: bool) -> None:
+    from controlplane.live_restore import plan_of  # not needed by who brings up an empty fleet in a hurry
+
     plan = await asyncio.to_thread(plan_of, path)
     taken = datetime.fromtimestamp(plan.info.header.created_at_ms / 1000, UTC)
     if not yes:
@@ -176,6 +191,8 @@ async def _restore_live(settings: Settings, path: Path, endpoints: list[str], *,
 
 
 async def _with_progress(settings: Settings, plan: Plan, endpoints: list[str], *, force: bool) -> LiveRestored:
+    from controlplane.live_restore import restore_live
+
     columns = (TextColumn("staging"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
         task = progress.add_task("staging", total=len(plan.pieces))

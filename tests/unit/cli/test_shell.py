@@ -22,7 +22,7 @@ from controlplane.api.service import add_services
 from controlplane.base.clock import SystemClock
 from controlplane.base.rand import SeededRand
 from controlplane.cli.common import Settings
-from controlplane.cli.snapshot import save_snapshot
+from controlplane.cli.snapshot.save import save_snapshot
 from controlplane.cli.status import gather
 from controlplane.client.codec import from_dict
 from controlplane.client.inprocess import InProcessClient
