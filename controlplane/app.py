@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import signal
 import ssl
@@ -319,6 +320,8 @@ def run(config: ReplicaConfig) -> None:
         QuarterdeckError: it could not start, or had to stop by itself; the message says why.
     """
     failpoints.arm_from_environment()
+    if failpoints.FILE_VARIABLE in os.environ and not os.environ.get(failpoints.VARIABLE):
+        failpoints.arm_from_file()
     uvloop.run(_run(config))
 
 
@@ -331,6 +334,8 @@ async def _run(config: ReplicaConfig) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
+    if failpoints.FILE_VARIABLE in os.environ:
+        loop.add_signal_handler(signal.SIGUSR2, failpoints.arm_from_file)
     credentials = Reloader(config.tls) if config.tls is not None else None
     finding = loop.create_task(find_place(config, clock=SystemClock(), credentials=credentials))
     stopped = loop.create_task(stop.wait())

@@ -27,12 +27,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs"):
         program, package = marker.args
         if find_program(program) is None:
-            _not_run(f"the program {program!r} is not installed (apt-get install {package})")
+            not_run(f"the program {program!r} is not installed (apt-get install {package})")
     if item.get_closest_marker("hosts") is not None and (why := missing()) is not None:
-        _not_run(why)
+        not_run(why)
 
 
-def _not_run(why: str) -> None:
+def not_run(why: str) -> None:
+    """Skip this test, saying why; in CI fail it."""
     reason = f"NOT RUN: {why}"
     if os.environ.get("CI"):
         pytest.fail(f"{reason}; CI skips nothing", pytrace=False)

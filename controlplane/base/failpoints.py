@@ -12,6 +12,9 @@ off a :func:`hit` costs one comparison. Owns the names and what an armed one doe
 ``error:ENOSPC@2`` at the second only
 =================  ====================================================================
 
+A process that runs is armed anew through a file, if :data:`FILE_VARIABLE` named one when it started: it reads the file
+then, and at each SIGUSR2. The file holds such a specification; an empty or missing one arms nothing.
+
 Every name is in :data:`FAILPOINTS`, so that the test that kills a process at each of them
 (``tests/integration/test_crash_points.py``) covers a new one without being told.
 """
@@ -24,15 +27,26 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from controlplane.base.errors import ConfigError, StorageError
 
-__all__ = ["FAILPOINTS", "VARIABLE", "arm", "arm_from_environment", "disarm", "hit"]
+__all__ = [
+    "FAILPOINTS",
+    "FILE_VARIABLE",
+    "VARIABLE",
+    "arm",
+    "arm_from_environment",
+    "arm_from_file",
+    "disarm",
+    "hit",
+]
 
 _log = logging.getLogger("quarterdeck.failpoints")
 
 VARIABLE: Final = "QUARTERDECK_FAILPOINTS"
+FILE_VARIABLE: Final = "QUARTERDECK_FAILPOINTS_FILE"
 
 #: name -> the moment.
 FAILPOINTS: Final[Mapping[str, str]] = {
@@ -148,6 +162,19 @@ def arm(spec: str) -> None:
 def arm_from_environment() -> None:
     """Arm what :data:`VARIABLE` says, if it is set. Raises ConfigError as :func:`arm`."""
     arm(os.environ.get(VARIABLE, ""))
+
+
+def arm_from_file() -> None:
+    """Arm what the file named by :data:`FILE_VARIABLE` says, on top of nothing. A file that says nonsense changes
+    nothing, and is told of in the log."""
+    try:
+        text = Path(os.environ[FILE_VARIABLE]).read_text().strip()
+    except FileNotFoundError:
+        text = ""
+    try:
+        arm(text)
+    except ConfigError as error:
+        _log.error("failpoints not armed file=%s reason=%r", os.environ[FILE_VARIABLE], str(error))
 
 
 def disarm() -> None:

@@ -30,15 +30,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from controlplane.base import identity
+from controlplane.base import failpoints, identity
 from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
 from controlplane.local import etcd, pods
+from controlplane.local.clocks import Clocks
 from controlplane.local.hosts import Hosts
 from controlplane.local.hosts import missing as hosts_missing
 from controlplane.local.pki import FOLDER as PKI_FOLDER
 from controlplane.local.pki import Pki
 from controlplane.local.processes import ProcessError, Processes
+from controlplane.local.procfs import catches
 from controlplane.local.relay import RelayFiles
 from controlplane.local.spec import EDGE, RELAY, ClusterSpec, NodeSpec, ReplicaSpec, StoreMemberSpec
 from controlplane.transport.tls import Reloader
@@ -226,7 +228,7 @@ class LocalCluster:
         """Start a replica that does not touch its data before :meth:`release`: its program loads meanwhile. It ends
         when this one does without having released it."""
         argv = [*self._replica_argv(self.replica(name)), "--await-start"]
-        self.processes.start(name, [*self.enter(name), *argv], env=_environment(), cwd=self.root, held=True)
+        self.processes.start(name, [*self.enter(name), *argv], env=self._environment(name), cwd=self.root, held=True)
 
     def release(self, name: str) -> None:
         """Let such a replica begin."""
@@ -256,7 +258,34 @@ class LocalCluster:
         if name in self.sources:
             # Before site-packages, where this program's own tree is found.
             environment["PYTHONPATH"] = str(self.sources[name].resolve())
-        return environment
+        if any(replica.name == name for replica in self.spec.replicas):
+            environment[failpoints.FILE_VARIABLE] = str(self._failpoints(name).resolve())
+        return environment | dict(self.clocks.environment(name))
+
+    # -- what tests and chaos do to a process that runs --------------------------------------------------------------
+
+    @property
+    def clocks(self) -> Clocks:
+        """The clocks of processes that have their own."""
+        return Clocks(self.root / "clocks")
+
+    def arm(self, name: str, spec: str) -> bool:
+        """Arm the failpoints of a replica, now and at its next start; empty: none. False: it does not run, or does not
+        listen; then the next start it is.
+
+        Raises:
+            ConfigError: no such replica.
+        """
+        path = self._failpoints(self.replica(name).name)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(spec)
+        os.replace(temporary, path)
+        pid = self.processes.pid(name)
+        # The signal ends who does not catch it.
+        return pid is not None and catches(pid, signal.SIGUSR2) and self.processes.signal(name, signal.SIGUSR2)
+
+    def _failpoints(self, name: str) -> Path:
+        return self.root / "run" / f"{name}.failpoints"
 
     def _replica_argv(self, me: ReplicaSpec) -> list[str]:
         return [

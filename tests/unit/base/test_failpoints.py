@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +87,24 @@ for n in range(5):
     )
     assert (done.returncode, done.stdout.split()) == (-signal.SIGKILL, ["0", "1", "2"])
     assert "failpoint kills this process name=apply.after" in done.stderr
+
+
+def test_a_file_arms_disarms_and_when_it_is_nonsense_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "r1.failpoints"
+    monkeypatch.setenv(failpoints.FILE_VARIABLE, str(file))
+    failpoints.arm_from_file()  # there is none: nothing is armed
+    failpoints.hit("wal.sync.before")
+    file.write_text("wal.sync.before=error:EIO\n")
+    failpoints.arm_from_file()
+    with pytest.raises(StorageError):
+        failpoints.hit("wal.sync.before")
+    file.write_text("nonsense")
+    failpoints.arm_from_file()
+    assert "failpoints not armed" in caplog.text
+    with pytest.raises(StorageError):
+        failpoints.hit("wal.sync.before")
+    file.write_text("")
+    failpoints.arm_from_file()
+    failpoints.hit("wal.sync.before")

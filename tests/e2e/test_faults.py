@@ -1,0 +1,111 @@
+"""Faults of disks, clocks and resources on a real cluster: each bites, is healed, and loses nothing acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chaos.faults import fault_named
+from chaos.ground import Ground
+from chaos.small_disk import missing as small_disk_missing
+from controlplane.base.rand import SeededRand
+from controlplane.local.clocks import library
+from controlplane.local.cluster import LocalCluster
+from controlplane.pb.etcd import rpc_pb2
+from tests.conftest import not_run
+from tests.e2e.support import Qd
+
+PORT_BASE = "15750"
+
+
+@pytest.fixture
+def qd(tmp_path: Path) -> Iterator[Qd]:
+    made = Qd(tmp_path)
+    try:
+        made.ok("local", "up", "--nodes", "1", "--port-base", PORT_BASE)
+        yield made
+    finally:
+        made.run("local", "down", "--destroy")
+
+
+class Rig:
+    """Strikes one fault after another at a cluster, and writes before, during and after each."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
+        self.written = 0
+
+    async def write(self) -> None:
+        self.written += 1
+        await self.ground.patiently(lambda: self.ground.kv.put(f"/test/{self.written}".encode(), b"kept"))
+
+    async def bite(self, fault: str, *, seconds: float = 0.5, victim: str = "", **params: Any) -> Mapping[str, Any]:
+        ground = self.ground
+        seen = await ground.look()
+        assert seen.leader is not None
+        made = fault_named(fault)
+        assert made.missing(ground) is None
+        strike = made.plan(ground, [victim or seen.leader], params, SeededRand(3))
+        assert not strike.quorum_lost
+        entry = ground.undo.add("test", strike)
+        await self.write()
+        facts = await made.strike(ground, strike)
+        for _ in range(5):
+            await self.write()
+        await ground.clock.sleep(seconds)
+        proof = await made.proof(ground, strike)
+        async with Ground.open(ground.cluster, say=lambda _: None) as another:
+            await another.look()
+            for undo in strike.undo:
+                await made.heal(another, undo)
+                await made.heal(ground, undo)
+        ground.undo.remove(entry)
+        assert await ground.replicas.until_whole(30, lambda: None), f"not whole after {fault}"
+        return {**facts, **proof}
+
+    async def nothing_lost(self) -> None:
+        request = rpc_pb2.RangeRequest(key=b"/test/", range_end=b"/test0", count_only=True)
+        assert (await self.ground.kv.range(request)).count == self.written
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.needs("faketime", "faketime")
+async def test_disks_clocks_and_resources_bite_and_heal(qd: Qd) -> None:
+    if library() is None:
+        not_run("libfaketime is not installed (apt-get install faketime)")
+    async with Ground.open(LocalCluster.open(qd.root), say=lambda _: None) as ground:
+        rig = Rig(ground)
+        for fault, params in (
+            ("disk-error", {"errno": "EIO"}),
+            ("lose-unsynced", {}),
+            ("tear", {}),
+            ("clock-step", {"step_s": -3600}),
+            ("clock-skew", {"rate": 3}),
+            ("cpu-throttle", {"percent": 20}),
+            ("memory-pressure", {"mib": 64}),
+        ):
+            found = await rig.bite(fault, **params)
+            assert found["bit"] is True, f"{fault}: {found}"
+        leader = ground.seen.leader
+        follower = next(name for name in ground.seen.replicas if name != leader)
+        found = await rig.bite("monotonic-jump", victim=follower, jump_s=30)
+        assert found["clocks"] == {follower: "monotonic"}
+        found = await rig.bite("flip", victim=follower, where="wal", seconds=2.0)
+        assert found["refused_to_start"] is True, "a turned bit in the log was not found out"
+        await rig.nothing_lost()
+
+
+@pytest.mark.slow
+async def test_a_full_disk_of_the_leader_and_its_data_back_in_their_place(qd: Qd) -> None:
+    async with Ground.open(LocalCluster.open(qd.root), say=lambda _: None) as ground:
+        rig = Rig(ground)
+        found = await rig.bite("disk-full", seconds=1.0)
+        assert found["means"] == ("failpoint" if small_disk_missing() else "small disk")
+        assert found["bit"] is True, found
+        await rig.nothing_lost()
+        beside = sorted(path.name for path in (qd.root / "replicas").iterdir())
+        assert beside == ["r1", "r2", "r3"]

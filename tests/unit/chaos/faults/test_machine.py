@@ -1,0 +1,67 @@
+"""Faults of disks, clocks and resources, planned: what is undone, what counts as down, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chaos.faults import fault_named
+from chaos.ground import Ground
+from controlplane.base.errors import ConfigError
+from controlplane.base.rand import SeededRand
+from tests.unit.chaos.faults import rig
+
+
+def planned(ground: Ground, fault: str, *targets: str, **params: Any) -> Any:
+    return fault_named(fault).plan(ground, targets, params, SeededRand(7))
+
+
+@pytest.mark.parametrize("fault", ["disk-full", "disk-error", "lose-unsynced", "tear", "flip"])
+def test_a_replica_whose_disk_is_struck_counts_as_down(tmp_path: Path, fault: str) -> None:
+    ground, _ = rig.ground(tmp_path)
+    strike = planned(ground, fault, "r2")
+    assert strike.args["down"] == ["r2"]
+    assert not strike.quorum_lost
+    assert [undo.args["name"] for undo in strike.undo] == ["r2"]
+    ground, _ = rig.ground(tmp_path, down=frozenset({"r1"}))
+    assert planned(ground, fault, "r2").quorum_lost
+
+
+@pytest.mark.parametrize("fault", ["disk-full", "flip", "clock-step"])
+def test_only_replicas_have_a_disk_and_only_processes_a_clock(tmp_path: Path, fault: str) -> None:
+    ground, _ = rig.ground(tmp_path)
+    with pytest.raises(ConfigError, match="pod/web-1 is no replica"):
+        planned(ground, fault, "pod/web-1")
+
+
+@pytest.mark.parametrize(
+    ("fault", "params", "says"),
+    [
+        ("disk-error", {"errno": "EPERM"}, "want one of EIO, EROFS, ENOSPC"),
+        ("flip", {"where": "heart"}, "want one of wal, snapshot"),
+        ("clock-skew", {"rate": 1}, "that is no skew"),
+        ("clock-step", {"step": 5}, "did you mean 'step_s'"),
+        ("monotonic-jump", {"jump_s": -5}, "want a number from 0.1"),
+        ("cpu-throttle", {"percent": 0}, "want a whole number from 1 to 90"),
+        ("memory-pressure", {"mib": "all"}, "want a whole number from 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, fault: str, params: dict[str, Any], says: str) -> None:
+    ground, _ = rig.ground(tmp_path)
+    with pytest.raises(ConfigError, match=says):
+        planned(ground, fault, "r2", **params)
+
+
+def test_a_process_that_must_be_restarted_for_it_is_named(tmp_path: Path) -> None:
+    ground, _ = rig.ground(tmp_path)
+    assert planned(ground, "clock-step", "r2", step_s=-60).says == (
+        "a step of -60 s of the wall clock of r2 (r2 restarted first)"
+    )
+
+
+def test_the_same_seed_plans_the_same(tmp_path: Path) -> None:
+    ground, _ = rig.ground(tmp_path)
+    for fault in ("tear", "flip", "cpu-throttle", "memory-pressure"):
+        assert planned(ground, fault, "r2") == planned(ground, fault, "r2")

@@ -1,0 +1,70 @@
+"""Damage to a data directory: where the log ends, and bits that turn and are put back. And clocks, as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from controlplane.base.errors import ConfigError
+from controlplane.local.clocks import Clocks, library
+from controlplane.local.damage import flip, last_frame, restore, rot_target
+from controlplane.raft.wal_format import encode_frame
+
+FRAMES = [encode_frame(3, number, [bytes([number]) * 20]) for number in (7, 8, 9)]
+
+
+def log(folder: Path, *frames: bytes) -> Path:
+    path = folder / "wal" / f"{3:016x}.wal"
+    path.parent.mkdir()
+    path.write_bytes(b"".join(frames))
+    return path
+
+
+def test_the_last_frame_is_found_and_cut_in_whole_or_in_part(tmp_path: Path) -> None:
+    path = log(tmp_path, *FRAMES)
+    tail = last_frame(tmp_path)
+    assert tail is not None
+    assert (tail.start, tail.end) == (len(FRAMES[0]) + len(FRAMES[1]), sum(map(len, FRAMES)))
+    assert tail.cut(5) == len(FRAMES[2]) - 5
+    assert path.read_bytes() == FRAMES[0] + FRAMES[1] + FRAMES[2][:5]
+
+
+def test_the_only_frame_of_a_segment_is_left_alone(tmp_path: Path) -> None:
+    log(tmp_path, FRAMES[0])
+    assert last_frame(tmp_path) is None
+    with pytest.raises(ConfigError, match="too young to rot"):
+        rot_target(tmp_path, "wal")
+
+
+def test_a_log_that_is_damaged_already_is_not_damaged_more(tmp_path: Path) -> None:
+    log(tmp_path, FRAMES[0], FRAMES[1][:-1])
+    with pytest.raises(ConfigError, match="damaged already"):
+        last_frame(tmp_path)
+    with pytest.raises(ConfigError, match="no snapshot yet"):
+        rot_target(tmp_path, "snapshot")
+
+
+def test_a_bit_turns_and_is_put_back(tmp_path: Path) -> None:
+    path = log(tmp_path, *FRAMES)
+    target, low, high = rot_target(tmp_path, "wal")
+    assert (target, low) == (path, 0)
+    assert high < len(FRAMES[0]) + len(FRAMES[1]), "the last frame could be taken for a torn one"
+    flipped = flip(path, 5, 3)
+    assert flipped.before ^ flipped.after == 8
+    assert path.read_bytes() != b"".join(FRAMES)
+    restore(path, flipped.offset, flipped.before)
+    assert path.read_bytes() == b"".join(FRAMES)
+
+
+def test_a_process_gets_a_clock_of_its_own_only_if_there_is_a_file_for_it(tmp_path: Path) -> None:
+    clocks = Clocks(tmp_path)
+    assert clocks.environment("r1") == {}
+    clocks.set("r1", offset_s=-5, rate=2)
+    assert (tmp_path / "r1.clock").read_text() == "-5.000s x2\n"
+    if library() is not None:
+        assert clocks.environment("r1")["FAKETIME_DONT_FAKE_MONOTONIC"] == "1"
+        clocks.set("r1", offset_s=5, monotonic=True)
+        assert "FAKETIME_DONT_FAKE_MONOTONIC" not in clocks.environment("r1")
+    clocks.clear("r1")
+    assert clocks.environment("r1") == {}
