@@ -79,7 +79,8 @@ def _translated(op: Op) -> RegisterOp | None:
         seen = op.results[0]
         if seen is None or seen[0] != expected:
             return RegisterOp("read", None if seen is None else seen[0], op.call_ns, end)
-    return RegisterOp("swap", op.then[0][2], op.call_ns, end, expected=expected, ok=bool(op.succeeded))
+    went_through = op.succeeded is True or op.outcome != "ok"  # or may have
+    return RegisterOp("swap", op.then[0][2], op.call_ns, end, expected=expected, ok=went_through)
 
 
 @dataclass(slots=True)
@@ -96,7 +97,7 @@ class _Tally:
 
     def judge(self, key: str, ops: Sequence[RegisterOp], *, whole: bool) -> None:
         ops = sorted(ops, key=lambda op: op.call)
-        if whole and self._one(key, ops, None, "its whole history") is not Answer.UNKNOWN:
+        if whole and self._one(key, _without_bystanders(ops), None, "its whole history") is not Answer.UNKNOWN:
             self.checked += len(ops)
             return
         if whole:
@@ -141,6 +142,22 @@ class _Tally:
         return judge(RULE, self.checked, self.broken, at_least=0, note=note)
 
 
+def _without_bystanders(ops: Sequence[RegisterOp]) -> list[RegisterOp]:
+    """Without the operations of unknown outcome whose value nobody saw: an order with one of them is an order without
+    it too, and each of them would double the work. Not so where a swap was refused and nobody says by which value."""
+    if any(op.kind == "swap" and not op.ok for op in ops):
+        return list(ops)
+    seen = {op.value for op in ops if op.kind == "read"}
+    seen |= {op.expected for op in ops if op.kind == "swap" and op.end != _NEVER}
+    kept: set[int] = set()
+    while True:
+        more = {n for n, op in enumerate(ops) if n not in kept and (op.end != _NEVER or op.value in seen)}
+        if not more:
+            return [op for n, op in enumerate(ops) if n in kept]
+        kept |= more
+        seen |= {ops[n].expected for n in more if ops[n].kind == "swap"}
+
+
 def _known_at(at: float, ops: Sequence[RegisterOp]) -> list[RegisterOp]:
     """What was known then: what had not ended may take effect, and what had not begun is not there."""
     known = []
@@ -179,6 +196,6 @@ def _stretches(ops: Sequence[RegisterOp]) -> Iterable[tuple[float, float, list[R
                 stretch.append(op)
             elif op.kind == "write" or (op.kind == "swap" and op.ok):
                 stretch.append(RegisterOp(op.kind, op.value, op.call, _NEVER, op.expected))
-        yield begin / 1e9, min(until, ops[-1].call) / 1e9, stretch
+        yield begin / 1e9, min(until, ops[-1].call) / 1e9, _without_bystanders(stretch)
         if until == _NEVER:
             return
