@@ -165,10 +165,10 @@ class Core:
 
     # -- inputs ------------------------------------------------------------------------------------------------
 
-    def receive(self, peer_id: int, message: raft_pb2.RaftMessage) -> None:
+    def receive(self, peer_id: int, message: raft_pb2.RaftMessage, size_bytes: int | None = None) -> None:
         """A checked message from a peer's current link. Dropped, as by a bad link, when too much waits: while a disk
         stalls, peers go on sending, and everything that is dropped is sent again."""
-        size = message.ByteSize()
+        size = message.ByteSize() if size_bytes is None else size_bytes  # it serializes, so do not ask in vain
         if len(self._inbox) >= INBOX_MESSAGES_MAX or (self._inbox and self._inbox_bytes + size > INBOX_BYTES_MAX):
             self.dropped += 1
             return

@@ -381,8 +381,8 @@ class Replica:
 
     # -- PeerEvents --------------------------------------------------------------------------------------------
 
-    def receive(self, peer_id: int, message: raft_pb2.RaftMessage) -> None:
-        self._the_core().receive(peer_id, message)
+    def receive(self, peer_id: int, message: raft_pb2.RaftMessage, size_bytes: int) -> None:
+        self._the_core().receive(peer_id, message, size_bytes)
         self._kick()
 
     def link_up(self, peer_id: int) -> None:

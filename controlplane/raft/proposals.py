@@ -213,12 +213,12 @@ class Proposals:
         BATCH_PROPOSALS_MAX; None if nothing waits."""
         if not self._queue:
             return None
-        batch = Batch(format_version=BATCH_FORMAT_VERSION)
+        taken: list[Proposal] = []
         room_bytes = BATCH_BYTES_MAX
-        while self._queue and len(batch.proposals) < BATCH_PROPOSALS_MAX:
+        while self._queue and len(taken) < BATCH_PROPOSALS_MAX:
             proposal = self._queue[0]
             size = len(proposal.payload) + _ENVELOPE_BYTES
-            if size > room_bytes and batch.proposals:
+            if size > room_bytes and taken:
                 break
             room_bytes -= size
             self._queue.popleft()
@@ -227,5 +227,5 @@ class Proposals:
             self._in_log.add(request_id)
             if (held := self._pending.get(request_id)) is not None:
                 held.sent = True
-            batch.proposals.append(proposal)
-        return batch.SerializeToString(), len(batch.proposals)
+            taken.append(proposal)
+        return Batch(format_version=BATCH_FORMAT_VERSION, proposals=taken).SerializeToString(), len(taken)

@@ -140,18 +140,14 @@ class Replication:
             # Whatever the library would send, this follower cannot use it: keep it loyal until its snapshot is there.
             out.leader_alive.CopyFrom(raft_pb2.LeaderAlive(seq=self._peers.next_seq(peer_id)))
         elif kind == "append_entries" and "entries" in message and message["prevLogIdx"] is not None:
-            out.append_entries.CopyFrom(
-                raft_pb2.AppendEntries(
-                    commit_index=message["commit_index"],
-                    prev_index=message["prevLogIdx"],
-                    prev_term=message["prevLogTerm"],
-                    entries=[
-                        raft_pb2.Entry(index=index, term=term, kind=_KINDS[command[0]], data=command[1:])
-                        for command, index, term in message["entries"]
-                    ],
-                    seq=self._peers.next_seq(peer_id),
-                )
-            )
+            # Filled in place: every message that is assigned is copied, and these are large.
+            append = out.append_entries
+            append.commit_index = message["commit_index"]
+            append.prev_index = message["prevLogIdx"]
+            append.prev_term = message["prevLogTerm"]
+            append.seq = self._peers.next_seq(peer_id)
+            for command, index, term in message["entries"]:
+                append.entries.add(index=index, term=term, kind=_KINDS[command[0]], data=command[1:])
         elif kind == "next_node_idx":
             next_index = message["next_node_idx"]
             if message["reset"]:

@@ -21,6 +21,7 @@ __all__ = [
     "check_raft",
     "decode",
     "encode",
+    "encode_raft",
     "frame_length",
 ]
 
@@ -31,6 +32,8 @@ PROTOCOL_REVISION = 1
 
 _HEADER = struct.Struct(">I")
 HEADER_BYTES = _HEADER.size
+#: Field Frame.raft, length-delimited.
+_RAFT_TAG = bytes((Frame.RAFT_FIELD_NUMBER << 3 | 2,))
 
 
 class FrameError(QuarterdeckError):
@@ -49,7 +52,26 @@ def encode(frame: Frame) -> bytes:
     return _HEADER.pack(len(body)) + body
 
 
-def frame_length(header: bytes, limit: int = FRAME_BYTES_MAX) -> int:
+def encode_raft(message: RaftMessage) -> bytes:
+    """Length and bytes of the frame around ``message``: as :func:`encode`, without copying the message into a frame.
+
+    Raises:
+        FrameError: larger than FRAME_BYTES_MAX.
+    """
+    body = message.SerializeToString()
+    head = bytearray(_RAFT_TAG)
+    size = len(body)
+    while size > 0x7F:
+        head.append(size & 0x7F | 0x80)
+        size >>= 7
+    head.append(size)
+    length = len(head) + len(body)
+    if length > FRAME_BYTES_MAX:
+        raise FrameError(f"frame of {length} bytes exceeds FRAME_BYTES_MAX ({FRAME_BYTES_MAX})")
+    return b"".join((_HEADER.pack(length), head, body))
+
+
+def frame_length(header: bytes | memoryview, limit: int = FRAME_BYTES_MAX) -> int:
     """Length of the body that follows ``header``, checked before a byte of it is read or kept.
 
     Raises:
@@ -61,14 +83,14 @@ def frame_length(header: bytes, limit: int = FRAME_BYTES_MAX) -> int:
     return int(length)
 
 
-def decode(body: bytes) -> Frame:
+def decode(body: bytes | memoryview) -> Frame:
     """One checked frame.
 
     Raises:
         FrameError: not a frame, of no known kind, or with content no member would send.
     """
     try:
-        frame = Frame.FromString(body)
+        frame = Frame.FromString(body)  # type: ignore[arg-type] # takes any buffer
     except DecodeError as error:
         raise FrameError(f"not a frame: {error}") from error
     kind = frame.WhichOneof("kind")

@@ -44,6 +44,7 @@ from controlplane.transport.frames import (
     FrameError,
     decode,
     encode,
+    encode_raft,
     frame_length,
 )
 from controlplane.transport.tls import Identity, IdentityError, IdentityKind, Reloader, identity_of
@@ -85,7 +86,7 @@ class PeerAddress:
 class PeerEvents(Protocol):
     """Who hears of messages and links. Called on the loop; must not raise."""
 
-    def receive(self, peer_id: int, message: RaftMessage) -> None: ...
+    def receive(self, peer_id: int, message: RaftMessage, size_bytes: int) -> None: ...
     def link_up(self, peer_id: int) -> None: ...
     def link_down(self, peer_id: int) -> None: ...
     def peer_died(self, peer_id: int) -> None: ...
@@ -101,6 +102,8 @@ class _Connection(asyncio.Protocol):
         self.heard_at = 0.0
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.received = 0
+        #: Size of the frame that is being handled.
+        self.frame_bytes = 0
         #: The member whose certificate was shown; empty without TLS.
         self.certified = ""
         self._on_frame = on_frame
@@ -134,26 +137,33 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.received += len(data)
         buffer = self._buffer
-        buffer += data
-        start = 0
-        try:
-            while len(buffer) - start >= HEADER_BYTES and not self.closing:
-                length = frame_length(bytes(buffer[start : start + HEADER_BYTES]), self.frame_bytes_max)
-                end = start + HEADER_BYTES + length
-                if len(buffer) < end:
-                    break
-                frame = decode(bytes(buffer[start + HEADER_BYTES : end]))
-                start = end
-                self._on_frame(self, frame)
-        except FrameError as error:
-            metrics.REFUSED.labels("bad_frame").inc()
-            _log.warning("frame refused remote=%s peer=%x error=%r", self.remote, self.peer_id, str(error))
-            self.close()
-        if start:
+        if buffer:
+            buffer += data
+        source = buffer or data
+        start, available = 0, len(source)
+        with memoryview(source) as view:
+            try:
+                while available - start >= HEADER_BYTES and not self.closing:
+                    at = start + HEADER_BYTES
+                    end = at + frame_length(view[start:at], self.frame_bytes_max)
+                    if available < end:
+                        break
+                    with view[at:end] as body:
+                        frame = decode(body)
+                    self.frame_bytes = end - at
+                    start = end
+                    self._on_frame(self, frame)
+            except FrameError as error:
+                metrics.REFUSED.labels("bad_frame").inc()
+                _log.warning("frame refused remote=%s peer=%x error=%r", self.remote, self.peer_id, str(error))
+                self.close()
+        if source is data:
+            buffer += data[start:]
+        elif start:
             del buffer[:start]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._buffer.clear()
+        self._buffer = bytearray()
         if not self.lost.done():
             self.lost.set_result(None)
 
@@ -161,11 +171,11 @@ class _Connection(asyncio.Protocol):
     def closing(self) -> bool:
         return self._transport is None or self._transport.is_closing()
 
-    def send(self, frame: Frame) -> int:
-        """Queue a frame; bytes taken, or 0 when it was dropped."""
+    def send(self, frame: Frame | RaftMessage) -> int:
+        """Queue a frame, or one around a message of Raft; bytes taken, or 0 when it was dropped."""
         if self._transport is None or self._transport.is_closing():
             return 0
-        data = encode(frame)
+        data = encode(frame) if isinstance(frame, Frame) else encode_raft(frame)
         if self._transport.get_write_buffer_size() + len(data) > PEER_QUEUE_BYTES_MAX:
             return 0
         self._transport.write(data)
@@ -237,6 +247,7 @@ class PeerLinks:
         self._epochs: dict[int, bytes] = {}
         self._revisions: dict[int, int] = {}
         self._keepers: dict[int, asyncio.Task[None]] = {}
+        self._peer_counts: dict[int, metrics.PeerCounts] = {}
         self._started = False
         self._pings: dict[int, float] = {}
         self._ping_seq = 0
@@ -323,7 +334,7 @@ class PeerLinks:
 
     def send(self, peer_id: int, message: RaftMessage) -> bool:
         """Queue a message on the peer's link; False (and counted) when there is none or its queue is full."""
-        return self._send(peer_id, Frame(raft=message))
+        return self._send(peer_id, message)
 
     def serve(self, channel: str, handler: CallHandler) -> None:
         """Answer peers' requests on ``channel``. The handler gets the asking peer's name and the payload."""
@@ -353,15 +364,20 @@ class PeerLinks:
         finally:
             self._calls.pop(call_id, None)
 
-    def _send(self, peer_id: int, frame: Frame) -> bool:
+    def _send(self, peer_id: int, frame: Frame | RaftMessage) -> bool:
         connection = self._links.get(peer_id)
         taken = connection.send(frame) if connection is not None else 0
-        label = f"{peer_id:x}"
         if taken:
-            metrics.SENT_BYTES.labels(label).inc(taken)
+            self._counts(peer_id).sent.inc(taken)
         else:
-            metrics.SENT_FAILURES.labels(label).inc()
+            metrics.SENT_FAILURES.labels(f"{peer_id:x}").inc()
         return taken > 0
+
+    def _counts(self, peer_id: int) -> metrics.PeerCounts:
+        found = self._peer_counts.get(peer_id)
+        if found is None:
+            found = self._peer_counts[peer_id] = metrics.PeerCounts.of(peer_id)
+        return found
 
     # -- outgoing ----------------------------------------------------------------------------------------------
 
@@ -519,11 +535,11 @@ class PeerLinks:
         peer_id = connection.peer_id
         if self._incoming.get(peer_id) is not connection:
             return  # replaced by a newer connection of this peer, or refused: what is left in it is stale
-        metrics.RECEIVED_BYTES.labels(f"{peer_id:x}").inc(connection.received)
+        self._counts(peer_id).received.inc(connection.received)
         connection.received = 0
         kind = frame.WhichOneof("kind")
         if kind == "raft":
-            self._events.receive(peer_id, frame.raft)
+            self._events.receive(peer_id, frame.raft, connection.frame_bytes)
         elif kind == "ping":
             connection.send(Frame(pong=Pong(seq=frame.ping.seq)))
         elif kind == "call_request":

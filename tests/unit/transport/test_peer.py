@@ -27,7 +27,7 @@ class Events:
         self.died: list[int] = []
         self.changed = asyncio.Event()
 
-    def receive(self, peer_id: int, message: RaftMessage) -> None:
+    def receive(self, peer_id: int, message: RaftMessage, size_bytes: int) -> None:
         self.received.append((peer_id, message))
         self.changed.set()
 
