@@ -131,6 +131,11 @@ class LocalKV:
         """What the quota counts: bytes of every retained version and of leases."""
         return self._store.size_bytes
 
+    @property
+    def term(self) -> int:
+        """The newest this replica knows."""
+        return self._raft.term
+
     def header(self, revision: int = 0) -> rpc_pb2.ResponseHeader:
         """A header for a response made now, at ``revision`` (0: the present one)."""
         header = rpc_pb2.ResponseHeader(revision=revision or self._store.revision)

@@ -51,6 +51,8 @@ _ANSWERS_MAX: Final = 1_000
 #: Events of one response: adapted between these so that a response of big values stays near one request's size.
 _BATCH_EVENTS_MIN: Final = 1
 _BATCH_EVENTS_START: Final = 128
+#: Responses kept for the next stream that is sent the same.
+_SHARED_RESPONSES_MAX: Final = 64
 
 
 class _Watch:
@@ -105,11 +107,12 @@ class WatchService(rpc_pb2_grpc.WatchServicer):
         self._clock = clock
         self._rand = rand
         self._progress_every_s = progress_every_s
+        self._responses = _Responses(kv)
 
     async def Watch(self, requests: Any, context: Context) -> None:  # type: ignore[override]  # noqa: N802
         """Serves one stream until the client, the server or a lost leader ends it."""
         self._guard.check(context, stream=True)
-        stream = _Stream(self._kv, self._store, context, self._authorizer.caller(context))
+        stream = _Stream(self._kv, self._store, context, self._authorizer.caller(context), self._responses)
         halves = [stream.read(requests), stream.send(), self._tick(stream)]
         if requires_leader(context):
             halves.append(self._end_without_leader())
@@ -130,10 +133,32 @@ class WatchService(rpc_pb2_grpc.WatchServicer):
             stream.progress_tick()
 
 
+class _Responses:
+    """Responses with one event, shared by the streams that are sent the same: a thousand clients that watch one key,
+    each with its first watch, get one message."""
+
+    def __init__(self, kv: LocalKV) -> None:
+        self._kv = kv
+        # The event is kept beside the response, so its id names nothing else.
+        self._known: dict[tuple[int, int, int, int], tuple[kv_pb2.Event, rpc_pb2.WatchResponse]] = {}
+
+    def of(self, watch_id: int, revision: int, event: kv_pb2.Event) -> rpc_pb2.WatchResponse:
+        """The response to send. Only to be read."""
+        key = (watch_id, revision, self._kv.term, id(event))
+        known = self._known.get(key)
+        if known is not None:
+            return known[1]
+        response = rpc_pb2.WatchResponse(header=self._kv.header(revision), watch_id=watch_id, events=[event])
+        if len(self._known) >= _SHARED_RESPONSES_MAX:
+            self._known.clear()
+        self._known[key] = event, response
+        return response
+
+
 class _Stream:
     """What one client stream watches, and what is to be sent on it."""
 
-    def __init__(self, kv: LocalKV, store: Store, context: Context, caller: Caller) -> None:
+    def __init__(self, kv: LocalKV, store: Store, context: Context, caller: Caller, responses: _Responses) -> None:
         self._kv = kv
         self._store = store
         self._context = context
@@ -147,7 +172,8 @@ class _Stream:
         #: Watches with something to read, in the order they will be served (a dict as an ordered set).
         self._ready: dict[int, _Watch] = {}
         self._progress_asked = False
-        self._work = asyncio.Event()
+        self._responses = responses
+        self._sleeper: asyncio.Future[None] | None = None
 
     # -- requests
 
@@ -161,7 +187,7 @@ class _Stream:
                 self._cancel(request.cancel_request.watch_id)
             elif kind == "progress_request":
                 self._progress_asked = True
-                self._work.set()
+                self._wake()
             while len(self._answers) >= _ANSWERS_MAX:
                 self._answers_low.clear()
                 await self._answers_low.wait()
@@ -187,7 +213,7 @@ class _Stream:
 
         def wake() -> None:
             self._ready[watch_id] = watch
-            self._work.set()
+            self._wake()
 
         watcher = self._store.watches.create(
             key,
@@ -222,7 +248,7 @@ class _Stream:
         """Who may do what has changed: look at every watch again before it gets anything more."""
         self._auth_changes += 1
         self._ready.update(self._watches)
-        self._work.set()
+        self._wake()
 
     async def _still_permitted(self, watch: _Watch) -> bool:
         """Whether the watch goes on; else it has been ended."""
@@ -276,19 +302,27 @@ class _Stream:
                 watch.idle = True
                 if watch.progress_due:
                     self._ready[watch.id] = watch
-        self._work.set()
+        self._wake()
 
     def _answer(self, response: rpc_pb2.WatchResponse) -> None:
         self._answers.append(response)
-        self._work.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        """There is something to send. Not an asyncio.Event: this is what an event costs each watcher."""
+        sleeper, self._sleeper = self._sleeper, None
+        if sleeper is not None and not sleeper.done():
+            sleeper.set_result(None)
 
     # -- sending
 
     async def send(self) -> None:
         """Send answers first, then each ready watch its next batch, in turn."""
+        loop = asyncio.get_running_loop()
         while True:
-            await self._work.wait()
-            self._work.clear()
+            if not (self._answers or self._ready or self._progress_asked):
+                self._sleeper = loop.create_future()
+                await self._sleeper
             while self._answers or self._ready:
                 while self._answers:
                     await self._context.write(self._answers.popleft())
@@ -321,24 +355,27 @@ class _Stream:
             return
         if not watch.watcher.synced:
             self._ready[watch.id] = watch  # at the end of the queue: the others first
-        header = self._kv.header(watch.watcher.progress)
+        progress = watch.watcher.progress
         if not batch:
             if watch.progress_due and watch.watcher.synced:
                 watch.progress_due = False
+                header = self._kv.header(progress)
                 await self._context.write(rpc_pb2.WatchResponse(header=header, watch_id=watch.id))
             else:
                 await asyncio.sleep(0)  # a long stretch of history without an event for it
             return
         watch.idle = watch.progress_due = False
-        response = rpc_pb2.WatchResponse(
-            header=header, watch_id=watch.id, events=[event for _, events in batch for event in events]
-        )
+        events = batch[0][1] if len(batch) == 1 else [event for _, events in batch for event in events]
+        metrics.WATCH_EVENTS.inc(len(events))
+        if len(events) == 1:
+            await self._context.write(self._responses.of(watch.id, progress, events[0]))
+            return
+        response = rpc_pb2.WatchResponse(header=self._kv.header(progress), watch_id=watch.id, events=events)
         size_bytes = response.ByteSize()
         if size_bytes >= REQUEST_BYTES_MAX:
             watch.batch_events = max(_BATCH_EVENTS_MIN, watch.batch_events // 2)
         else:
             watch.batch_events = min(WATCH_BUFFER_EVENTS_MAX, watch.batch_events * 2)
-        metrics.WATCH_EVENTS.inc(len(response.events))
         if watch.fragment and size_bytes >= REQUEST_BYTES_MAX:
             for piece in fragments(response, REQUEST_BYTES_MAX):
                 await self._context.write(piece)

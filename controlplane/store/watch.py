@@ -26,6 +26,12 @@ _NOPUT = e.WatchCreateRequest.FilterType.NOPUT
 _NODELETE = e.WatchCreateRequest.FilterType.NODELETE
 #: Revisions one poll looks at, at most: a poll is never longer than a few milliseconds.
 _SCAN_REVISIONS_MAX = 2_000
+#: Messages kept for the next watcher of the same event, and the largest that is.
+_SHARED_EVENTS_MAX = 256
+_SHARED_BYTES_MAX = 16 * 1024
+
+#: (revision, place among its changes)
+_Place = tuple[int, int]
 
 
 class Watcher:
@@ -67,7 +73,8 @@ class Watcher:
 
     def poll(self, max_events: int) -> list[tuple[int, list[kv_pb2.Event]]]:
         """The next events, in order, by revision; a revision is never split, so there may be more than asked for when
-        one transaction made more. May be empty although not yet synced: each poll looks at a bounded stretch.
+        one transaction made more. May be empty although not yet synced: each poll looks at a bounded stretch. Watchers
+        of one event share its message: it is only to be read.
 
         Raises:
             CompactedError: history this watcher had not read is gone.
@@ -104,11 +111,8 @@ class Watcher:
         return not self.no_put and event.key in self.span
 
     def _message(self, event: mvcc.Event, revision: int) -> kv_pb2.Event:
-        data = (b"\x08\x01" if event.is_delete else b"") + event.version.frame
         # As in etcd, the previous version is the one readable a revision earlier: not if that has been compacted.
-        if self._prev_kv and event.previous is not None and revision > self._hub.keyspace.compact_revision:
-            data += b"\x1a" + event.previous.frame[1:]
-        return kv_pb2.Event.FromString(data)
+        return self._hub.message(event, self._prev_kv and revision > self._hub.keyspace.compact_revision)
 
     def notice(self, revision: int) -> bool:
         """An event of this watch was made. Returns whether to wake it (once until it polls)."""
@@ -145,6 +149,8 @@ class Watchers:
         self._by_range: dict[Watcher, None] = {}
         self._all: dict[Watcher, None] = {}
         self._to_wake: list[Watcher] = []
+        # Messages of events read lately, by revision and place in it, without and with what was before the event.
+        self._messages: tuple[dict[_Place, kv_pb2.Event], dict[_Place, kv_pb2.Event]] = ({}, {})
 
     def __len__(self) -> int:
         return len(self._all)
@@ -229,6 +235,23 @@ class Watchers:
             if watcher.wants(event) and watcher.notice(revision):
                 self._to_wake.append(watcher)
 
+    def message(self, event: mvcc.Event, with_previous: bool) -> kv_pb2.Event:
+        """An event as its watchers are sent it, made once for all that read it soon after one another."""
+        known = self._messages[with_previous]
+        place = event.version.mod_revision, event.version.sub
+        message = known.get(place)
+        if message is not None:
+            return message
+        data = (b"\x08\x01" if event.is_delete else b"") + event.version.frame
+        if with_previous and event.previous is not None:
+            data += b"\x1a" + event.previous.frame[1:]
+        message = kv_pb2.Event.FromString(data)
+        if len(data) <= _SHARED_BYTES_MAX:
+            if len(known) >= _SHARED_EVENTS_MAX:
+                known.clear()
+            known[place] = message
+        return message
+
     def flush(self) -> None:
         """Wake whom the applied entry concerned."""
         if self._to_wake:
@@ -241,6 +264,8 @@ class Watchers:
         """The state was replaced. Every watcher looks again: at what it missed, or at a compaction."""
         before = self.keyspace.revision
         self.keyspace = keyspace
+        for known in self._messages:
+            known.clear()
         for watcher in tuple(self._all):
             watcher.rewind(before)
             watcher.wake()
