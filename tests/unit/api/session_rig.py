@@ -111,7 +111,7 @@ class Replica:
         self.store = Store(cluster_id=FakeRaft.CLUSTER_ID)
         # Every part draws from a sequence of its own: equal request ids would be retries of one another.
         self.raft: FakeRaft = FakeRaft(self.store, name=name, join=join.raft if join else None)
-        kv = LocalKV(self.raft, self.store, clock=clock, rand=SeededRand(f"kv {name}"))
+        self.kv = kv = LocalKV(self.raft, self.store, clock=clock, rand=SeededRand(f"kv {name}"))
         self.api = ApiServer(kv, clock=clock, rand=SeededRand(f"api {name}"))
         self.client = InProcessClient(self.api, clock=clock, rand=SeededRand(f"client {name}"))
         self.pod_cache = Informer(self.client, Pod, clock=clock, rand=SeededRand(f"cache {name}"))

@@ -209,3 +209,20 @@ async def test_a_handlers_mistake_is_not_swallowed() -> None:
     await rig.api.send(added(pod("a", 2)))
     with pytest.raises(LookupError, match="handler bug"):
         await task
+
+
+async def test_a_list_because_the_place_was_gone_is_told_and_until_then_the_cache_is_not_in_step() -> None:
+    rig = Rig(ListResult([pod("a", 3)], "10"), ListResult([pod("a", 2)], "1000"))
+    told: list[int] = []
+    rig.informer.on_relist(lambda: told.append(rig.informer.resource_version))
+    async with Running(rig):
+        assert told == []
+        assert rig.informer.synced.is_set()
+        await rig.api.send(None)
+        await rig.pass_time()
+        assert told == [], "a stream that merely broke goes on"
+        await rig.api.send(ExpiredError(Code.OUT_OF_RANGE, "compacted"))
+        assert not rig.informer.synced.is_set()
+        await rig.pass_time()
+        assert told == [1000]
+        assert rig.informer.synced.is_set()
