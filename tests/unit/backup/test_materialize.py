@@ -9,8 +9,9 @@ import pytest
 
 from controlplane.backup.materialize import Materialized, materialize
 from controlplane.base.errors import CorruptStateError, NotCoveredError
+from controlplane.live_restore import plan_of
 from controlplane.pb.etcd import rpc_pb2 as e
-from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, RestoreBegin, RestoreChunk, RestoreCommit
 from controlplane.raft.snapshot_format import read_snapshot_file
 from controlplane.store.store import Store
 from tests.unit.backup.support import CLUSTER, Life, damage
@@ -170,3 +171,32 @@ def test_an_entry_that_gives_another_state_is_not_gone_past(life: Life, tmp_path
     found = materialize(str(life.root), scratch=tmp_path / "s")
     assert (found.revision, restored(found).key_count) == (2, 1)
     assert "entry 3 cannot be replayed" in found.notes[-1]
+
+
+def test_a_restore_into_the_running_cluster_is_replayed_like_any_write(life: Life, tmp_path: Path) -> None:
+    life.save()
+    life.put(b"kept")
+    plan = plan_of(life.snapshot_file(tmp_path / "wanted.qdsnap"))
+    life.put(b"mistake")
+    restore_id = b"i" * 16
+    begin = RestoreBegin(id=restore_id, snapshot=plan.info.header, total_bytes=plan.total_bytes)
+    life.write(Command(restore_begin=begin))
+    for number, piece in enumerate(plan.pieces):
+        life.write(Command(restore_chunk=RestoreChunk(id=restore_id, number=number, records=piece)))
+    life.save()  # with the state on its way in it
+    commit = Command(restore_commit=RestoreCommit(id=restore_id, digest=plan.digest, revision_bump=1_000))
+    life.write(commit, Command(put=e.PutRequest(key=b"after")))
+    life.archive(2, life.index)
+    last = life.store.revision
+    assert last > 1_000
+    for revision, keys in (
+        (2, [b"kept"]),
+        (3, [b"kept", b"mistake"]),
+        (last - 1, [b"kept"]),
+        (last, [b"after", b"kept"]),
+    ):
+        store = restored(materialize(str(life.root), to_revision=revision, scratch=tmp_path / "s"))
+        assert [kv.key for kv in store.range(e.RangeRequest(key=b"\0", range_end=b"\0")).kvs] == keys
+        assert store.hash_at(store.applied_index) == life.chains[revision]
+    with pytest.raises(NotCoveredError, match=r"revision 500 is not covered.*the next revision is beyond it"):
+        materialize(str(life.root), to_revision=500, scratch=tmp_path / "s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import pytest
 
 from controlplane.base.errors import ConfigError, StorageError
 from controlplane.base.rand import SystemRand
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Batch
 from controlplane.raft.config import RaftConfig, make_members
 from controlplane.raft.core import Turn
 from controlplane.raft.driver import Replica
 from controlplane.raft.snapshot_format import read_snapshot_file
 from controlplane.raft.types import Applied, NeverSent, Unknown
-from controlplane.raft.wal import Flush
+from controlplane.raft.wal import Flush, Wal
 from tests.unit.raft.toy import ToyMachine
 
 CONFIG = RaftConfig(heartbeat_ms=20, election_min_ms=150, election_max_ms=300, step_down_ms=140, resend_ms=300)
@@ -250,3 +252,53 @@ async def test_a_peer_address_in_use_is_a_config_error_that_names_it(tmp_path: P
         taken.listen()
         with pytest.raises(ConfigError, match=alone.members[0].peer_address):
             await alone.start("r1")
+
+
+async def test_the_log_is_read_behind_an_entry_as_it_was_written(cluster: Cluster) -> None:
+    await cluster.until(cluster.leader)
+    leader = cluster.leader()
+    assert leader is not None
+    replica = cluster.replicas[leader]
+    await cluster.until(lambda: replica.leads)
+    indexes = [(await cluster.put(leader, b"w%d" % n)).index for n in range(3)]
+    await cluster.until(lambda: replica.durable_index >= indexes[-1])
+    tail = replica.tail(indexes[0] - 1, entries_max=100, bytes_max=1 << 20)
+    assert tail is not None
+    written = [Batch.FromString(batch).proposals[0].payload for _, _, batch in tail.entries if batch is not None]
+    assert written == [b"w0", b"w1", b"w2"]
+    assert [index for index, _, _ in tail.entries] == list(range(indexes[0], replica.durable_index + 1))
+    before = replica.tail(indexes[0], entries_max=1, bytes_max=0)
+    assert before is not None
+    assert (before.previous_term, len(before.entries)) == (tail.entries[0][1], 1)  # one at least
+    assert replica.tail(indexes[-1] + 100, entries_max=1, bytes_max=1) is None  # not in this log
+    assert not any(other.leads for name, other in cluster.replicas.items() if name != leader)
+
+
+async def test_what_is_not_synced_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a replica alone, whose own sync is all that commits: a crash at this moment would take it back."""
+    alone = Cluster(tmp_path, 1)
+    replica = await alone.start("r1")
+    syncing, gate = threading.Event(), threading.Event()
+    sync = Wal.write_and_sync
+
+    def held(wal: Wal, flush: Flush) -> None:
+        syncing.set()
+        gate.wait(10)
+        sync(wal, flush)
+
+    try:
+        await alone.until(lambda: replica.leads)
+        first = (await alone.put("r1", b"first")).index
+        await alone.until(lambda: replica.durable_index >= first)
+        monkeypatch.setattr(Wal, "write_and_sync", held)
+        writing = asyncio.create_task(alone.put("r1", b"second"))
+        await alone.until(syncing.is_set)
+        tail = replica.tail(first, entries_max=10, bytes_max=1 << 20)
+        assert tail is not None
+        assert tail.entries == ()
+        gate.set()
+        second = (await writing).index
+        await alone.until(lambda: replica.durable_index >= second)
+    finally:
+        gate.set()
+        await alone.stop("r1")
