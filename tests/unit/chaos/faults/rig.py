@@ -79,6 +79,9 @@ class FakePods:
     def views(self) -> list[PodView]:
         return list(PODS)
 
+    def ready(self) -> list[PodView]:
+        return list(PODS)
+
 
 def ground(root: Path, *, client: Any = None, **seen: Any) -> tuple[Ground, FakeCluster]:
     """A ground where r2 leads, and its cluster."""

@@ -1,0 +1,230 @@
+"""A trial's order, its marks, and what becomes of what goes wrong: on a ground made of fakes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from chaos.experiment import Activity, Experiment, Settings
+from chaos.fault import FaultError, Strike, Undo
+from chaos.faults import REGISTRY
+from chaos.ground import Ground
+from chaos.history import Header, Mark, Recorder, load
+from chaos.schedule import Choice, Schedule
+from chaos.stage import Stage
+from chaos.trial import TrialLog, play_trial
+from chaos.whole import NotWholeError, Whole
+from controlplane.base.clock import SystemClock
+from controlplane.base.rand import SeededRand
+from tests.unit.chaos.faults.rig import FakeCluster, ground
+
+
+class QuickClock(SystemClock):
+    """Sleeps only as long as others need to get on."""
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(min(seconds, 0.002))
+
+
+class FakeWhole:
+    """Whole at once, or never."""
+
+    def __init__(self, broken: str = "") -> None:
+        self.broken = broken
+
+    async def wait(self) -> None:
+        if self.broken:
+            raise NotWholeError(self.broken)
+
+
+class FakeLookout:
+    """r3 leads, one term later."""
+
+    def leader(self) -> tuple[str, int]:
+        return "r3", 5
+
+
+class Rig:
+    """One stage, and what it wrote."""
+
+    def __init__(self, folder: Path, *, whole: str = "", allow: bool = False) -> None:
+        self.ground, self.cluster = ground(folder)
+        self.ground.clock = QuickClock()
+        self.said: list[str] = []
+        self.ground.say = self.said.append
+        self.recorder = Recorder(folder / "history.jsonl", Header("t", "/t/", "now", []), self.ground.clock)
+        self.whole = FakeWhole(whole)
+        self.stage = Stage(
+            ground=self.ground, lookout=cast(Any, FakeLookout()), act="mine", n=1, rand=SeededRand(1), wanted=6,
+            by="run", allow_quorum_loss=allow, recorder=self.recorder,
+        )  # fmt: skip
+
+    async def play(self, *method: Activity, **more: Any) -> TrialLog:
+        hypothesis, schedule = more.get("hypothesis", ()), more.get("schedule")
+        experiment = Experiment("mine", "mine", "", (), hypothesis, method, (), schedule, Settings(), {})
+        try:
+            return await play_trial(self.stage, experiment, cast(Whole, self.whole), 1)
+        finally:
+            self.recorder.close()
+
+    def marks(self) -> list[Mark]:
+        return load(self.recorder.path).marks
+
+    def names(self) -> list[str]:
+        return [mark.name for mark in self.marks()]
+
+
+@pytest.fixture(autouse=True)
+def seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def look(self: Ground) -> Any:
+        return self.seen
+
+    monkeypatch.setattr(Ground, "look", look)
+
+
+def act(func: str, /, background: bool = False, tolerance: Any = None, **arguments: Any) -> Activity:
+    kind = "probe" if tolerance is not None else "action"
+    return Activity(kind, func, func, arguments, "method[0]", background=background, tolerance=tolerance)
+
+
+async def test_a_trial_is_marked_from_its_beginning_to_its_end(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    log = await rig.play(act("kill", target="leader"), act("new_leader"), act("heal"))
+    assert rig.names() == ["begin", "fault", "healed", "recovered", "observed"]
+    marks = {mark.name: mark.detail for mark in rig.marks()}
+    assert marks["fault"]["victims"] == ["r2"]
+    assert marks["fault"]["id"] == marks["healed"]["id"]
+    assert (marks["observed"]["leader_before"], marks["observed"]["leader_after"]) == ("r2", "r3")
+    assert rig.cluster.calls == ["SIGKILL r2", "start r2"]
+    assert (log.whole, log.deviations, log.impossible) == (True, [], "")
+    assert [played.status for played in log.run] == ["succeeded"] * 3
+
+
+async def test_the_undoing_is_on_disk_before_the_fault_strikes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(tmp_path)
+    seen: list[str] = []
+
+    def kill(self: FakeCluster, name: str, signum: Any = None) -> bool:
+        seen.append((tmp_path / "chaos" / "undo.json").read_text())
+        return True
+
+    monkeypatch.setattr(FakeCluster, "kill", kill)
+    await rig.play(act("kill", target="r1"))
+    assert '"start": "r1"' in seen[0]
+    assert rig.ground.undo.entries == []
+
+
+async def test_what_does_not_come_in_time_is_a_deviation_and_all_is_healed(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    log = await rig.play(
+        act("kill", target="leader"), act("pods_ready", count=99, within_s=0.01), act("kill", target="r1")
+    )
+    assert rig.names() == ["begin", "fault", "deviated", "healed", "recovered", "observed"]
+    assert "99 pods Ready" in log.deviations[0]
+    assert rig.cluster.calls == ["SIGKILL r2", "start r2"]
+
+
+async def test_the_quorum_is_not_lost_unless_the_experiment_says_so(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    log = await rig.play(act("kill", target="majority"))
+    assert rig.names() == ["begin", "impossible", "recovered", "observed"]
+    assert "would cost the quorum" in log.impossible
+    assert rig.cluster.calls == []
+    (tmp_path / "again").mkdir()
+    allowed = Rig(tmp_path / "again", allow=True)
+    await allowed.play(act("kill", target="majority"))
+    assert "fault" in allowed.names()
+
+
+async def test_what_cannot_be_made_here_is_impossible(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    log = await rig.play(act("partition", target="leader"))
+    assert "impossible" in rig.names()
+    assert "HOSTS=netns" in log.impossible
+
+
+async def test_a_cluster_that_is_not_whole_again_is_a_deviation_and_the_end(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, whole="r2 does not serve")
+    log = await rig.play(act("kill", target="leader"))
+    assert rig.names() == ["begin", "fault", "healed", "deviated"]
+    assert not log.whole
+
+
+async def test_a_steady_state_that_does_not_hold_before_breaks_nothing(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    log = await rig.play(act("kill"), hypothesis=(act("pods_ready_now", tolerance=7),))
+    assert rig.names() == ["begin", "deviated"]
+    assert rig.marks()[1].detail["when"] == "before"
+    assert rig.cluster.calls == []
+    assert log.before[0].tolerated is False
+
+
+async def test_a_fault_that_is_refused_in_the_middle_is_healed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(tmp_path)
+    rig.cluster.refuse = {"r1"}
+    log = await rig.play(act("pause", target="r1"))
+    assert "r1 does not run" in log.impossible
+    assert rig.cluster.calls == ["SIGSTOP r1", "SIGCONT r1"]
+
+
+async def test_what_cannot_be_healed_stays_on_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(tmp_path)
+    heal = REGISTRY["kill"].heal
+
+    async def refuse(on: Ground, undo: Undo) -> None:
+        raise FaultError("no")
+
+    monkeypatch.setattr(REGISTRY["kill"], "heal", refuse)
+    log = await rig.play(act("kill", target="leader"))
+    assert not log.whole
+    assert [entry.strike.victims for entry in rig.ground.undo.entries] == [("r2",)]
+    monkeypatch.setattr(REGISTRY["kill"], "heal", heal)
+
+
+async def test_cancelled_in_mid_fault_what_was_struck_is_on_the_list(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.ground.clock = SystemClock()
+    struck = asyncio.Event()
+    rig.ground.say = lambda text: struck.set() if "SIGSTOP" in text else None
+    task = asyncio.create_task(rig.play(act("pause", target="r1", for_s=30)))
+    await struck.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [entry.strike.victims for entry in rig.ground.undo.entries] == [("r1",)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_random_faults_are_struck_and_healed_and_leave_out_what_costs_the_quorum(
+    tmp_path: Path, seed: int
+) -> None:
+    rig = Rig(tmp_path)
+    choices = (Choice("kill", target="replica", for_s=(1, 2)), Choice("kill", target="majority", for_s=(1, 2)))
+    rig.stage.n = seed + 1
+    log = await rig.play(schedule=Schedule(60, (1, 2), 3, choices))
+    names = rig.names()
+    assert names.count("fault") == names.count("healed") > 3
+    assert log.whole
+    assert int(rig.stage.observed["faults_left_out"]) > 0
+
+
+async def test_a_random_fault_that_cannot_be_made_is_left_out_only_if_it_may_be(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    some = (Choice("kill", target="replica"), Choice("partition", target="replica", optional=True))
+    await rig.play(schedule=Schedule(20, (1, 2), 1, some))
+    assert rig.stage.observed["left_out"] == ["partition"]
+    (tmp_path / "again").mkdir()
+    strict = Rig(tmp_path / "again")
+    log = await strict.play(schedule=Schedule(20, (1, 2), 1, (Choice("partition", target="replica"),)))
+    assert "partition" in log.impossible
+
+
+def test_a_strike_says_what_it_needs() -> None:
+    """The values that go to disk."""
+    args: Mapping[str, Any] = {}
+    victims: Sequence[str] = ()
+    assert Strike("kill", tuple(victims), args, (), quorum_lost=False, says="").excused == ()
