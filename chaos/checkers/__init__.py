@@ -40,8 +40,8 @@ def check_all(history: History) -> list[Finding]:
     return [
         *check_fresh(history, lineage),
         *check_registers(log),
-        *check_by_search(history),
-        *check_appends(history),
+        *check_by_search(history, lineage),
+        *check_appends(history, lineage),
         *check_watches(log),
         *check_leases(log),
         *check_locks(log),

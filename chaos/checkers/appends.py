@@ -12,6 +12,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
+from chaos.checkers.lineage import Lineage
 from chaos.checkers.log import access, named
 from chaos.findings import Finding, judge
 from chaos.history import History, Op
@@ -21,52 +22,68 @@ __all__ = ["check_appends"]
 _List = tuple[str, ...]
 
 
-def check_appends(history: History) -> list[Finding]:
-    """Nothing if there are no lists."""
-    lists = _Lists(history)
-    if not lists.ops:
+def check_appends(history: History, lineage: Lineage | None = None) -> list[Finding]:
+    """Nothing if there are no lists. Before and after a restore are histories of their own."""
+    lineage = lineage or Lineage()
+    if not history.of_part("append"):
         return []
-    return [lists.whole(), lists.circles()]
+    lives = [_Lists(history, lineage, life) for life in range(len(lineage.restores) + 1)]
+    broken = [text for lists in lives for text in lists.broken()]
+    circles = [text for lists in lives for text in lists.circles()]
+    appends, transactions = sum(lists.acked for lists in lives), sum(lists.transactions for lists in lives)
+    return [
+        judge("lists: no append lost, done twice or seen though refused", appends, broken),
+        judge("lists: transactions fit one order, true to real time", transactions, circles),
+    ]
 
 
 class _Lists:
-    """Every state of every list that was seen."""
+    """Every state of every list that was seen in one life of the cluster."""
 
-    def __init__(self, history: History) -> None:
-        self.ops = [op for op in history.ops if op.part == "append"]
+    def __init__(self, history: History, lineage: Lineage, life: int) -> None:
+        ops = history.of_part("append")
+        self._mine = {op.id: op for op in ops if op.outcome == "info" or lineage.life(op.revision) == life}
         self.seen: list[tuple[str, str, _List]] = []
         self._reads: list[tuple[Op, str, _List]] = []
         #: (key, element) -> who appended it, or tried to.
         self._by: dict[tuple[str, str], Op] = {}
         self._acked: list[tuple[str, str, Op]] = []
         self._refused: dict[tuple[str, str], Op] = {}
-        for op in self.ops:
+        for op in ops:
             self._take(op)
         keys = {key for key, _ in self._by} | {key for _, key, _ in self.seen}
         self._last: dict[str, _List] = {}
         for listing in history.listings:
-            if listing.reason == "shared":
+            if listing.reason == "shared" and lineage.life(listing.revision) == life:
                 rows = {row.key: _elements(row.value) for row in listing.rows}
                 self._last = {key: rows.get(key, ()) for key in keys}
                 self.seen += [("the final read-back", key, found) for key, found in self._last.items()]
         for told in history.told:
             for change in told.changes:
-                if change.key in keys and change.value is not None:
+                ours = change.key in keys and lineage.life(change.mod_revision) == life
+                if ours and change.value is not None:
                     self.seen.append((f"watch {told.watch}", change.key, _elements(change.value)))
         longest: dict[str, _List] = {}
         for _, key, found in self.seen:
             if len(found) > len(longest.get(key, ())):
                 longest[key] = found
         self._longest = longest
+        # Of what was acknowledged this life must keep what its last state holds.
+        final = max((one.revision for one in history.listings if one.reason == "shared"), default=0)
+        if self._last:
+            self._acked = [item for item in self._acked if lineage.holds(final, item[2].revision)]
+        self.acked, self.transactions = len(self._acked), len(self._mine)
 
     def _take(self, op: Op) -> None:
         tried = {step[1]: _elements(step[2])[-1] for step in (*op.then, *op.otherwise) if step[0] == "put"}
         if op.outcome == "ok":
             found = access(op)
+            mine = op.id in self._mine
             for key, value in found.writes.items():
-                self.seen.append((named(op), key, _elements(value)))
                 self._acked.append((key, tried[key], op))
-            for key, seen in found.reads:
+                if mine:
+                    self.seen.append((named(op), key, _elements(value)))
+            for key, seen in found.reads if mine else ():
                 elements = _elements(seen[0] if seen else None)
                 self.seen.append((named(op), key, elements))
                 self._reads.append((op, key, elements))
@@ -76,7 +93,7 @@ class _Lists:
         for key, element in tried.items():
             (self._refused if key in refused else self._by)[key, element] = op
 
-    def whole(self) -> Finding:
+    def broken(self) -> list[str]:
         """No element is lost, twice there, of a transaction that was refused, or of nobody; no state of a list is other
         than a beginning of the longest."""
         broken: list[str] = []
@@ -96,18 +113,18 @@ class _Lists:
                     broken.append(f"{key} holds {element}, which nobody appended")
         kept = {key: set(found) for key, found in (self._last or self._longest).items()}
         for key, element, op in self._acked:
-            if element not in kept.get(key, ()):
+            if element not in kept.get(key, ()) and (self._last or op.id in self._mine):
                 broken.append(f"{named(op)} appended {element} to {key}, which was lost")
-        return judge("lists: no append lost, done twice or seen though refused", len(self._acked), broken)
+        return broken
 
-    def circles(self) -> Finding:
+    def circles(self) -> list[str]:
         """Who appended before whom, who saw whose append, who saw it not yet, and who was over before whom began: all
         of this fits one order."""
-        ids = {op.id: op for op in self.ops if op.outcome != "fail"}
+        ids = {number: op for number, op in self._mine.items() if op.outcome != "fail"}
         after: defaultdict[int, set[int]] = defaultdict(set)
 
         def edge(first: Op | None, then: Op | None) -> None:
-            if first is not None and then is not None and first.id != then.id:
+            if first is not None and then is not None and first.id != then.id and {first.id, then.id} <= ids.keys():
                 after[first.id].add(then.id)
 
         for key, longest in self._longest.items():
@@ -120,12 +137,11 @@ class _Lists:
             if len(elements) < len(longest):
                 edge(op, self._by.get((key, longest[len(elements)])))
         _real_time(list(ids.values()), after)
-        broken = [
+        return [
             "a circle: " + " → ".join(named(ids[n]) for n in circle)
             for group in _groups(after)
             if len(circle := [n for n in group if n in ids][:6]) > 1
         ]
-        return judge("lists: transactions fit one order, true to real time", len(ids), broken)
 
 
 def _elements(value: str | None) -> _List:

@@ -242,7 +242,8 @@ def watch_told_to_relist(book: _Book) -> Finding:
             and not any(r.segment == event.segment and r.revision >= restore.revision for r in relists)
         ]
         broken += [f"{_told(event)} crossed a restore without a new listing" for event in crossed]
-        if not any(listing.revision >= restore.revision for listing in relists):
+        watched = any(listing.reason == "start" for listing in book.listings)
+        if watched and not any(listing.revision >= restore.revision for listing in relists):
             broken.append(f"nobody told the watcher of the restore to revision {restore.revision}")
     compacted = any(op.kind == "compact" and op.outcome != "fail" for op in book.history.ops)
     for listing in relists:

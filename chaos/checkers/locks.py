@@ -50,7 +50,7 @@ def _held(log: Log, writes: list[Op]) -> list[str]:
     broken = []
     for op in writes:
         lock, _, token = op.compares[0]
-        if not log.certain(lock) or not op.succeeded:
+        if not log.certain(lock, op.revision) or not op.succeeded:
             continue
         state = log.before(lock, op.revision)
         if state.create_revision != token:

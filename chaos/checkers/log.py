@@ -95,7 +95,8 @@ class Log:
         self._leased: set[str] = set()
         self._found: dict[int, tuple[Op, int]] = {}
         self._chains: dict[tuple[str, int], tuple[list[int], list[State]]] = {}
-        self.watched = any(told.changes for told in history.told)
+        #: Life -> the revision that a watch of everything from the beginning had come to.
+        self._watched_until = self._coverage()
         self._collect()
         self._attribute()
 
@@ -128,10 +129,13 @@ class Log:
         writes = self.accesses[op.id].writes.items()
         return any(value is not None or self.before(key, op.revision).value is not None for key, value in writes)
 
-    def certain(self, key: str) -> bool:
-        """Whether everything that happened to the key is known: someone watched, or nothing of unknown outcome is
-        left unseen, and no lease can have deleted it."""
-        return self.watched or (not self._open.get(key) and key not in self._leased)
+    def certain(self, key: str, revision: int) -> bool:
+        """Whether everything that happened to the key until then is known: someone who watched everything was told so
+        far, or nothing of unknown outcome is left unseen, and no lease can have deleted it. Of a life that ended in a
+        loss, what came last may never have been told."""
+        if revision <= self._watched_until.get(self.lineage.life(revision), 0):
+            return True
+        return not self._open.get(key) and key not in self._leased
 
     def found(self) -> Iterable[tuple[Op, int]]:
         """Operations of unknown outcome that did happen, and where."""
@@ -161,6 +165,23 @@ class Log:
         return revisions, states
 
     # -- putting it together -------------------------------------------------------------------------------------
+
+    def _coverage(self) -> dict[int, int]:
+        """How far the watches of everything came. One that was refused because of a compaction has missed something,
+        unless it began anew after a restore."""
+        until: dict[int, int] = {}
+        wide = {told.watch for told in self.history.told if told.created and not told.brief and not told.single}
+        for told in self.history.told:
+            if told.watch in wide:
+                seen = [change.mod_revision for change in told.changes]
+                for revision in [*seen, *([told.revision] if told.progress else [])]:
+                    life = self.lineage.life(revision)
+                    until[life] = max(until.get(life, 0), revision)
+        finals = [listing.revision for listing in self.history.listings if listing.reason == "shared"]
+        for revision in finals:
+            if until:
+                until[self.lineage.life(revision)] = revision  # a watch that did not come so far fails by itself
+        return until
 
     def _collect(self) -> None:
         for op in self.ops:

@@ -33,7 +33,7 @@ def _written_once(log: Log) -> Finding:
         rows = {row.key: row for row in listing.rows}
         for key in log.keys:
             state, row = log.state(key, listing.revision), rows.get(key)
-            if state.value is None or not log.certain(key):
+            if state.value is None or not log.certain(key, listing.revision):
                 continue
             if row is None:
                 broken.append(f"{key}, written at revision {state.revision}, is not in the final read-back")
@@ -54,22 +54,23 @@ def _answers(log: Log) -> Finding:
                 continue
             checked += 1
             state = log.before(key, op.revision) if log.accesses[op.id].writes else log.state(key, op.revision)
-            if (said := _differs(log, key, seen, state)) is not None:
+            if (said := _differs(log, key, op.revision, seen, state)) is not None:
                 broken.append(f"{named(op)} at revision {op.revision} {said}")
     return judge("shared keys: answers show the state of their revision", checked, broken)
 
 
-def _differs(log: Log, key: str, seen: Seen | None, state: State) -> str | None:
+def _differs(log: Log, key: str, at: int, seen: Seen | None, state: State) -> str | None:
+    certain = log.certain(key, at)
     if seen is None:
-        if state.value is None or not log.certain(key):
+        if state.value is None or not certain:
             return None
         return f"shows no {key}, which was written at revision {state.revision}"
     value, create_revision, revision, version = seen
     if revision and revision != state.revision:
         return f"shows {key} as of revision {revision}; it was last changed at {state.revision}"
-    if value != state.value and (revision or log.certain(key)):
+    if value != state.value and (revision or certain):
         return f"shows {key} = {value!r}; it was {state.value!r}"
-    if not log.certain(key):
+    if not certain:
         return None  # unseen writes count too
     if version and version != state.version:
         return f"shows {key} at version {version}; it was written {state.version} times"
@@ -87,7 +88,7 @@ def _compares(log: Log) -> Finding:
             continue
         wrote = log.changed(op)
         keys = {compare[0] for compare in op.compares}
-        if not all(log.certain(key) for key in keys):
+        if not all(log.certain(key, op.revision) for key in keys):
             continue
         checked += 1
         states = {key: log.before(key, op.revision) if wrote else log.state(key, op.revision) for key in keys}

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from chaos.checkers.lineage import Lineage
 from chaos.checkers.log import named
 from chaos.findings import Finding, Verdict, judge
 from chaos.history import History, Op
@@ -29,8 +30,12 @@ _STEPS_IN_ALL_MAX: Final = 2_000_000
 _NEVER: Final = float("inf")
 
 
-def check_by_search(history: History, *, whole: bool = False, steps_max: int = _STEPS_IN_ALL_MAX) -> list[Finding]:
-    """``whole``: every key's history in one piece, from a key that is not there. Nothing if there are no such keys."""
+def check_by_search(
+    history: History, lineage: Lineage | None = None, *, whole: bool = False, steps_max: int = _STEPS_IN_ALL_MAX
+) -> list[Finding]:
+    """``whole``: every key's history in one piece, from a key that is not there. Nothing if there are no such keys.
+    Before and after a restore are histories of their own: what was given up makes no sense to the other."""
+    lineage = lineage or Lineage()
     by_key: defaultdict[str, list[Op]] = defaultdict(list)
     unfit: set[str] = set()
     for op in history.ops:
@@ -49,7 +54,11 @@ def check_by_search(history: History, *, whole: bool = False, steps_max: int = _
             tally.unfit += 1
             continue
         tally.names = {(found.call, found.end): named(op) for found, op in translated}
-        tally.judge(key, [found for found, _ in translated], whole=whole)
+        for life in range(len(lineage.restores) + 1):
+            mine = [
+                found for found, op in translated if op.outcome != "ok" or lineage.life(op.revision) == life
+            ]  # fmt: skip
+            tally.judge(key, mine, whole=whole)
     return [tally.finding()]
 
 

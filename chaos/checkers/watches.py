@@ -186,7 +186,7 @@ class _Watches:
         broken = []
         for segment in self._segments:
             for change in segment.changes:
-                if not self._log.certain(change.key):
+                if not self._log.certain(change.key, change.mod_revision):
                     continue
                 checked += 1
                 now = self._log.state(change.key, change.mod_revision)
