@@ -72,6 +72,8 @@ class _Lists:
         final = max((one.revision for one in history.listings if one.reason == "shared"), default=0)
         if self._last:
             self._acked = [item for item in self._acked if lineage.holds(final, item[2].revision)]
+        else:
+            self._acked = [item for item in self._acked if item[2].id in self._mine]
         self.acked, self.transactions = len(self._acked), len(self._mine)
 
     def _take(self, op: Op) -> None:
@@ -113,7 +115,7 @@ class _Lists:
                     broken.append(f"{key} holds {element}, which nobody appended")
         kept = {key: set(found) for key, found in (self._last or self._longest).items()}
         for key, element, op in self._acked:
-            if element not in kept.get(key, ()) and (self._last or op.id in self._mine):
+            if element not in kept.get(key, ()):
                 broken.append(f"{named(op)} appended {element} to {key}, which was lost")
         return broken
 
