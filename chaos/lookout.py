@@ -18,7 +18,7 @@ from controlplane.pb.quarterdeck.v1 import operator_pb2
 __all__ = ["Lookout", "ReplicaView"]
 
 _POLL_S: Final = 0.03
-_FRESH_S: Final = 0.4
+_FRESH_S: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True)

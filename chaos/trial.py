@@ -98,6 +98,7 @@ class _Trial:
         self._log = TrialLog(stage.n)
         self._background: list[asyncio.Task[None]] = []
         self._healing: list[asyncio.Task[None]] = []
+        self._told: set[str] = set()
 
     async def play(self) -> TrialLog:
         stage, experiment, settings = self._stage, self._experiment, self._experiment.settings
@@ -126,6 +127,7 @@ class _Trial:
         except _EXPECTED as error:
             self._deviate(what, str(error))
         except (ConfigError, FaultError) as error:
+            self._told.add(str(error))
             self._impossible(f"not done: {error}")
         finally:
             await self._stop_background()
@@ -244,17 +246,23 @@ class _Trial:
 
     async def _stop_background(self) -> None:
         tasks = [*self._background, *self._healing]
+        self._background, self._healing = [], []
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            # The first one is told by who waited for it; this is for others that failed beside it.
+            if isinstance(result, QuarterdeckError) and str(result) not in self._told:
+                self._deviate("in the background", str(result))
 
     def _impossible(self, reason: str) -> None:
         self._log.impossible = reason
+        self._told.add(reason)
         self._stage.mark("impossible", reason=reason)
         self._stage.ground.say(f"impossible: {reason}")
 
     def _deviate(self, what: str, text: str) -> None:
         self._log.deviations.append(f"{what}: {text}")
+        self._told.add(text)
         self._stage.mark("deviated", what=what, text=text)
         self._stage.ground.say(f"deviated: {what}: {text}")
 
