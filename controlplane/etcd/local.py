@@ -30,9 +30,9 @@ from controlplane.etcd.lessor import Lessor, min_lease_ttl_s
 from controlplane.etcd.quota import QUOTA_BYTES_DEFAULT, Quota
 from controlplane.pb.etcd import rpc_pb2
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Reply, RestoreProgress
-from controlplane.raft.types import Applied, NeverSent, RaftHandle, Unknown
+from controlplane.raft.types import Applied, NeverSent, RaftHandle, Unknown, outdated
 from controlplane.store.auth_errors import OLD_REVISION_TEXT, USER_EMPTY_TEXT
-from controlplane.store.check import check_command, check_range, check_txn, is_read_only
+from controlplane.store.check import check_command, check_range, check_txn, is_read_only, peer_revision_of
 from controlplane.store.errors import FORGOTTEN_TEXT, CompactedError, corrupt, no_space
 from controlplane.store.permissions import check_lease_read, check_lease_write, check_read
 from controlplane.store.permissions import check_txn as check_txn_permissions
@@ -444,6 +444,9 @@ class LocalKV:
                     raise
 
     async def _propose(self, command: Command, request_id: bytes, timeout_ms: int | None, born_index: int = 0) -> Reply:
+        needs = peer_revision_of(command)
+        if needs and (old := self._raft.members_below(needs)):
+            raise outdated(old)
         term = self._raft.term
         outcome = await self._raft.propose(
             command.SerializeToString(),
@@ -473,6 +476,8 @@ class LocalKV:
     async def _raise_no_space(self) -> None:
         """Make it known to all replicas that the state is full; done once."""
         member_id = self._raft.status().member_id
+        if self._raft.members_below(peer_revision_of(Command(alarm=rpc_pb2.AlarmRequest()))):
+            return  # in the middle of an upgrade: each replica refuses by its own account, as it does before the alarm
         if not self._store.alarms.has(member_id, rpc_pb2.NOSPACE):
             _log.error(
                 "event=no-space size_bytes=%d quota_bytes=%d: writes are refused; delete or compact, then clear the "

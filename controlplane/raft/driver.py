@@ -493,6 +493,13 @@ class Replica:
         """See RaftHandle."""
         return self._the_core().engine.term
 
+    def members_below(self, revision: int) -> list[str]:
+        """See RaftHandle."""
+        links, roster = self._links, self._roster
+        if links is None or roster is None:
+            return []
+        return sorted(roster.name_of(peer_id) for peer_id in links.below(revision))
+
     @property
     def is_learner(self) -> bool:
         """See RaftHandle."""

@@ -22,7 +22,15 @@ from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import (
     MembershipUpdate,
 )
 from controlplane.raft.core import Core
-from controlplane.raft.types import AddMember, Member, MemberChange, PromoteMember, RemoveMember, UpdateMember
+from controlplane.raft.types import (
+    AddMember,
+    Member,
+    MemberChange,
+    PromoteMember,
+    RemoveMember,
+    UpdateMember,
+    outdated,
+)
 
 __all__ = ["CHANNEL", "MemberChanges"]
 
@@ -34,6 +42,8 @@ _RETRY_S = 0.03
 #: One attempt at one leader.
 _ATTEMPT_MS = 2_000
 _HANDOVER_MS = 2_000
+#: Of the peer protocol: who knows entries that change the members.
+_CONFIG_REVISION = 1
 
 
 class Surroundings(Protocol):
@@ -45,6 +55,7 @@ class Surroundings(Protocol):
     async def call_id(self, member_id: int, channel: str, payload: bytes, *, timeout_ms: int) -> bytes: ...
     async def transfer_leadership(self, target_id: int | None, *, timeout_ms: int) -> None: ...
     async def next_turn(self, *, deadline: float) -> None: ...
+    def members_below(self, revision: int) -> list[str]: ...
 
 
 class MemberChanges:
@@ -103,6 +114,9 @@ class MemberChanges:
         change, attempt_id = _from_wire(request), request.attempt_id
         deadline = self._clock.monotonic() + request.timeout_ms / 1000
         not_leader = MembershipReply(not_leader=True)
+        if old := self._replica.members_below(_CONFIG_REVISION):
+            # It would take the entry for damage, and hear nothing more of this leader.
+            raise outdated(old)
         while core.engine.is_leader and self._clock.monotonic() < deadline:
             term = core.engine.term
             known = attempt_id in core.engine.memberships.active.attempts

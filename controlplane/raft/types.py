@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from dataclasses import dataclass
 from typing import Protocol
 
+from controlplane.base.errors import Code, StatusError
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Proposal
 
 __all__ = [
@@ -30,7 +31,17 @@ __all__ = [
     "StateMachine",
     "Unknown",
     "UpdateMember",
+    "outdated",
 ]
+
+
+def outdated(names: Sequence[str]) -> StatusError:
+    """Why something is not done before these members run a newer version; see RaftHandle.members_below."""
+    runs = "runs" if len(names) == 1 else "run"
+    return StatusError(
+        Code.FAILED_PRECONDITION,
+        f"quarterdeck: {', '.join(names)} {runs} an older version that does not know this request; upgrade first",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +258,11 @@ class RaftHandle(Protocol):
     @property
     def is_learner(self) -> bool:
         """This replica does not vote: it serves nothing but its status and local reads. Cheap, unlike status."""
+        ...
+
+    def members_below(self, revision: int) -> list[str]:
+        """Names of the members whose version understands less than this revision of the peer protocol, as far as this
+        replica has met them: what they do not know must not enter the log. Cheap."""
         ...
 
     def on_leadership(self, listener: LeadershipListener) -> None: ...

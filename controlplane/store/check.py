@@ -14,10 +14,19 @@ from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command
 from controlplane.store import errors
 from controlplane.store.keyspan import Span, span
 
-__all__ = ["check_command", "check_range", "check_txn", "is_read_only"]
+__all__ = ["check_command", "check_range", "check_txn", "is_read_only", "peer_revision_of"]
 
+_KNOWN_TO_0_1 = frozenset(
+    {"put", "delete_range", "txn", "compact", "lease_grant", "lease_revoke", "lease_checkpoint", "lease_expire"}
+)
 _SORT_ORDERS = frozenset(e.RangeRequest.SortOrder.values())
 _SORT_TARGETS = frozenset(e.RangeRequest.SortTarget.values())
+
+
+def peer_revision_of(command: Command) -> int:
+    """The revision of the peer protocol (transport.frames) from which on replicas know this kind of command. One that
+    does not would apply it as a rejection, and its state would be another than the others'."""
+    return 0 if command.WhichOneof("op") in _KNOWN_TO_0_1 else 1
 
 
 def check_command(command: Command) -> None:

@@ -297,6 +297,11 @@ class PeerLinks:
         """What the peer understands beyond the protocol version (see Hello.revision), as of its present link."""
         return self._revisions.get(peer_id, 0)
 
+    def below(self, revision: int) -> list[int]:
+        """Peers that understood less than that when they were last linked to, in this life of ours. One that was not
+        reached yet is not among them: nothing is known of it."""
+        return [peer_id for peer_id, known in self._revisions.items() if known < revision and peer_id in self._peers]
+
     async def _listen(self, host: str, port: int) -> None:
         def stranger() -> _Connection:
             return _Connection(self._on_incoming_frame, self._on_stranger)

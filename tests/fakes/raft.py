@@ -75,6 +75,8 @@ class FakeRaft:
         self._gate = asyncio.Event()
         self._gate.set()
         self.reachable = True
+        #: What this replica knows of others' versions: name -> revision of the peer protocol.
+        self.revisions: dict[str, int] = {}
 
     # -- what a test decides ------------------------------------------------------------------------------------
 
@@ -175,6 +177,9 @@ class FakeRaft:
         if not names:
             raise StatusError(Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
         self.set_leader(names[0])
+
+    def members_below(self, revision: int) -> list[str]:
+        return sorted(name for name, known in self.revisions.items() if known < revision)
 
     @property
     def is_learner(self) -> bool:

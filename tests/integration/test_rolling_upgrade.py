@@ -11,11 +11,12 @@ import asyncio
 import dataclasses
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
+import grpc
 import pytest
 
 from chaos import releases
@@ -29,7 +30,9 @@ from controlplane.client import ApiError, EtcdClient, OperatorClient
 from controlplane.client.operator_client import leader_of
 from controlplane.local.cluster import LocalCluster
 from controlplane.local.spec import ReplicaSpec, plan
+from controlplane.pb.etcd import rpc_pb2, rpc_pb2_grpc
 from controlplane.pb.quarterdeck.v1 import operator_pb2
+from controlplane.transport.channel import new_channel
 from tests.integration.etcd_rig import free_port
 
 pytestmark = pytest.mark.slow
@@ -172,13 +175,21 @@ class Load:
         self.recorder.close()
 
 
-async def roll(fleet: Fleet, history: Path, source: Path | None, *, leader: Literal["last", "always"]) -> None:
+async def roll(
+    fleet: Fleet,
+    history: Path,
+    source: Path | None,
+    *,
+    leader: Literal["last", "always"],
+    half_way: Callable[[ReplicaSpec], Awaitable[None]] | None = None,
+) -> None:
     """Replace every replica under load; then nothing may have failed or be missing.
 
     Args:
         source: of the code that they come back with; None: this tree's.
         leader: ``last``: the one that leads at the start is the last; ``always``: whoever leads is the next, if it has
             not been replaced yet.
+        half_way: given each replaced replica while others are not.
     """
     work = Load(fleet.endpoints, history)
     try:
@@ -188,7 +199,10 @@ async def roll(fleet: Fleet, history: Path, source: Path | None, *, leader: Lite
         while old:
             leads = await fleet.leader()
             old.sort(key=lambda name: (name == leads) is (leader == "last"))
-            await fleet.replace(old.pop(0), source)
+            replaced = old.pop(0)
+            await fleet.replace(replaced, source)
+            if half_way is not None and old:
+                await half_way(fleet.cluster.replica(replaced))
             await work.more()
         await work.finish()
     finally:
@@ -205,6 +219,20 @@ def judge(history: History) -> None:
         assert finding.verdict is Verdict.PASS, finding
 
 
+async def role_added(replica: ReplicaSpec) -> None:
+    """Users and roles are not in 0.1: its replicas would apply this as a rejection."""
+    channel = new_channel(replica.client)
+    try:
+        await rpc_pb2_grpc.AuthStub(channel).RoleAdd(rpc_pb2.AuthRoleAddRequest(name="after"), timeout=10)
+    finally:
+        await channel.close()
+
+
+async def refuses_what_the_old_do_not_know(replica: ReplicaSpec) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="an older version that does not know this request; upgrade first"):
+        await role_added(replica)
+
+
 @pytest.mark.parametrize("leader", ["last", "always"])
 async def test_a_release_is_upgraded_to_this_tree_replica_by_replica_under_load(
     tmp_path: Path, leader: Literal["last", "always"]
@@ -213,8 +241,9 @@ async def test_a_release_is_upgraded_to_this_tree_replica_by_replica_under_load(
     # Few entries between snapshots, so that each version starts from snapshots of its own and of the other.
     async with running(tmp_path, old, "--snapshot-entries", "150") as fleet:
         assert list((old / "controlplane" / "raft" / "__pycache__").glob("driver.*.pyc")), "the old code did not run"
-        await roll(fleet, tmp_path / "history.jsonl", None, leader=leader)
+        await roll(fleet, tmp_path / "history.jsonl", None, leader=leader, half_way=refuses_what_the_old_do_not_know)
         assert (await fleet.agreed()).state_hash
+        await role_added(fleet.cluster.spec.replicas[0])
         assert fleet.cluster.running() == [r.name for r in fleet.cluster.spec.replicas]
 
 

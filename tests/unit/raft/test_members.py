@@ -11,6 +11,7 @@ import pytest
 from controlplane.base.errors import Code, RemovedError, StatusError
 from controlplane.raft.driver import Replica
 from controlplane.raft.types import AddMember, Member, PromoteMember, RemoveMember, UpdateMember
+from controlplane.transport import peer
 from tests.unit.raft.test_replica import CONFIG, Cluster, free_ports
 from tests.unit.raft.toy import ToyMachine
 
@@ -85,6 +86,17 @@ async def test_a_learner_is_added_through_a_follower_catches_up_and_is_promoted(
     await cluster.promote(follower, added)
     await cluster.until(lambda: not any(m.learner for m in cluster.replicas["r4"].status().members))
     assert len(cluster.replicas["r4"].status().members) == 4
+
+
+@pytest.fixture
+def outdated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas that start now say that they are of version 0.1."""
+    monkeypatch.setattr(peer, "PROTOCOL_REVISION", 0)
+
+
+async def test_members_do_not_change_while_one_of_them_does_not_know_how(outdated: None, cluster: Growing) -> None:
+    with pytest.raises(StatusError, match=r"runs? an older version that does not know this request; upgrade first"):
+        await cluster.add(await cluster.lead(), "r4")
 
 
 async def test_a_removed_follower_learns_it_and_stops_and_does_so_again_when_restarted(cluster: Growing) -> None:
