@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from controlplane.etcd import metrics
 from controlplane.etcd.authorizer import Authorizer
@@ -33,7 +33,12 @@ class KVService(rpc_pb2_grpc.KVServicer):
     async def Range(self, request: rpc_pb2.RangeRequest, context: Context) -> rpc_pb2.RangeResponse:  # noqa: N802
         self._guard.check(context, local_read=request.serializable)
         metrics.RANGE.inc()
-        return await self._kv.range(request, timeout_ms=timeout_ms_of(context), caller=self._caller(context))
+        # A front that takes answers serialized already says so.
+        read: Any = self._kv.range_bytes if getattr(context, "takes_bytes", False) else self._kv.range
+        response: rpc_pb2.RangeResponse = await read(
+            request, timeout_ms=timeout_ms_of(context), caller=self._caller(context)
+        )
+        return response
 
     async def Put(self, request: rpc_pb2.PutRequest, context: Context) -> rpc_pb2.PutResponse:  # noqa: N802
         self._guard.check(context)

@@ -36,6 +36,7 @@ from controlplane.store.check import check_command, check_range, check_txn, is_r
 from controlplane.store.errors import FORGOTTEN_TEXT, CompactedError, corrupt, no_space
 from controlplane.store.permissions import check_lease_read, check_lease_write, check_read
 from controlplane.store.permissions import check_txn as check_txn_permissions
+from controlplane.store.scan import Scan
 from controlplane.store.store import Store
 from controlplane.store.watch import Watcher
 
@@ -49,6 +50,8 @@ DEFAULT_TIMEOUT_MS: Final = 5_000
 PROGRESS_EVERY_S: Final = 10.0
 #: A watch that has more to read yields this many events at a time (or one revision, if that has more).
 _WATCH_EVENTS_PER_RESPONSE: Final = 500
+#: Keys of a long range read in one turn of the loop: about a millisecond.
+_KEYS_PER_STEP: Final = 500
 _LEASE_ID_MAX: Final = (1 << 63) - 1
 #: The auth store is not as the proposer knew it.
 _AUTH_STALE: Final = (OLD_REVISION_TEXT, USER_EMPTY_TEXT)
@@ -155,15 +158,39 @@ class LocalKV:
     async def range(
         self, request: rpc_pb2.RangeRequest, *, timeout_ms: int | None = None, caller: Caller | None = None
     ) -> rpc_pb2.RangeResponse:
+        await self._may_read(request, timeout_ms, caller)
+        scan = self._store.scan(request)
+        if scan is None:
+            response = self._store.range(request)
+            self._stamp(response.header)
+            return response
+        response = rpc_pb2.RangeResponse(header=self.header(scan.revision))
+        async for fields in _stepwise(scan):
+            response.MergeFromString(fields)
+        return response
+
+    async def range_bytes(
+        self, request: rpc_pb2.RangeRequest, *, timeout_ms: int | None = None, caller: Caller | None = None
+    ) -> rpc_pb2.RangeResponse | bytes:
+        """As :meth:`range`; a long answer serialized already, which spares making and serializing all of it at once."""
+        await self._may_read(request, timeout_ms, caller)
+        scan = self._store.scan(request)
+        if scan is None:
+            response = self._store.range(request)
+            self._stamp(response.header)
+            return response
+        parts = [rpc_pb2.RangeResponse(header=self.header(scan.revision)).SerializeToString()]
+        parts += [fields async for fields in _stepwise(scan)]
+        return b"".join(parts)
+
+    async def _may_read(self, request: rpc_pb2.RangeRequest, timeout_ms: int | None, caller: Caller | None) -> None:
+        """Return when the state may be read for this request: in this same turn of the loop."""
         check_range(request)
         self._check_sound()
         if not request.serializable:
             await self.barrier(timeout_ms)
         if caller is not None and (user := await caller.user()) is not None:
             check_read(self._store.auth, user, request.key, request.range_end)
-        response = self._store.range(request)
-        self._stamp(response.header)
-        return response
 
     async def lease_leases(
         self, *, timeout_ms: int | None = None, caller: Caller | None = None
@@ -511,6 +538,17 @@ class LocalKV:
             self._identity = (status.cluster_id, status.member_id)
         header.cluster_id, header.member_id = self._identity
         header.raft_term = self._raft.term
+
+
+async def _stepwise(scan: Scan) -> AsyncGenerator[bytes, None]:
+    """Serialized fields of the response, with a turn of the loop between two steps."""
+    try:
+        while (fields := scan.step(_KEYS_PER_STEP)) is not None:
+            yield fields
+            await asyncio.sleep(0)
+        yield scan.end()
+    finally:
+        scan.close()
 
 
 def _is_serializable(request: rpc_pb2.TxnRequest) -> bool:

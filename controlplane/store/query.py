@@ -9,14 +9,13 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from controlplane.pb.etcd import kv_pb2
 from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.store import errors
 from controlplane.store.keyspan import span
 from controlplane.store.mvcc import Keyspace, Version, parse_kv
-from controlplane.store.wire import frame_kv
+from controlplane.store.wire import varint, without_value
 
-__all__ = ["check_revision", "run_range", "varint"]
+__all__ = ["check_revision", "in_key_order", "run_range"]
 
 # Looked up once: protobuf's enum wrappers resolve a name in Python on every access.
 _NONE = e.RangeRequest.SortOrder.NONE
@@ -27,16 +26,6 @@ _SORT_KEYS: dict[int, Callable[[Version], Any]] = {
     e.RangeRequest.SortTarget.MOD: lambda version: version.mod_revision,
     e.RangeRequest.SortTarget.VALUE: lambda version: parse_kv(version).value,
 }
-
-
-def varint(number: int) -> bytes:
-    """Protobuf's variable-length encoding of a non-negative integer."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 def check_revision(keyspace: Keyspace, revision: int) -> None:
@@ -85,6 +74,12 @@ def _scan(keyspace: Keyspace, request: e.RangeRequest, revision: int) -> tuple[i
     return len(found) if complete else keyspace.count_at(keys, revision), found
 
 
+def in_key_order(request: e.RangeRequest) -> bool:
+    """Whether its answer is every key of the range, in ascending order, up to its limit."""
+    plain = request.sort_order != _DESCEND and request.sort_target not in _SORT_KEYS
+    return plain and not _has_filter(request)
+
+
 def _has_filter(request: e.RangeRequest) -> bool:
     return bool(
         request.min_mod_revision
@@ -119,7 +114,7 @@ def _response(found: list[Version], keys_only: bool, more: bool, count: int, rev
     header = b"\x18" + varint(revision)
     parts = [b"\x0a", varint(len(header)), header]
     if keys_only:
-        parts += [_without_value(version) for version in found]
+        parts += [without_value(version.frame) for version in found]
     else:
         parts += [version.frame for version in found]
     if more:
@@ -127,9 +122,3 @@ def _response(found: list[Version], keys_only: bool, more: bool, count: int, rev
     if count:
         parts += (b"\x20", varint(count))
     return e.RangeResponse.FromString(b"".join(parts))
-
-
-def _without_value(version: Version) -> bytes:
-    kv: kv_pb2.KeyValue = parse_kv(version)
-    kv.ClearField("value")
-    return frame_kv(kv.SerializeToString())

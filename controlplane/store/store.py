@@ -44,6 +44,7 @@ from controlplane.store.leases import Leases
 from controlplane.store.mvcc import Keyspace
 from controlplane.store.permissions import permit
 from controlplane.store.query import run_range
+from controlplane.store.scan import Scan, worth_it
 from controlplane.store.snapshot import Loaded
 from controlplane.store.staging import Stage
 from controlplane.store.txn import run_delete, run_put, run_txn
@@ -364,6 +365,11 @@ class Store:
         """Read the applied state. Raises: StatusError (empty key, sort option, future or compacted revision)."""
         check.check_range(request)
         return run_range(self._keyspace, request)
+
+    def scan(self, request: e.RangeRequest) -> Scan | None:
+        """The same read in steps, if it is a long one that can be; close it when done. Raises: StatusError."""
+        check.check_range(request)
+        return Scan(self._keyspace, request) if worth_it(self._keyspace, request) else None
 
     def read_txn(self, request: e.TxnRequest) -> e.TxnResponse:
         """A transaction that ``check.is_read_only``. Raises: StatusError."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["frame_kv", "put_reply", "put_reply_with", "varint", "version_frame"]
+__all__ = ["frame_kv", "put_reply", "put_reply_with", "varint", "version_frame", "without_value"]
 
 #: One and two byte varints, by value.
 _SHORT: Final = tuple(bytes((n,)) if n < 0x80 else bytes((n & 0x7F | 0x80, n >> 7)) for n in range(0x4000))
+#: Tags of create_revision, mod_revision and version.
+_NUMBERS: Final = b"\x10\x18\x20"
 _U64: Final = 0xFFFF_FFFF_FFFF_FFFF
 
 
@@ -62,3 +64,34 @@ def put_reply_with(revision: int, previous: bytes) -> bytes:
     number = varint(revision)
     header = b"\x0a%c\x18%b" % (len(number) + 1, number)
     return b"".join((b"\x52", varint(len(header) + len(previous)), header, previous))
+
+
+def without_value(frame: bytes) -> bytes:
+    """A version's frame, its KeyValue without the value."""
+    at = 1
+    while frame[at] & 0x80:
+        at += 1
+    at += 2  # the length's last byte, and the tag of the key
+    fields_at, size = _read_varint(frame, at)
+    fields_at += size
+    key_and_numbers = fields_at
+    end = len(frame)
+    while key_and_numbers < end and frame[key_and_numbers] in _NUMBERS:
+        key_and_numbers, _ = _read_varint(frame, key_and_numbers + 1)
+    value_end = key_and_numbers
+    if value_end < end and frame[value_end] == 0x2A:
+        value_end, size = _read_varint(frame, value_end + 1)
+        value_end += size
+    head = frame[at - 1 : key_and_numbers]
+    tail = frame[value_end:]
+    return b"".join((b"\x12", varint(len(head) + len(tail)), head, tail))
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """Where it ends, and its value."""
+    number = shift = 0
+    while data[at] & 0x80:
+        number |= (data[at] & 0x7F) << shift
+        shift += 7
+        at += 1
+    return at + 1, number | data[at] << shift

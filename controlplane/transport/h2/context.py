@@ -23,6 +23,9 @@ _YIELD_BYTES = SEND_AHEAD_BYTES
 class Context(grpc.aio.ServicerContext[Any, Any]):
     """One call. Where grpc.aio documents a behaviour, this is it; compression is not offered."""
 
+    #: A unary handler may return bytes: its response, serialized already.
+    takes_bytes = True
+
     def __init__(
         self,
         stream: Stream,

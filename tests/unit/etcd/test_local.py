@@ -248,3 +248,29 @@ async def test_a_closed_watch_is_forgotten_by_the_store(replica: Replica) -> Non
     async with replica.kv.watch(e.WatchCreateRequest(key=b"k")):
         assert len(replica.store.watches) == 1
     assert len(replica.store.watches) == 0
+
+
+async def test_a_long_range_is_the_same_in_steps_and_serialized(replica: Replica) -> None:
+    for start in range(0, 1_500, 100):
+        keys = range(start, start + 100)
+        puts = [e.RequestOp(request_put=e.PutRequest(key=b"long/%05d" % n, value=b"v")) for n in keys]
+        await replica.kv.txn(e.TxnRequest(success=puts))
+    request = e.RangeRequest(key=b"long/", range_end=b"long0")
+    reading = asyncio.ensure_future(replica.kv.range(request))
+    await settle_little()
+    await put(replica.kv, b"long/zz")
+    response = await reading
+    assert [kv.key for kv in response.kvs] == [b"long/%05d" % n for n in range(1_500)]
+    assert (response.count, response.more) == (1_500, False)
+    assert (response.header.member_id, response.header.revision) == (1, 16)
+    again = await replica.kv.range_bytes(request)
+    assert isinstance(again, bytes)
+    parsed = e.RangeResponse.FromString(again)
+    assert (parsed.count, parsed.header.revision) == (1_501, 17)
+    assert parsed == await replica.kv.range(request)
+
+
+async def settle_little() -> None:
+    """Let a read begin, but not end."""
+    for _ in range(3):
+        await asyncio.sleep(0)

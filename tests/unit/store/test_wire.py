@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from controlplane.pb.etcd import kv_pb2
 from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Reply
-from controlplane.store.wire import frame_kv, put_reply, put_reply_with, varint, version_frame
+from controlplane.store.wire import frame_kv, put_reply, put_reply_with, varint, version_frame, without_value
 
 EDGES = (1, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152, 2**31, 2**63 - 1)
 NUMBERS = st.one_of(st.sampled_from(EDGES), st.integers(1, 2**63 - 1))
@@ -43,6 +43,8 @@ def test_a_version_is_framed_as_the_library_would(
     kv = kv_pb2.KeyValue(key=key, value=value, mod_revision=mod, create_revision=create, version=version, lease=lease)
     assert version_frame(key, value, mod, create, version, lease) == _frame(kv)
     assert frame_kv(kv.SerializeToString()) == _frame(kv)
+    kv.ClearField("value")
+    assert without_value(version_frame(key, value, mod, create, version, lease)) == _frame(kv)
 
 
 def test_a_version_of_the_largest_value_is_framed_as_the_library_would() -> None:
