@@ -36,8 +36,13 @@ class Source:
 def source_options(function: F) -> F:
     """The options that choose a state of a repository, and open it."""
     for option in (
-        click.option("--cluster", metavar="ID", help="Whose, where a repository has backups of several clusters."),
-        click.option("--key-file", type=click.Path(dir_okay=False, path_type=Path), help="Opens encrypted backups."),
+        click.option("--cluster", metavar="ID", help="Whose, if several have backups there; else the newest."),
+        click.option(
+            "--key-file",
+            type=click.Path(dir_okay=False, path_type=Path),
+            envvar="QUARTERDECK_KEY_FILE",
+            help="Opens encrypted backups.",
+        ),
         click.option(
             "--to-time", metavar="TIME", help="The state at that moment: 2026-01-31T12:00:00Z, or local time."
         ),
