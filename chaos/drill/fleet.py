@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ FIRST_WRITE: Final = b"drill/first-write"
 _WEB: Final = Path(__file__).resolve().parents[2] / "examples" / "web.yaml"
 _FIRST_WRITE_MAX_S: Final = 120.0
 _SNAPSHOT_EVERY: Final = "5s"
+_INTERRUPT_S: Final = 30.0
 
 
 class DrillFailedError(QuarterdeckError):
@@ -95,9 +97,13 @@ class Fleet:
         try:
             out, err = await child.communicate()
         except asyncio.CancelledError:
+            # It stops what it has started, which nobody but it may know of yet.
             with contextlib.suppress(ProcessLookupError):
+                child.send_signal(signal.SIGINT)
+            await asyncio.wait({asyncio.ensure_future(child.communicate())}, timeout=_INTERRUPT_S)
+            if child.returncode is None:
                 child.kill()
-            await child.wait()
+                await child.wait()
             raise
         return Done(child.returncode or 0, out.decode(), err.decode(), time.monotonic() - began_s)
 
