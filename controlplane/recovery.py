@@ -10,6 +10,7 @@ of the old one cannot join in.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from controlplane.raft.snapshot_format import SnapshotInfo, read_snapshot_file
 from controlplane.raft.snapshots import seed_data_dir
 from controlplane.raft.types import Member
 from controlplane.raft.wal import Identity
-from controlplane.store.snapshot import load
+from controlplane.store.snapshot import load, peek
 from controlplane.store.store import Store, restored_state
 
 __all__ = ["REVISION_BUMP", "Restored", "Seed", "contents", "prepare", "restore_member", "verify"]
@@ -47,6 +48,8 @@ class Restored:
     index: int
     term: int
     created_at_ms: int = 0
+    #: Of the state in the file; 0: not asked.
+    state_format: int = 0
 
 
 def verify(path: Path) -> tuple[SnapshotInfo, Restored]:
@@ -57,12 +60,15 @@ def verify(path: Path) -> tuple[SnapshotInfo, Restored]:
         ConfigError: the file cannot be read or is no snapshot.
     """
     info, chunks = read_snapshot_file(path)
+    first = next(chunks, b"")
+    state_format = peek(first).format_version
     store = Store()
-    store.restore(chunks)
+    store.restore(itertools.chain([first], chunks))
     header = info.header
     return info, Restored(
-        header.revision, store.revision, store.key_count, store.state_hash(), header.index, header.term
-    )
+        header.revision, store.revision, store.key_count, store.state_hash(), header.index, header.term,
+        state_format=state_format,
+    )  # fmt: skip
 
 
 def contents(path: Path) -> Sequence[KeyValue]:

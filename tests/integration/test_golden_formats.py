@@ -33,6 +33,9 @@ from tests.integration.etcd_rig import free_port
 GOLDEN = Path(__file__).parents[1] / "golden"
 VERSIONS = sorted(path.name for path in GOLDEN.iterdir() if (path / "expected.json").is_file())
 
+#: Release -> format of its snapshot files, and of the state in them.
+FORMATS = {"0.1.0": (1, 1)}
+
 pytestmark = pytest.mark.parametrize("version", VERSIONS)
 
 
@@ -64,6 +67,7 @@ def test_a_snapshot_file(version: str, root: Path) -> None:
     saved = root / "saved.snapshot"
     info, restored = recovery.verify(saved)
     assert restored.revision == info.header.revision
+    assert (info.format_version, restored.state_format) == FORMATS[version]
     keys = {row.key.decode(): row for row in recovery.contents(saved) if row.key.startswith(b"g/")}
     assert {k: [r.value.decode(), r.create_revision, r.mod_revision, r.version, r.lease] for k, r in keys.items()} == (
         expected(root)["keys"]

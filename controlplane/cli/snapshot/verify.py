@@ -40,7 +40,7 @@ async def verify(path: str, key_file: Path | None, cluster: str | None) -> None:
     header = info.header
     for name, value in (
         ("file", path),
-        ("format", f"{info.format_version} (state {header.state_format_version})"),
+        ("format", f"{info.format_version} (state {found.state_format})"),
         ("cluster", f"{header.cluster_id:x}"),
         ("members", ", ".join(member.name for member in header.members)),
         ("created", when(header.created_at_ms)),
