@@ -17,7 +17,7 @@ from controlplane.store.keyspan import Span, span
 __all__ = ["check_command", "check_range", "check_txn", "is_read_only", "peer_revision_of"]
 
 _KNOWN_TO_0_1 = frozenset(
-    {"put", "delete_range", "txn", "compact", "lease_grant", "lease_revoke", "lease_checkpoint", "lease_expire"}
+    ("put", "delete_range", "txn", "compact", "lease_grant", "lease_revoke", "lease_checkpoint", "lease_expire")
 )
 _SORT_ORDERS = frozenset(e.RangeRequest.SortOrder.values())
 _SORT_TARGETS = frozenset(e.RangeRequest.SortTarget.values())
