@@ -34,6 +34,8 @@ pytestmark = [pytest.mark.hosts, pytest.mark.slow]
 
 _NETWORK = 20
 _STEADY_S = 0.7
+_STEADY_ACKS = 15
+_STEADY_TIMEOUT_S = 20.0
 #: Two of the longest elections and a little.
 _FAULT_S = 2.2
 #: At most so many operations on the register: the search explodes on more.
@@ -159,22 +161,25 @@ async def _suffer(
             Load(
                 fleet.endpoints, service, prefix=header.prefix, recorder=recorder, clock=clock, rand=SystemRand(),
                 rates=Rates(writes=25, reads=25, requests=2, http_clients=1),
+                parts=("kv", "watch", "http", "txn", "lease", "lock"),
             ) as traffic,
             register.used(),
         ):  # fmt: skip
-            await asyncio.sleep(_STEADY_S)
+            await _steady(traffic)
             before = recorder.mark(run, 1, "fault")
             await fault(fleet, await fleet.leader())
             during = recorder.mark(run, 1, "healed")
             fleet.mend()
             await fleet.whole()
             after = recorder.mark(run, 1, "recovered")
-            await asyncio.sleep(_STEADY_S)
+            await _steady(traffic)
             end = recorder.mark(run, 1, "end")
             await traffic.finish()
     history = load(folder / "history.jsonl")
     for finding in check_all(history):
-        assert finding.verdict is Verdict.PASS, f"{finding.rule}: {finding.violations} {finding.note}"
+        # Few leases begin and end within so short a time, and perhaps none.
+        told_nothing = finding.verdict is Verdict.INCONCLUSIVE and finding.rule.startswith(("leases:", "locks:"))
+        assert finding.verdict is Verdict.PASS or told_nothing, f"{finding.rule}: {finding.violations} {finding.note}"
     assert linearizable(register.ops) is Answer.YES, "no order of the register's operations explains what they saw"
     # The judgement is worth something only if there was something to judge.
     moments = {"before": (0, before), "during": (before.at_ns, during), "after": (after.at_ns, end)}
@@ -182,6 +187,15 @@ async def _suffer(
         acked = served(history.ops, Window(begin_ns, till.at_ns)).writes_acknowledged
         assert acked >= 10 or (when == "during" and not writes_go_on), f"{acked} writes acknowledged {when} the fault"
     assert len(register.ops) >= 20
+
+
+async def _steady(traffic: Load) -> None:
+    """A while of load, and on a busy machine longer: until there is something to judge."""
+    wanted = traffic.board.acknowledged_total + _STEADY_ACKS
+    await asyncio.sleep(_STEADY_S)
+    async with asyncio.timeout(_STEADY_TIMEOUT_S):
+        while traffic.board.acknowledged_total < wanted:  # noqa: ASYNC110 - the other tasks' progress
+            await asyncio.sleep(0.02)
 
 
 # -- faults --------------------------------------------------------------------------------------------------------
