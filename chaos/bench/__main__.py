@@ -29,7 +29,8 @@ from controlplane.local.etcd import program
 _NAMES = click.Choice(NAMES)
 _ASKED = Settings()
 _QUICK = Settings(rounds=1, trials=3, seconds=2.0, sizes=(1_000,))
-_PORT_BASES = (29_000, 29_500)
+#: Ports used are from the base on; the two clusters that run side by side are so far apart.
+_PORTS_APART = 500
 #: Exit codes: something was not measured; interrupted, as shells have it.
 _INCOMPLETE, _INTERRUPTED = 1, 130
 
@@ -44,6 +45,8 @@ _INCOMPLETE, _INTERRUPTED = 1, 130
               f"{', '.join(f'{n}' for n in _ASKED.sizes)} by default.")  # fmt: skip
 @click.option("--budget", type=click.FloatRange(1.0), metavar="MINUTES", help="Measure less, so that it takes so long.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the report here, not to stdout.")
+@click.option("--port-base", type=click.IntRange(1_024, 31_700), default=29_000, show_default=True,
+              help="1,000 ports from here on are used.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="One round, three trials, small sizes: that it works, not how fast.")
 def main(
     only: Sequence[str],
@@ -54,6 +57,7 @@ def main(
     keys: tuple[int, ...],
     budget: float | None,
     out: Path | None,
+    port_base: int,
     quick: bool,
 ) -> None:
     names = [name for name in NAMES if (not only or name in only) and name not in without]
@@ -72,7 +76,7 @@ def main(
     began, failures = time.time(), dict[str, str]()
     interrupted = False
     with tempfile.TemporaryDirectory(prefix="quarterdeck-bench-", ignore_cleanup_errors=True) as folder:
-        context = Context(None, Path(folder), settings, progress, _say)
+        context = Context(None, Path(folder), settings, progress, _say, port_base)
         try:
             uvloop.run(_measure(names, context, failures))
         except (KeyboardInterrupt, asyncio.CancelledError):
@@ -100,8 +104,8 @@ async def _measure(names: Sequence[str], context: Context, failures: dict[str, s
             await _run(together, context, failures)
             continue
         async with (
-            started(OURS, context.folder, _PORT_BASES[0]) as ours,
-            started(PEER, context.folder, _PORT_BASES[1]) as peer,
+            started(OURS, context.folder, context.port_base) as ours,
+            started(PEER, context.folder, context.port_base + _PORTS_APART) as peer,
         ):
             context.running = (ours, peer)
             await _run(together, context, failures)

@@ -111,7 +111,7 @@ async def stalls(context: Context) -> None:
     10,000 keys of 1 KB over and over, and a snapshot is cut every 2,000 entries. etcd has no such thing."""
     context.step("longest stall of the loop under writes, long lists and snapshots: quarterdeck")
     args = ("--snapshot-entries", "2000")
-    async with started(OURS, context.folder / "stalls", _PORT_BASE, replica_args=args) as ours:
+    async with started(OURS, context.folder / "stalls", context.port_base, replica_args=args) as ours:
         await load.fill(ours.clients, 10_000, 1_000)
         before = await ours.loop_lag()
         seconds = context.settings.seconds
@@ -129,8 +129,6 @@ async def stalls(context: Context) -> None:
     for name, lag in after.items():
         context.note(ours, f"{what}: longest stall of a replica's loop", lag.longest_since(before[name]) * 1000, "ms")
 
-
-_PORT_BASE: Final = 29_000
 
 CASES: Final[Mapping[str, Callable[[Context], Awaitable[None]]]] = {
     "writes": writes,

@@ -46,6 +46,7 @@ class Context:
         running: both clusters, for cases that only add load; each case runs on one and then the other. None while a
             case has clusters of its own.
         folder: for clusters of a case's own.
+        port_base: of the clusters' ports.
         generator: what the load generator cost, one figure per load.
         cautions: reasons to doubt a figure.
     """
@@ -55,6 +56,7 @@ class Context:
     settings: Settings
     progress: Progress
     say: Callable[[str], None]
+    port_base: int
     figures: Figures = field(default_factory=Figures)
     generator: Figures = field(default_factory=Figures)
     conditions: list[Conditions] = field(default_factory=list)

@@ -23,7 +23,6 @@ _SIGNALS: Final[Mapping[str, signal.Signals]] = {
 }
 #: Between two trials on one cluster.
 _REST_S: Final = 0.5
-_PORT_BASE: Final = 29_000
 _NETWORKS: Final = (30, 31)
 
 
@@ -69,8 +68,8 @@ async def cut_links(context: Context) -> None:
         Hosts(["etcd-1", "etcd-2", "etcd-3"], network=_NETWORKS[1]) as theirs,
     ):
         async with (
-            started(OURS, folder, _PORT_BASE, our_hosts) as ours,
-            started(PEER, folder, _PORT_BASE, theirs) as peer,
+            started(OURS, folder, context.port_base, our_hosts) as ours,
+            started(PEER, folder, context.port_base, theirs) as peer,
         ):
             pairs = ((ours, our_hosts), (peer, theirs))
             for trial in range(trials):

@@ -13,7 +13,6 @@ from chaos.bench.peers import OURS, PEER, Peer, started
 __all__ = ["sizes"]
 
 _VALUE_BYTES: Final = 1_000
-_PORT_BASE: Final = 29_000
 
 
 async def sizes(context: Context) -> None:
@@ -27,7 +26,7 @@ async def sizes(context: Context) -> None:
             raise RuntimeError(f"no time was left for {keys:,} keys")
         for kind in (OURS, PEER) if turn % 2 == 0 else (PEER, OURS):
             context.step(f"{keys:,} keys: {kind}")
-            async with started(kind, context.folder / f"keys-{keys}", _PORT_BASE) as peer:
+            async with started(kind, context.folder / f"keys-{keys}", context.port_base) as peer:
                 await _size(context, peer, keys)
 
 
