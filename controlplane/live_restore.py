@@ -40,7 +40,7 @@ _STEP_TIMEOUT_MS: Final = 15_000
 _PATIENCE_S: Final = 30.0
 _RETRY_S: Final = 0.2
 #: How long replicas may take to show the same state after the swap.
-_AGREE_S: Final = 20.0
+_AGREE_S: Final = 5.0
 _LEASE_BYTES: Final = 512
 
 
