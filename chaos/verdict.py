@@ -24,6 +24,7 @@ __all__ = ["STEADY_ACKS_MIN", "STEADY_REQUESTS_MIN", "ActReport", "Report", "jud
 #: count: acknowledged writes, and answered requests of the Service.
 STEADY_ACKS_MIN: Final = 20
 STEADY_REQUESTS_MIN: Final = 10
+_STEADY_RULES: Final = ("steady load before", "steady load after")
 #: What a run without a word about it did.
 _WORKLOAD: Final = ("kv", "watch", "http")
 
@@ -109,7 +110,7 @@ class _Trial:
         found = served(self._history.ops, self._window)
         observed = self._last["observed"].detail if "observed" in self._last else {}
         findings = self._went_through()
-        steady = all(finding.verdict is Verdict.PASS for finding in findings)
+        steady = [finding.verdict for finding in findings if finding.rule in _STEADY_RULES] == [Verdict.PASS] * 2
         findings += self._served_findings(found, steady=steady)
         findings += observed_findings(self._act, observed, self._budgets)
         detail = self._begin.detail
@@ -133,19 +134,30 @@ class _Trial:
             return [Finding("the act went through to its end", Verdict.INCONCLUSIVE, 0, note="it was cut short")]
         if not self._faults:
             return [Finding("a fault was injected", Verdict.INCONCLUSIVE, 0, note="nothing was broken")]
-        findings = []
-        blunt = [
-            str(mark.detail.get("id", "a fault"))
-            for mark in self._healed
-            if (mark.detail.get("proof") or {}).get("bit") is False
-        ]
-        if blunt:
-            note = f"no sign that it did anything: {', '.join(blunt)}"
-            findings.append(Finding("every fault did what it says", Verdict.INCONCLUSIVE, len(self._faults), note=note))
+        findings = self._traces()
         recovered = self._last["recovered"]
         findings.append(self._steady("before", Window(self._begin.at_ns, self._faults[0].at_ns)))
         findings.append(self._steady("after", Window(recovered.at_ns, self._window.end_ns)))
         return findings
+
+    def _traces(self) -> list[Finding]:
+        """Every kind of fault left its trace at least once, as far as it can be told; nothing if all did."""
+        bit: dict[str, bool] = {}
+        blunt = 0
+        kinds = {str(mark.detail.get("id")): str(mark.detail.get("fault", "fault")) for mark in self._faults}
+        for mark in self._healed:
+            found = (mark.detail.get("proof") or {}).get("bit")
+            kind = kinds.get(str(mark.detail.get("id")), "fault")
+            blunt += found is False
+            bit[kind] = bit.get(kind, False) or found is not False
+        never = sorted(kind for kind, did in bit.items() if not did)
+        if not blunt:
+            return []
+        note = f"{blunt} of {len(self._faults)} left no trace"
+        if never:
+            note += f", never one of: {', '.join(never)}"
+        verdict = Verdict.INCONCLUSIVE if never else Verdict.PASS
+        return [Finding("every kind of fault left its trace", verdict, len(self._faults), note=note)]
 
     def _deviations(self) -> list[Finding]:
         """The cluster did not do what the experiment expects of it. Before anything was broken that says nothing of

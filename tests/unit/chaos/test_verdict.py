@@ -317,3 +317,28 @@ def test_a_cluster_that_was_not_well_to_begin_with_proves_nothing() -> None:
     made.mark("begin", "isolate", budgets={})
     made.mark("deviated", "isolate", what="steady state", when="before", text="no pods")
     assert judged(made.history())[0].verdict is Verdict.INCONCLUSIVE
+
+
+def test_where_faults_are_many_each_kind_must_have_left_a_trace_once() -> None:
+    made = tried(proof={"bit": False})
+    made.mark("fault", "isolate", id="f2", fault="partition", victims=["r2"])
+    made.mark("healed", "isolate", id="f2", proof={"bit": True})
+    made.steady(30)
+    made.mark("observed", "isolate", **UNTOUCHED)
+    report, found = judged(made.history())
+    assert report.verdict is Verdict.PASS
+    assert found["every kind of fault left its trace"].note == "1 of 2 left no trace"
+
+
+def test_a_fault_without_a_trace_leaves_the_gap_to_be_judged() -> None:
+    made = tried(proof={"bit": False})
+    made.marks.pop()
+    made.now_ns += 2 * SECOND
+    made.mark("observed", "isolate", **UNTOUCHED)
+    assert failed(made.history()) == ["writes acknowledged again within 1 s"]
+
+
+def test_where_every_pod_had_a_reason_to_go_there_is_none_to_watch() -> None:
+    nobody: dict[str, Any] = {**UNTOUCHED, "pods_watched": 0}
+    assert judged(tried(**nobody).history())[0].verdict is Verdict.INCONCLUSIVE
+    assert judged(tried(**nobody, pods_excused=6).history())[0].verdict is Verdict.PASS
