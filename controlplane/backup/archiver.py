@@ -104,6 +104,12 @@ class Archiver:
 
     async def run(self) -> None:
         """Until cancelled."""
+        try:
+            await self._run()
+        finally:
+            self._leads_since_ms = None  # the metric of a replica that does not run says nothing
+
+    async def _run(self) -> None:
         while True:
             began_s = self._clock.monotonic()
             if not self._reader.leads:

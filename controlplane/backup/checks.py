@@ -10,8 +10,10 @@ from typing import Final
 from controlplane.base.errors import ConfigError, StorageError
 from controlplane.base.limits import MIB
 
-__all__ = ["check_cluster", "check_room"]
+__all__ = ["RESERVE_BYTES", "check_cluster", "check_reserve", "check_room"]
 
+#: Left free by whatever a replica writes for its backups: the disk may be the replicas' own.
+RESERVE_BYTES: Final = 128 * MIB
 #: Left over for whoever else writes to that disk meanwhile.
 _SPARE_BYTES: Final = 16 * MIB
 
@@ -39,13 +41,34 @@ def check_room(folder: Path, need_bytes: int, *, what: str) -> None:
         StorageError: says how much is there and how much it takes.
     """
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    try:
-        free_bytes = shutil.disk_usage(there).free
-    except OSError as error:
-        raise StorageError(f"free space of {there} cannot be read: {error.strerror}", errno=error.errno or 0) from error
+    free_bytes = _free_bytes(there)
     if free_bytes < need_bytes + _SPARE_BYTES:
         raise StorageError(
             f"{what} takes {need_bytes} bytes on the disk of {folder}, which has {free_bytes} free (and {_SPARE_BYTES} "
             "must stay). Free some space, or name another folder",
             errno=errno.ENOSPC,
         )
+
+
+def check_reserve(folder: Path) -> None:
+    """Refuse to write where little is left: backups must not be what stops a replica.
+
+    Raises:
+        StorageError: less than :data:`RESERVE_BYTES` are free.
+    """
+    free_bytes = _free_bytes(folder)
+    if free_bytes < RESERVE_BYTES:
+        raise StorageError(
+            f"nothing is written to {folder}: {free_bytes} bytes are free on its disk, and {RESERVE_BYTES} are left to "
+            "the replicas",
+            errno=errno.ENOSPC,
+        )
+
+
+def _free_bytes(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError as error:
+        raise StorageError(
+            f"free space of {folder} cannot be read: {error.strerror}", errno=error.errno or 0
+        ) from error

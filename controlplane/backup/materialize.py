@@ -140,6 +140,8 @@ class _Search:
     scratch: Path
     say: Callable[[str], None]
     notes: list[str] = field(default_factory=list)
+    #: Segments of another history were met: an older snapshot may lead where a newer one does not.
+    forked: bool = False
 
     def run(self) -> Materialized:
         snapshots = self.repository.snapshots()
@@ -152,7 +154,9 @@ class _Search:
             try:
                 return self._from(base, log)
             except NotCoveredError as error:
-                refusal = error if refusal is None else refusal
+                refusal = refusal or error
+                if not self.forked:
+                    break  # from an older one the way leads to the same end
             except CorruptStateError as error:
                 refusal = error
                 self.note(f"{error}; taking the snapshot before it")
@@ -207,8 +211,8 @@ class _Search:
             self.note(f"behind {at}, {broken}: what was written after that is not in this state")
 
     def _entries_after(self, replay: Replay, log: Log) -> tuple[list[ArchivedEntry], str]:
-        """The entries that follow, of the first segment that has them whole. None: and why, if the log does not simply
-        end here."""
+        """The entries that follow, of the first segment that has them whole. If none has: no entries, and why, should
+        the log not simply end here."""
         wanted, damaged = replay.index + 1, False
         for name in log.holding(wanted):
             try:
@@ -221,6 +225,7 @@ class _Search:
             previous_term = entries[before].term if before >= 0 else header.previous_term
             if previous_term == replay.term:
                 return entries[before + 1 :], ""
+            self.forked = True
             self.note(
                 f"{self.repository.locate(name)} is of another history: entry {replay.index} has term {previous_term} "
                 f"there and {replay.term} here"

@@ -13,7 +13,6 @@ may follow the URL as a query.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import secrets
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
+from controlplane.backup.checks import check_reserve
 from controlplane.base.errors import ConfigError, StorageError
 from controlplane.base.limits import MIB
 
@@ -34,8 +34,8 @@ __all__ = ["OPTIONS_VARIABLE", "ObjectStore", "Stored", "is_url", "open_objects"
 
 OPTIONS_VARIABLE: Final = "QUARTERDECK_ARCHIVE_OPTIONS"
 _TEMP_PREFIX: Final = ".tmp-"
-#: Left free on a disk: it may be the replicas' own, and backups must not be what stops them.
-_RESERVE_BYTES: Final = 128 * MIB
+#: What is read whole: a manifest, a segment, a pack of segments.
+_READ_BYTES_MAX: Final = 96 * MIB
 #: A temporary file so old belongs to nobody any more.
 _TEMP_AGE_S: Final = 3_600.0
 _SECRETS: Final = ("key", "secret", "token", "password", "credential", "sas")
@@ -67,7 +67,7 @@ class ObjectStore(Protocol):
         ...
 
     def read(self, name: str) -> bytes:
-        """A whole object that is small."""
+        """A whole object that is small (and never empty)."""
         ...
 
     def fetch(self, name: str, target: Path) -> None:
@@ -144,8 +144,8 @@ class _Folder:
                 return []
 
     def read(self, name: str) -> bytes:
-        with _refusals("read", self.locate(name)):
-            return (self._root / name).read_bytes()
+        with _refusals("read", self.locate(name)), (self._root / name).open("rb") as file:
+            return _bounded(file.read(_READ_BYTES_MAX + 1), self.locate(name))
 
     def fetch(self, name: str, target: Path) -> None:
         with _refusals("copy", self.locate(name)), (self._root / name).open("rb") as source, target.open("wb") as out:
@@ -157,8 +157,7 @@ class _Folder:
         temporary = path.with_name(f"{_TEMP_PREFIX}{secrets.token_hex(8)}")
         with _refusals("write", str(path)):
             _make_folder(path.parent)
-            if (free_bytes := _free_bytes(path.parent)) < _RESERVE_BYTES:
-                raise OSError(errno.ENOSPC, f"{free_bytes} bytes are free on its disk, {_RESERVE_BYTES} are left alone")
+            check_reserve(path.parent)
             _sweep(path.parent)
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
@@ -179,15 +178,17 @@ class _Folder:
         return str(self._root / name)
 
 
+def _bounded(data: bytes, where: str) -> bytes:
+    if len(data) > _READ_BYTES_MAX:
+        raise StorageError(f"{where} is bigger than anything that is read whole ({_READ_BYTES_MAX} bytes)")
+    return data
+
+
 def _make_folder(folder: Path) -> None:
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     for path in reversed(missing):
         path.mkdir(mode=0o700, exist_ok=True)
         _sync_folder(path.parent)
-
-
-def _free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
 
 
 def _sync_folder(folder: Path) -> None:
@@ -260,8 +261,8 @@ class _Remote:
 
     def read(self, name: str) -> bytes:
         with _remote_refusals("read", self.locate(name)):
-            data: bytes = self._fs.cat_file(f"{self._root}/{name}")
-            return data
+            data: bytes = self._fs.cat_file(f"{self._root}/{name}", start=0, end=_READ_BYTES_MAX + 1)
+        return _bounded(data, self.locate(name))
 
     def fetch(self, name: str, target: Path) -> None:
         with _remote_refusals("download", self.locate(name)):

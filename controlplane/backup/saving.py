@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from controlplane.backup.checks import check_reserve
 from controlplane.backup.manifest import Manifest
 from controlplane.backup.names import SnapshotName
 from controlplane.backup.repository import Repository, describe_file
@@ -80,6 +81,7 @@ def _begin(scratch: Path, path: Path) -> BinaryIO:
 
 
 def _write(file: BinaryIO, path: Path, piece: bytes) -> None:
+    check_reserve(path.parent)
     with _refusals(path):
         file.write(piece)
 

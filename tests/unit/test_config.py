@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.backup.config import BackupConfig
+from controlplane.backup.retention import Keep
 from controlplane.base.errors import ConfigError
 from controlplane.config import ReplicaConfig, parse_initial_cluster
+from controlplane.external.config import StoreConfig
 
 GOOD = ReplicaConfig(
     name="r1",
@@ -19,6 +22,8 @@ GOOD = ReplicaConfig(
 
 def test_the_defaults_are_valid() -> None:
     GOOD.validate()
+    replace(GOOD, backup=BackupConfig("s3://bucket/prefix")).validate()
+    replace(GOOD, backup=BackupConfig("folder", interval_ms=0, snapshot_every_s=0)).validate()
     assert GOOD.me.client == "h:2"
 
 
@@ -34,6 +39,10 @@ def test_the_defaults_are_valid() -> None:
         ({"cluster_cidr": "127.128.0.0/25"}, "/24 or wider"),
         ({"node_heartbeat_ms": 99}, "node heartbeat"),
         ({"snapshot_entries": 99}, "snapshot entries"),
+        ({"backup": BackupConfig("x", interval_ms=99)}, "archive interval 99 ms"),
+        ({"backup": BackupConfig("x", snapshot_every_s=4)}, "snapshots every 4 s"),
+        ({"backup": BackupConfig("x", keep=Keep())}, "say what to keep"),
+        ({"backup": BackupConfig("x"), "store": StoreConfig.parse("etcd://h:1")}, "--archive"),
         ({"initial_cluster": parse_initial_cluster("r1=h:1@h:2@h:2")}, "address appears twice"),
         ({"initial_cluster": parse_initial_cluster("r1=h:1@h:2@h:3,r1=h:4@h:5@h:6")}, "name appears twice"),
         ({"initial_cluster": parse_initial_cluster("r1=h:1@h:2@h:3,R_2=h:4@h:5@h:6")}, "R_2"),

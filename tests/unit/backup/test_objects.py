@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.backup import checks
 from controlplane.backup import objects as objects_module
 from controlplane.backup.audit import audit
 from controlplane.backup.materialize import materialize
@@ -114,9 +115,16 @@ def test_a_writer_that_was_killed_leaves_nothing_for_ever(tmp_path: Path, monkey
     assert not (tmp_path / "log" / ".tmp-dead").exists()
 
 
+def test_what_is_read_whole_is_bounded(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(store, "c1/log/a", b"12345")
+    monkeypatch.setattr(objects_module, "_READ_BYTES_MAX", 4)
+    with pytest.raises(StorageError, match="bigger than anything"):
+        store.read("c1/log/a")
+
+
 def test_a_disk_that_is_nearly_full_is_left_to_the_replicas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_objects(str(tmp_path))
-    monkeypatch.setattr(objects_module, "_free_bytes", lambda folder: 1_000_000)
+    monkeypatch.setattr(checks, "_free_bytes", lambda folder: 1_000_000)
     with pytest.raises(StorageError, match="1000000 bytes are free"):
         put(store, "log/a", b"x")
     assert store.listing("log") == []

@@ -44,6 +44,29 @@ def test_replicas_and_agents_are_started_with_their_flags_and_no_foreign_environ
     assert "shh" not in replica + node
 
 
+@pytest.mark.parametrize(
+    ("archive", "where"),
+    [("archive", "{root}/archive"), ("/srv/backups", "/srv/backups"), ("s3://bucket/prefix", "s3://bucket/prefix")],
+)
+def test_replicas_are_told_where_to_back_up_to(
+    cluster: LocalCluster, archive: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.spec = replace(cluster.spec, archive=archive)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "from-outside")
+    cluster.python = script(cluster.root / "shows-key", 'echo "$@"; echo "key=$AWS_ACCESS_KEY_ID"; exec sleep 60')
+    cluster.start("r1")
+    until(lambda: "key=" in cluster.processes.log_tail("r1"), "its output")
+    shown = cluster.processes.log_tail("r1")
+    assert f"--archive {where.format(root=cluster.root.resolve())} --archive-keep last=8" in shown
+    assert "key=from-outside" in shown
+
+
+def test_without_an_archive_they_are_told_nothing(cluster: LocalCluster) -> None:
+    cluster.start("r1")
+    until(lambda: "token=" in cluster.processes.log_tail("r1"), "its output")
+    assert "--archive" not in cluster.processes.log_tail("r1")
+
+
 def test_a_process_may_run_another_source_tree_and_only_that_one_does(cluster: LocalCluster, tmp_path: Path) -> None:
     cluster.python = script(tmp_path / "shows-path", 'echo "path=$PYTHONPATH."; exec sleep 60')
     cluster.sources["r2"] = tmp_path / "old"
