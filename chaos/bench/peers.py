@@ -118,6 +118,11 @@ class Peer:
         tail = self.cluster.processes.log_tail(names[0])
         raise RuntimeError(f"{self.kind} does not serve after {_SERVING_S:g} s; the last that {names[0]} said:\n{tail}")
 
+    async def whole(self) -> None:
+        """Return once every member serves: the first write needs two of them only."""
+        for name in self.endpoints:
+            await self.serving(via=name)
+
     async def stop(self) -> None:
         await asyncio.to_thread(self.cluster.down)
         self.cluster.destroy()
@@ -235,10 +240,11 @@ class Peer:
 async def started(
     kind: str, folder: Path, port_base: int, hosts: Hosts | None = None, replica_args: tuple[str, ...] = ()
 ) -> AsyncIterator[Peer]:
-    """A fresh cluster, serving; gone afterwards."""
+    """A fresh cluster, every member serving; gone afterwards."""
     peer = Peer(kind, folder, port_base, hosts, replica_args)
     try:
         await peer.start()
+        await peer.whole()
         yield peer
     finally:
         await peer.stop()

@@ -40,7 +40,9 @@ async def _size(context: Context, peer: Peer, keys: int) -> None:
     per_key = (peer.memory_bytes() - empty) / len(peer.clients) / keys
     context.note(peer, f"{what}: memory per key and member", per_key, "bytes")
     context.note(peer, f"{what}: all killed, restarted, first write", await _restart(peer), "s")
+    await peer.whole()
     context.note(peer, f"{what}: disks lost, restored, first write", await _restore(peer), "s")
+    await peer.whole()
     found = await load.count(peer.clients[0], b"fill/")
     if found != keys:
         raise RuntimeError(f"{peer.kind} has {found:,} of {keys:,} keys after the restore")
