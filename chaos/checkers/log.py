@@ -97,6 +97,7 @@ class Log:
         self._chains: dict[tuple[str, int], tuple[list[int], list[State]]] = {}
         #: Life -> the revision that a watch of everything from the beginning had come to.
         self._watched_until = self._coverage()
+        self._ended = any(listing.reason == "shared" for listing in history.listings)
         self._collect()
         self._attribute()
 
@@ -172,6 +173,8 @@ class Log:
         until: dict[int, int] = {}
         wide = {told.watch for told in self.history.told if told.created and not told.brief and not told.single}
         for told in self.history.told:
+            if told.canceled and self.lineage.life(told.compact_revision) in until:
+                wide.discard(told.watch)
             if told.watch in wide:
                 seen = [change.mod_revision for change in told.changes]
                 for revision in [*seen, *([told.revision] if told.progress else [])]:
@@ -179,7 +182,7 @@ class Log:
                     until[life] = max(until.get(life, 0), revision)
         finals = [listing.revision for listing in self.history.listings if listing.reason == "shared"]
         for revision in finals:
-            if until:
+            if until and wide:
                 until[self.lineage.life(revision)] = revision  # a watch that did not come so far fails by itself
         return until
 
@@ -236,6 +239,8 @@ class Log:
                 by = writers[key, value]
                 if revision in told[key, value] or (value is None and key in self._leased):
                     continue
+                if not by and not self._ended:
+                    continue  # of a run that was killed, what was under way then is not recorded
                 if not by:
                     why = f"{named(refused[key, value])} was refused" if (key, value) in refused else "nobody did that"
                     self.problems.append(f"{key} became {_said(value)} at revision {revision}, and {why}")

@@ -8,7 +8,7 @@ import pytest
 
 from chaos.checkers import search
 from chaos.findings import Verdict
-from chaos.history import History, Row
+from chaos.history import History, Row, Told
 from tests.unit.chaos.checkers.contests import BASE, MS, Contest, broken, change_op, change_told, findings
 
 WRITTEN = "shared keys: no acknowledged write lost or done twice"
@@ -252,3 +252,27 @@ def test_a_stale_read_anywhere_in_a_long_history_is_found_by_search() -> None:
         change_op(history, history.ops[at], value="v3")
         (finding,) = search.check_by_search(history)
         assert finding.verdict is Verdict.FAIL, at
+
+
+def test_what_was_under_way_when_a_run_was_killed_is_not_recorded_and_no_violation() -> None:
+    made = fought()
+    made.put("c", "x")
+    made.ops.pop()
+    history = made.history()
+    assert WRITTEN in broken(history)
+    history.listings.clear()
+    assert broken(history) == set()
+
+
+def test_what_a_watch_missed_by_a_compaction_is_not_known() -> None:
+    made = fought()
+    made.put("c", "x")
+    made.delete("c", outcome="info")
+    made.told.pop()
+    made.told.append(Told("all", 1, made.now_ns, made.revision, canceled=True, compact_revision=made.revision))
+    made.swap("c", None, "y")
+    made.get("c")
+    history = made.history()
+    assert COMPARES not in broken(history)
+    history.told = [told for told in history.told if not told.canceled]
+    assert COMPARES in broken(history)
