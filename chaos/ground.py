@@ -92,6 +92,10 @@ class Ground:
     async def look(self) -> Seen:
         """See the cluster anew: who leads, who answers, which pods there are. Also kept as ``seen``."""
         answers = await self.replicas.statuses()
+        for name in self.replicas.names:
+            # Asked again before it is called silent: this machine may be busy. Who is dead refuses at once.
+            if name not in answers and (answer := await self.replicas.status(name)) is not None:
+                answers[name] = answer
         leader, term = self.replicas.leader_among(answers)
         spec = self.cluster.spec
         names = tuple(r.name for r in spec.replicas)

@@ -87,6 +87,7 @@ class Contest:
             Kind("slow", base, slow_s=_SLOW_S),
             Kind("one", f"{base}hot/0", single=True, prev_kv=True),
         ]
+        self._progress = not foreign
         self._followers = [Follower(kind, connect(n), recorder, clock) for n, kind in enumerate(kinds)]
         self._brief = Brief(base, connect(1), newest, recorder, clock)
         self._compactor = Compactor(connect(2), newest, recorder, clock)
@@ -109,7 +110,10 @@ class Contest:
         for follower in self._followers:
             follower.hurry()
         revision, rows = await read_prefix(self._first, self._prefix)
+        # What has not come by then is missing; the checkers will say so. The first is told how far it has been told
+        # everything; what came last may be a deletion, of which no row speaks, so the slow one is waited for apart.
+        first, slow = self._followers[:2]
         newest = max((row.mod_revision for row in rows), default=0)
-        # What has not come by then is missing; the checkers will say so.
-        await asyncio.gather(*(follower.reached(newest, _CATCH_UP_TIMEOUT_S) for follower in self._followers[:2]))
+        await first.reached(revision if self._progress else newest, _CATCH_UP_TIMEOUT_S)
+        await slow.reached(first.changed, _CATCH_UP_TIMEOUT_S)
         self._recorder.listing(Listing("shared", 0, revision, self._recorder.now_ns(), rows))

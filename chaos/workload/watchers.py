@@ -61,6 +61,11 @@ class Follower:
             except ApiError:
                 await self._clock.sleep(_RESUME_PAUSE_S)
 
+    @property
+    def changed(self) -> int:
+        """The last revision of which a change has come; a deletion is one."""
+        return self._watch.changed
+
     def hurry(self) -> None:
         """Be slow no more: the end is near."""
         self._watch.slow_s = 0.0
@@ -124,6 +129,8 @@ class _Watch:
         self.slow_s = kind.slow_s
         #: The first revision that has not come.
         self.next = 0
+        #: The last revision of which a change has come.
+        self.changed = 0
 
     async def follow(self) -> None:
         """One watch, until it is refused or its replica goes. Raises ApiError."""
@@ -177,6 +184,7 @@ class _Watch:
         )  # fmt: skip
         for change in changes:
             self.next = max(self.next, change.mod_revision + 1)
+            self.changed = max(self.changed, change.mod_revision)
         if progress:
             self.next = max(self.next, response.header.revision + 1)
 
