@@ -27,6 +27,8 @@ __all__ = ["PROBES", "Probe", "node_ready", "service_address", "store_leader", "
 _WITHIN: Final = {"within_s": "seconds it may take"}
 _KEY: Final = b"/chaos/probe"
 _HASH_TRIES: Final = 100
+_PATIENCE_S: Final = 5.0
+_POLL_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,13 @@ async def _replicas_serving(stage: Stage) -> int:
 
 
 async def _all_replicas_serve(stage: Stage) -> bool:
-    return await _replicas_serving(stage) == len(stage.ground.replicas.names)
+    """Asked for a few seconds: on a busy machine an answer may be late."""
+    deadline_s = stage.now_s() + _PATIENCE_S
+    while await _replicas_serving(stage) != len(stage.ground.replicas.names):
+        if stage.now_s() > deadline_s:
+            return False
+        await stage.ground.clock.sleep(_POLL_S)
+    return True
 
 
 async def _nodes_ready(stage: Stage) -> bool:
