@@ -16,7 +16,8 @@ from typing import Any, Final
 import click
 
 from chaos import experiment as experiments
-from chaos.cli_common import EXIT_CODES, interruptible, running, say_to
+from chaos.agent.cli import agent
+from chaos.cli_common import EXIT_CODES, interruptible, reached, running, say_to
 from chaos.cli_soak import soak
 from chaos.describe import describe_experiment, describe_faults, dry_run
 from chaos.display import Display
@@ -76,6 +77,13 @@ def _seed(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--seed", type=click.IntRange(0, _SEED_MAX), help="Makes the same choices again (victims, times)."
     )(function)
+
+
+def _agents(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--agents", default="", metavar="HOST:PORT,...",
+        help="Chaos agents of a cluster that is reached by --endpoints only, instead of the local one.",
+    )(function)  # fmt: skip
 
 
 def _if_started(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,6 +170,7 @@ async def run_all(context: click.Context, /, rate: float, seed: int | None, repe
 @chaos.command()
 @click.argument("names", nargs=-1, metavar="NAME|FILE...")
 @click.option("--all", "every", is_flag=True, help="Every experiment that fits this cluster.")
+@_agents
 @click.option("--repeat", default=1, show_default=True, type=click.IntRange(min=1, max=1000), help="Trials of each.")
 @_seed
 @_rate
@@ -169,17 +178,24 @@ async def run_all(context: click.Context, /, rate: float, seed: int | None, repe
 @click.pass_context
 @coroutine
 async def run(
-    context: click.Context, names: Sequence[str], every: bool, repeat: int, seed: int | None, rate: float, output: str
+    context: click.Context,
+    names: Sequence[str],
+    every: bool,
+    agents: str,
+    repeat: int,
+    seed: int | None,
+    rate: float,
+    output: str,
 ) -> None:
     """Run experiments on the running cluster, by name or file, once or many times under one load."""
     known = catalogue()
     if every == bool(names):
         raise ConfigError("name experiments or files, or --all; `qd chaos list` shows those there are")
     chosen = [experiments.read(name, known) for name in (experiments.names() if every else names)]
-    cluster = running(settings_of(context))
-    if every:
-        chosen = [e for e in chosen if e.settings.store in ("", cluster.spec.store_kind)]
-    verdict = await interruptible(_play(cluster, chosen, _chosen(seed), repeat, rate, output))
+    with reached(settings_of(context), agents) as cluster:
+        if every:
+            chosen = [e for e in chosen if e.settings.store in ("", cluster.spec.store_kind)]
+        verdict = await interruptible(_play(cluster, chosen, _chosen(seed), repeat, rate, output))
     context.exit(EXIT_CODES[verdict])
 
 
@@ -249,11 +265,13 @@ async def dry_run_command(context: click.Context, names: Sequence[str], seed: in
 
 
 @chaos.command()
+@_agents
 @click.pass_context
 @coroutine
-async def heal(context: click.Context) -> None:
+async def heal(context: click.Context, agents: str) -> None:
     """Undo what a run that was killed has left broken, and start what does not run."""
-    count = await interruptible(heal_cluster(settings_of(context).local(), say_to(err)))
+    with reached(settings_of(context), agents, whole=False) as cluster:
+        count = await interruptible(heal_cluster(cluster, say_to(err)))
     click.echo(f"healed {count}; every replica serves, every pod is Ready" if count else "nothing was left to undo")
 
 
@@ -309,6 +327,9 @@ async def soak_command(
         soak(cluster, chosen, seed=_chosen(seed), hours=hours, minutes=minutes, rates=Rates(writes=rate))
     )
     context.exit(EXIT_CODES[verdict])
+
+
+chaos.add_command(agent)
 
 
 def _chosen(seed: int | None) -> int:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from rich.console import Console
 
 from chaos.findings import Verdict
+from chaos.remote import RemoteCluster
 from controlplane.base.errors import ConfigError
 from controlplane.cli.common import Settings, err
-from controlplane.local.cluster import LocalCluster
+from controlplane.client.endpoints import parse_endpoints
+from controlplane.local.cluster import FOLDER, LocalCluster
 
-__all__ = ["EXIT_CODES", "interruptible", "running", "say_to"]
+__all__ = ["EXIT_CODES", "interruptible", "reached", "running", "say_to"]
 
 EXIT_CODES: Final = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INCONCLUSIVE: 4}
 
@@ -42,6 +46,33 @@ def running(settings: Settings) -> LocalCluster:
             "Try: qd chaos heal, or qd local up"
         )
     return cluster
+
+
+@contextmanager
+def reached(settings: Settings, agents: str, *, whole: bool = True) -> Iterator[LocalCluster]:
+    """The local cluster, or that of some chaos agents, which everything of runs if it shall be ``whole``.
+
+    Raises:
+        ConfigError: there is none, or part of it does not run.
+    """
+    if not agents:
+        yield running(settings) if whole else settings.local()
+        return
+    credentials = settings.credentials()
+    if credentials is None:
+        raise ConfigError("chaos agents take orders of an administrator only: --ca, --cert, --key")
+    addresses = parse_endpoints(agents)
+    root = (settings.folder or Path(FOLDER)) / "remote" / addresses[0].replace(":", "-")
+    cluster = RemoteCluster(root, addresses, credentials)
+    try:
+        wanted = set(settings.resolve_endpoints()) if settings.endpoints else set()
+        if wanted - set(cluster.spec.endpoints):
+            raise ConfigError(f"no agent has the replicas at {', '.join(sorted(wanted - set(cluster.spec.endpoints)))}")
+        if whole and (stopped := sorted(set(cluster.names) - set(cluster.running()))):
+            raise ConfigError(f"not running: {', '.join(stopped)}; try: qd chaos heal --agents {agents}")
+        yield cluster
+    finally:
+        cluster.close()
 
 
 async def interruptible(work: Coroutine[Any, Any, T]) -> T:

@@ -77,7 +77,7 @@ async def describe_faults(cluster: LocalCluster | None) -> str:
         rows = [[f.name, f.target or "-", "?", f.doc] for f in REGISTRY.values()]
     else:
         async with Ground.open(cluster, say=lambda _: None, broken=True) as ground:
-            rows = [[f.name, f.target or "-", f.missing(ground) or "yes", f.doc] for f in REGISTRY.values()]
+            rows = [[f.name, f.target or "-", ground.missing(f) or "yes", f.doc] for f in REGISTRY.values()]
     return table(["FAULT", "AIMED AT", "CAN BE MADE HERE", "WHAT IT IS"], rows)
 
 
@@ -105,7 +105,7 @@ async def dry_run(cluster: LocalCluster, experiment: Experiment, seed: int) -> s
                 continue
             lines += await _planned(stage, name, activity.arguments, activity.name)
         if experiment.schedule is not None:
-            missing = [name for name, fault in REGISTRY.items() if fault.missing(ground) is not None]
+            missing = [name for name, fault in REGISTRY.items() if ground.missing(fault) is not None]
             choices, left_out = possible_choices(missing, experiment.schedule.faults)
             if left_out:
                 lines.append(f"  left out, as they cannot be made here: {', '.join(left_out)}")

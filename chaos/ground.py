@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
+from chaos.fault import Fault
 from chaos.links import Links, links_of
 from chaos.observe import Pods, Replicas
+from chaos.remote import RemoteCluster
 from chaos.targets import Seen
 from chaos.undo import UndoList
 from controlplane.base.clock import Clock, SystemClock
@@ -117,6 +119,12 @@ class Ground:
             member_ids={**self.seen.member_ids, **ids},
         )
         return self.seen
+
+    def missing(self, fault: Fault) -> str | None:
+        """Why a fault cannot be made on this ground; None: it can."""
+        if isinstance(self.cluster, RemoteCluster) and (why := self.cluster.impossible(fault.name)) is not None:
+            return why
+        return fault.missing(self)
 
     async def count_wanted(self) -> int:
         """How many pods the workload asks for now; kept in ``seen``. Raises ApiError."""

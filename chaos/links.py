@@ -76,6 +76,8 @@ class Links(Protocol):
 
 def links_of(cluster: LocalCluster) -> Links | None:
     """What breaks this cluster's links; None: nothing does."""
+    if cluster.remote:
+        return None
     if cluster.spec.hosts == "netns":
         return HostLinks(cluster)
     return RelayLinks(cluster) if cluster.spec.hosts == "links" else None

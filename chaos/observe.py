@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
+from chaos.remote import RemoteCluster
 from controlplane.base.clock import Clock
 from controlplane.base.errors import StatusError
 from controlplane.base.rand import Rand
@@ -97,6 +98,8 @@ def processes_of_pods(cluster: LocalCluster) -> Mapping[str, Sequence[int]]:
 
 def processes_by_node(cluster: LocalCluster) -> Mapping[str, Mapping[str, Sequence[int]]]:
     """The same for each node."""
+    if isinstance(cluster, RemoteCluster):
+        return cluster.pods_by_node()
     return {node.name: local_pods.running(cluster.node_dir(node.name)) for node in cluster.spec.nodes}
 
 

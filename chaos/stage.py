@@ -101,7 +101,7 @@ class Stage:
             ConfigError: an argument, or the target now, does not fit.
         """
         fault = fault_named(name)
-        why = fault.missing(self.ground)
+        why = self.ground.missing(fault)
         if why is not None:
             raise ImpossibleError(f"{name} cannot be made here: {why}")
         seen = await self.ground.look()

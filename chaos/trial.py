@@ -213,7 +213,7 @@ class _Trial:
     async def _schedule(self) -> None:
         schedule, stage = self._experiment.schedule, self._stage
         assert schedule is not None
-        missing = [name for name, fault in REGISTRY.items() if fault.missing(stage.ground) is not None]
+        missing = [name for name, fault in REGISTRY.items() if stage.ground.missing(fault) is not None]
         choices, left_out = possible_choices(missing, schedule.faults)
         if left_out:
             stage.ground.say(f"left out, as they cannot be made here: {', '.join(left_out)}")

@@ -80,7 +80,7 @@ class DiskFull(_OnDisk):
 
     def plan(self, ground: Ground, targets: Sequence[str], params: Mapping[str, JSON], rand: Rand) -> Strike:
         known(self.name, params, self.params)
-        real = small_disk_missing() is None
+        real = small_disk_missing() is None and not ground.cluster.remote
         how = "moved to a small file system, which is filled" if real else "by a failpoint at every write"
         undo = [{"name": name, "mounted": real} for name in targets]
         return self._planned(
@@ -164,7 +164,7 @@ class LoseUnsynced(_OnDisk):
             _armed(ground, name, await aside(ground.cluster.arm, name, "wal.sync.before=kill"))
             await self._until_dead(ground, name)
             await aside(ground.cluster.arm, name, "")
-            lost += await aside(_lose, ground.cluster.replica_dir(name), strike.args["keep"][name])
+            lost += await aside(ground.cluster.cut_tail, name, strike.args["keep"][name])
         return {"bytes_lost": lost}
 
     async def _until_dead(self, ground: Ground, name: str) -> None:
@@ -252,11 +252,3 @@ FAULTS: Final[tuple[Fault, ...]] = (DiskFull(), DiskError(), LoseUnsynced(), Tea
 def _armed(ground: Ground, name: str, heard: bool) -> None:
     if not heard:
         raise FaultError(f"{name} does not run, or was started without a file for failpoints (an older version?)")
-
-
-def _lose(directory: Path, share: float) -> int:
-    tail = damage.last_frame(directory)
-    if tail is None:
-        return 0
-    keep = int((tail.end - tail.start) * share)
-    return tail.cut(max(1, keep) if share else 0)

@@ -96,8 +96,7 @@ class Pause(Fault):
 
     async def proof(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
         _, processes = _split(strike.victims)
-        stats = {name: stat_of(ground.cluster.processes.pid(name) or 0) for name in processes}
-        states = {name: stat.state if stat is not None else "gone" for name, stat in stats.items()}
+        states = {name: await aside(ground.cluster.state, name) for name in processes}
         return {"bit": all(state == "T" for state in states.values()), "states": states}
 
     async def heal(self, ground: Ground, undo: Undo) -> None:
@@ -194,6 +193,8 @@ def _strike(
         if not name.startswith("pod/") and name not in ground.cluster.names:
             raise ConfigError(f"{fault}: no process {name!r}; there are: {', '.join(ground.cluster.names)}")
     pods, processes = _split(targets)
+    if pods and ground.cluster.remote:
+        raise ConfigError(f"{fault}: {', '.join(targets)}: pods of other machines cannot be signalled from here")
     undo = tuple(Undo(fault, {"start": name}) for name in processes) if starts else ()
     gone = [name for name in processes if name in ground.seen.replicas]
     return Strike(

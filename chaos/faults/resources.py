@@ -24,6 +24,7 @@ from chaos.fault import JSON, Fault, FaultError, Strike, Undo
 from chaos.faults.params import integer, known
 from chaos.ground import Ground, aside
 from chaos.groups import CpuGroup
+from chaos.remote import RemoteCluster
 from controlplane.base.errors import ConfigError
 from controlplane.base.rand import Rand
 from controlplane.local.processes import Processes
@@ -65,7 +66,7 @@ class CpuThrottle(Fault):
         for name in targets:
             if name not in ground.cluster.names:
                 raise ConfigError(f"{self.name}: no process {name!r}; there are: {', '.join(ground.cluster.names)}")
-        kernel = CpuGroup.missing() is None
+        kernel = ground.cluster.remote or CpuGroup.missing() is None
         token = f"qd-{rand.token(4).hex()}"
         undo = tuple(Undo(self.name, {"token": token, "name": name, "kernel": kernel}) for name in targets)
         how = "control group" if kernel else "stopped and continued"
@@ -76,6 +77,9 @@ class CpuThrottle(Fault):
 
     async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
         args = strike.args
+        if isinstance(ground.cluster, RemoteCluster):
+            await aside(ground.cluster.throttle, args["token"], strike.victims, args["percent"])
+            return {"means": "control group, by an agent"}
         pids = [_running(ground, name) for name in strike.victims]
         if args["kernel"]:
             await aside(CpuGroup(args["token"]).throttle, pids, args["percent"])
@@ -99,7 +103,9 @@ class CpuThrottle(Fault):
             pass  # it ended: there is nothing to throttle
 
     async def proof(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
-        if strike.args["kernel"]:
+        if isinstance(ground.cluster, RemoteCluster):
+            times = await aside(ground.cluster.unthrottle, strike.args["token"], strike.victims)
+        elif strike.args["kernel"]:
             times = await aside(CpuGroup(strike.args["token"]).throttled)
         else:
             times = sum(count for key, count in self._stops.items() if key.startswith(f"{strike.args['token']}/"))
@@ -107,6 +113,9 @@ class CpuThrottle(Fault):
 
     async def heal(self, ground: Ground, undo: Undo) -> None:
         key = f"{undo.args['token']}/{undo.args['name']}"
+        if isinstance(ground.cluster, RemoteCluster):
+            await aside(ground.cluster.unthrottle, undo.args["token"], [undo.args["name"]])
+            return
         if undo.args["kernel"]:
             await aside(CpuGroup(undo.args["token"]).release)
             return

@@ -33,14 +33,14 @@ from typing import TypeVar
 from controlplane.base import failpoints, identity
 from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
-from controlplane.local import etcd, pods
+from controlplane.local import damage, etcd, pods
 from controlplane.local.clocks import Clocks
 from controlplane.local.hosts import Hosts
 from controlplane.local.hosts import missing as hosts_missing
 from controlplane.local.pki import FOLDER as PKI_FOLDER
 from controlplane.local.pki import Pki
 from controlplane.local.processes import ProcessError, Processes
-from controlplane.local.procfs import catches
+from controlplane.local.procfs import catches, stat_of
 from controlplane.local.relay import RelayFiles
 from controlplane.local.spec import EDGE, RELAY, ClusterSpec, NodeSpec, ReplicaSpec, StoreMemberSpec
 from controlplane.transport.tls import Reloader
@@ -59,6 +59,8 @@ class LocalCluster:
     """The cluster of one folder. ``python`` runs replicas and agents: this program's own interpreter."""
 
     python = sys.executable
+    #: Whether its processes are on other machines, and their numbers mean nothing here.
+    remote = False
 
     def __init__(self, root: Path, spec: ClusterSpec) -> None:
         self.root = root
@@ -261,6 +263,18 @@ class LocalCluster:
         if any(replica.name == name for replica in self.spec.replicas):
             environment[failpoints.FILE_VARIABLE] = str(self._failpoints(name).resolve())
         return environment | dict(self.clocks.environment(name))
+
+    def state(self, name: str) -> str:
+        """proc(5)'s letter of a process (T: stopped); ``gone``: it does not run."""
+        pid = self.processes.pid(name)
+        stat = stat_of(pid) if pid is not None else None
+        return stat.state if stat is not None else "gone"
+
+    def cut_tail(self, name: str, keep: float) -> int:
+        """Of the last frame of a stopped replica's log only a share stays, 0 to less than 1; returns the bytes lost.
+        Raises ConfigError: there is no log, or it is damaged."""
+        tail = damage.last_frame(self.replica_dir(self.replica(name).name))
+        return 0 if tail is None else tail.cut(max(1, int((tail.end - tail.start) * keep)) if keep else 0)
 
     # -- what tests and chaos do to a process that runs --------------------------------------------------------------
 

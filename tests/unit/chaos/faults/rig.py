@@ -33,10 +33,14 @@ class FakeCluster:
         self.calls: list[str] = []
         self.refuse: set[str] = set()
         self.processes = FakeProcesses()
+        self.remote = False
 
     @property
     def names(self) -> list[str]:
         return [replica.name for replica in self.spec.replicas] + [node.name for node in self.spec.nodes]
+
+    def state(self, name: str) -> str:
+        return "gone"
 
     def node_dir(self, name: str) -> Path:
         return self.root / "nodes" / name
