@@ -32,6 +32,7 @@ from tests.integration.etcd_rig import free_port
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VERSIONS = sorted(path.name for path in GOLDEN.iterdir() if (path / "expected.json").is_file())
+assert VERSIONS, f"no release has files under {GOLDEN}: these tests would be skipped"
 
 #: Release -> format of its snapshot files, and of the state in them.
 FORMATS = {"0.1.0": (1, 1)}
