@@ -18,13 +18,13 @@ memory is bounded by snapshots.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from controlplane.backup import metrics
 from controlplane.backup.chain import Log
-from controlplane.backup.names import SegmentName, SnapshotName
+from controlplane.backup.names import SegmentName
 from controlplane.backup.notes import Note
 from controlplane.backup.repository import Repository
 from controlplane.backup.saving import Saver
@@ -142,8 +142,7 @@ class Archiver:
             position = self._position = await self._find_position()
         tail = self._tail(position)
         if tail is None:
-            log.error("event=archive-gap url=%s behind_index=%d", self._repository.url, position.index)
-            metrics.ARCHIVE_GAPS.inc()
+            self._note_gap(position.index)
             position = self._position = await self._begin_anew()
             self._loose.clear()
             tail = self._tail(position)
@@ -166,17 +165,26 @@ class Archiver:
         return tail if tail is not None and tail.previous_term == position.term else None
 
     async def _find_position(self) -> _Position:
-        """Where to go on: behind the newest segment, or the newest snapshot if the log reaches back no further."""
+        """Where to go on: behind the newest segment. If the log does not go on there, behind the oldest snapshot after
+        it from which it does: the gap is as small as can be. If there is none, what is returned leads nowhere."""
         segments, snapshots = await self._worker.run(
             lambda: (self._repository.segments(), self._repository.snapshots())
         )
         if not snapshots:
             return await self._begin_anew()
-        for position in _positions(segments, snapshots):
-            if self._tail(position) is not None:
-                log.info("event=archive-goes-on url=%s behind_index=%d", self._repository.url, position.index)
-                return position
-        return _positions(segments, snapshots)[0]
+        tip = Log(segments).tip()
+        behind = (tip.last_term, tip.last) if tip is not None else (0, 0)
+        positions = [_Position(tip.last, tip.last_term)] if tip is not None else []
+        positions += [_Position(s.index, s.term) for s in sorted(snapshots) if (s.term, s.index) > behind]
+        found = next((position for position in positions if self._tail(position) is not None), positions[0])
+        log.info("event=archive-goes-on url=%s behind_index=%d", self._repository.url, found.index)
+        if tip is not None and found is not positions[0]:
+            self._note_gap(tip.last)
+        return found
+
+    def _note_gap(self, index: int) -> None:
+        log.error("event=archive-gap url=%s behind_index=%d", self._repository.url, index)
+        metrics.ARCHIVE_GAPS.inc()
 
     async def _begin_anew(self) -> _Position:
         name, manifest = await self._saver.save()
@@ -214,15 +222,6 @@ class Archiver:
             self._loose = []
             if len(loose) > 1:
                 await self._worker.run(lambda: self._repository.save_pack(loose))
-
-
-def _positions(segments: Sequence[SegmentName], snapshots: Sequence[SnapshotName]) -> list[_Position]:
-    """Where an archive could go on, the best first: no gap behind the log, then behind the newest snapshot."""
-    tip, newest = Log(segments).tip(), max(snapshots)
-    positions = [_Position(newest.index, newest.term)]
-    if tip is not None:
-        positions.insert(0, _Position(tip.last, tip.last_term))
-    return positions
 
 
 def _entry(index: int, term: int, batch: bytes | None, note: Note | None) -> ArchivedEntry:

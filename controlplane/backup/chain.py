@@ -67,14 +67,15 @@ class Log:
         return max(self._segments, key=lambda s: (s.last_term, s.last), default=None)
 
     def holding(self, index: int) -> list[SegmentName]:
-        """Segments that hold the entry, the one that goes furthest first."""
+        """Segments that hold the entry: of the latest history first (Raft's term), and there the one that goes
+        furthest."""
         found = []
         position = bisect_right(self._firsts, index) - 1
         while position >= 0 and self._reach[position] >= index:
             if self._segments[position].last >= index:
                 found.append(self._segments[position])
             position -= 1
-        return sorted(found, key=lambda s: (s.last, s.last_term), reverse=True)
+        return sorted(found, key=lambda s: (s.last_term, s.last), reverse=True)
 
     def next_after(self, index: int) -> SegmentName | None:
         """The first segment that begins behind an entry: what is between is missing."""
@@ -85,7 +86,7 @@ class Log:
         """Where the log ends that goes on without a gap behind this entry; None: it does not go on at all."""
         end = None
         while (holding := self.holding((end.last if end else index) + 1)) != []:
-            end = holding[0]
+            end = max(holding, key=lambda s: s.last)
         return end
 
 

@@ -203,6 +203,38 @@ async def test_a_log_that_no_longer_reaches_back_begins_anew_with_a_snapshot_and
         rig.found(4)
 
 
+async def test_a_first_snapshot_is_gone_on_from_even_if_a_later_one_is_there(rig: Rig) -> None:
+    """The clock's snapshot may come between the archive's first one and its first segment."""
+    gaps = count(metrics.ARCHIVE_GAPS)
+    rig.life.save()
+    rig.life.put(b"between")
+    rig.life.save()
+    rig.life.put(b"after")
+    async with rig.running():
+        await rig.passes(1)
+    assert [name.first for name in rig.life.repository.segments()] == [2]
+    assert count(metrics.ARCHIVE_GAPS) == gaps
+    rig.check_every_revision()
+
+
+async def test_behind_a_gap_it_goes_on_from_a_snapshot_that_is_there(rig: Rig) -> None:
+    gaps = count(metrics.ARCHIVE_GAPS)
+    rig.life.save()
+    rig.life.put(b"archived")
+    rig.life.archive(2, 2)
+    rig.life.put(b"lost")
+    rig.life.put(b"kept")
+    rig.life.save()
+    rig.life.put(b"later")
+    rig.life.save()
+    rig.log.begins = 4
+    async with rig.running():
+        await rig.passes(1)
+    assert [name.first for name in rig.life.repository.segments()] == [2, 5]
+    assert len(rig.life.repository.snapshots()) == 3
+    assert count(metrics.ARCHIVE_GAPS) == gaps + 1
+
+
 async def test_another_history_is_not_gone_on_with(tmp_path: Path) -> None:
     old = Life(tmp_path / "archive")
     old.save()
