@@ -90,17 +90,18 @@ class Second:
         return ok / ended if ended else None
 
 
-def per_second(ops: Iterable[Op], window: Window) -> list[Second]:
-    """The window in seconds, empty ones included."""
-    counts = [[0] * 5 for _ in range(max(0, window.end_ns - window.begin_ns) // 1_000_000_000 + 1)]
+def per_second(ops: Iterable[Op], window: Window, *, step_s: int = 1) -> list[Second]:
+    """The window in seconds, empty ones included; or in steps of so many seconds each."""
+    step_ns = step_s * 1_000_000_000
+    counts = [[0] * 5 for _ in range(max(0, window.end_ns - window.begin_ns) // step_ns + 1)]
     for op in ops:
         if not window.holds(op.return_ns):
             continue
-        row = counts[(op.return_ns - window.begin_ns) // 1_000_000_000]
+        row = counts[(op.return_ns - window.begin_ns) // step_ns]
         ok = op.outcome == "ok"
         if op.kind == "http":
             row[3 if ok else 4] += 1
         elif op.kind in KEYED:
             row[0] += ok and op.kind in WRITES
             row[1 if ok else 2] += 1
-    return [Second(at_s, *row) for at_s, row in enumerate(counts)]
+    return [Second(n * step_s, *row) for n, row in enumerate(counts)]

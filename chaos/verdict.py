@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from chaos.availability import Served, Window, served
+from chaos.availability import Second, Served, Window, per_second, served
 from chaos.budgets import Budgets, budgets_of_act
 from chaos.checkers import check_all
 from chaos.findings import Finding, Verdict, judge, worst
@@ -32,7 +32,7 @@ _WORKLOAD: Final = ("kv", "watch", "http")
 @dataclass(frozen=True, slots=True)
 class ActReport:
     """One trial of an experiment (once: an act). ``observed`` is what was seen of the cluster from outside the history:
-    leaders, pods, times. ``faults`` are the details of its fault marks."""
+    leaders, pods, times. ``faults`` are the details of its fault marks, ``seconds`` how it was served in each."""
 
     act: str
     n: int
@@ -45,6 +45,7 @@ class ActReport:
     budgets: Budgets = field(default_factory=Budgets)
     window: Window = field(default_factory=lambda: Window(0, 0))
     faults: Sequence[Mapping[str, Any]] = ()
+    seconds: Sequence[Second] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -121,6 +122,7 @@ class _Trial:
             budgets=self._budgets,
             window=self._window,
             faults=[mark.detail for mark in self._faults],
+            seconds=per_second(self._history.ops, self._window),
         )  # fmt: skip
 
     def _went_through(self) -> list[Finding]:

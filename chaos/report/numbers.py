@@ -33,6 +33,7 @@ def numbers(act: ActReport) -> list[Number]:
         ("time until all was as it should be", seen.get("converged_s"), budgets.converged_s, "s"),
         ("cluster whole again", seen.get("recovered_s"), None, "s"),
         ("answered of all that was asked, %", _answered(act), None, ""),
+        ("answered in the worst second, %", _worst_second(act), None, ""),
         ("writes acknowledged", served.writes_acknowledged, None, ""),
         ("reads answered", served.reads_answered, None, ""),
         ("operations failed", served.operations_failed, budgets.operations_failed, ""),
@@ -59,6 +60,12 @@ def _answered(act: ActReport) -> float | None:
     ok = act.served.writes_acknowledged + act.served.reads_answered
     asked = ok + act.served.operations_failed + act.served.operations_unknown
     return round(100 * ok / asked, 2) if asked else None
+
+
+def _worst_second(act: ActReport) -> float | None:
+    """Of whole seconds in which anything ended, the least part that was answered, in per cent."""
+    known = [second.availability for second in act.seconds if second.availability is not None]
+    return round(100 * min(known), 2) if known else None
 
 
 def _text(value: float | None, unit: str) -> str:

@@ -39,6 +39,7 @@ _COLOURS: Final = {
 _INK, _FAINT, _LEADER, _FOLLOWER, _BAD, _WRITE, _READ, _REQUEST, _FAULT, _UNKNOWN, _PAPER = _COLOURS
 _NO_ROLE: Final = frozenset({"silent", "", "unknown"})
 _POINTS_MAX: Final = 1_200
+_BARS_MAX: Final = 240
 _LABEL_CHARS_MAX: Final = 48
 #: Faults are named up to so many; letters of a name that fit across the picture.
 _NAMED_MAX: Final = 24
@@ -207,13 +208,14 @@ def _points(ops: Iterable[Op], window: Window) -> tuple[list[float], list[float]
 
 def availability(history: History, window: Window) -> str:
     """Per second: writes acknowledged, and the part of everything asked that was answered."""
-    seconds = per_second(history.ops, window)
+    step_s = int((window.end_ns - window.begin_ns) / 1e9) // _BARS_MAX + 1
+    seconds = per_second(history.ops, window, step_s=step_s)
     with mpl.rc_context(_SETTINGS):
         figure, axes = _figure(2.6)
         _shade(axes, history, window)
-        at_s = [second.at_s + 0.5 for second in seconds]
-        written = [second.writes_acknowledged for second in seconds]
-        axes.bar(at_s, written, width=0.9, color=_WRITE, alpha=0.55, label="writes acknowledged per second")
+        at_s = [second.at_s + step_s / 2 for second in seconds]
+        written = [second.writes_acknowledged / step_s for second in seconds]
+        axes.bar(at_s, written, width=0.9 * step_s, color=_WRITE, alpha=0.55, label="writes acknowledged per second")
         axes.set_ylabel("writes/s")
         right = axes.twinx()
         known = [(x, second.availability) for x, second in zip(at_s, seconds, strict=True)]

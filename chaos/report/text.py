@@ -100,6 +100,8 @@ def as_dict(report: Report) -> dict[str, Any]:
                 "faults": [dict(fault) for fault in act.faults],
                 "served": asdict(act.served),
                 "observed": dict(act.observed),
+                "availability_per_second": [second.availability for second in act.seconds],
+                "writes_per_second": [second.writes_acknowledged for second in act.seconds],
                 "findings": findings_as_dicts(act.findings),
             }
             for act in report.acts

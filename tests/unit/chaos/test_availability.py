@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chaos.availability import Window, longest_gap_s, served
+from chaos.availability import Window, longest_gap_s, per_second, served
 from chaos.history import Op
 from tests.unit.chaos.stories import SECOND, Story
 
@@ -53,3 +53,20 @@ def test_requests_and_attempts_are_counted_apart() -> None:
     found = served(made.ops, Window(0, made.now_ns))
     assert (found.http_requests, found.http_attempts_failed, found.http_requests_failed) == (4, 3, 1)
     assert (found.operations_failed, found.operations_unknown) == (1, 0)
+
+
+def test_each_second_says_what_ended_in_it() -> None:
+    made = Story()
+    begin = made.now_ns
+    for _ in range(50):
+        made.put()
+    made.put(outcome="fail", applied=False)
+    made.now_ns = begin + 2 * SECOND
+    made.http(attempts_failed=2)
+    made.http()
+    first, second, third = per_second(made.ops, Window(begin, made.now_ns))
+    assert (first.writes_acknowledged, first.operations_not_ok, first.availability) == (50, 1, 50 / 51)
+    assert (second.writes_acknowledged, second.availability) == (0, None)
+    assert (third.requests_ok, third.requests_failed, third.availability) == (1, 1, 0.5)
+    (both, last) = per_second(made.ops, Window(begin, made.now_ns), step_s=2)
+    assert (both.at_s, last.at_s, both.writes_acknowledged) == (0, 2, 50)

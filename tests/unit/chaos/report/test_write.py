@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from chaos.history import Header, History, Mark, Recorder
-from chaos.report import matrix, write_all
+from chaos.report import junit, matrix, write_all
 from chaos.verdict import judge_history
 from controlplane.base.clock import ManualClock
 from controlplane.base.errors import ConfigError
@@ -73,10 +73,8 @@ def test_nothing_in_a_page_comes_from_elsewhere_or_runs(tmp_path: Path) -> None:
     ET.parse(tmp_path / "junit.xml")
 
 
-def test_every_invariant_of_every_trial_is_a_test_case(tmp_path: Path) -> None:
-    record(tmp_path / "history.jsonl", tried(pods_restarted=2).history())
-    write_all(tmp_path)
-    suites = ET.parse(tmp_path / "junit.xml").getroot()
+def test_every_invariant_of_every_trial_is_a_test_case() -> None:
+    suites = ET.fromstring(junit(judge_history(tried(pods_restarted=2).history())).encode())
     by_name = {suite.get("name"): suite for suite in suites}
     trial = by_name["isolate"]
     assert trial.get("failures") == "1"
@@ -87,10 +85,8 @@ def test_every_invariant_of_every_trial_is_a_test_case(tmp_path: Path) -> None:
     assert properties == {"seed": "7", "title": "Isolate"}
 
 
-def test_what_is_inconclusive_is_an_error_in_junit(tmp_path: Path) -> None:
-    record(tmp_path / "history.jsonl", tried(fault=False).history())
-    write_all(tmp_path)
-    assert 'type="INCONCLUSIVE"' in (tmp_path / "junit.xml").read_text()
+def test_what_is_inconclusive_is_an_error_in_junit() -> None:
+    assert 'type="INCONCLUSIVE"' in junit(judge_history(tried(fault=False).history()))
 
 
 def test_a_history_without_operations_still_gets_a_page(tmp_path: Path) -> None:
