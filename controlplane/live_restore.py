@@ -12,14 +12,14 @@ come leaves the outcome open until a replica is asked again, and it is asked unt
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from controlplane.base.clock import Clock, SystemClock
 from controlplane.base.errors import Code, ConfigError
+from controlplane.base.rand import Rand, SystemRand
 from controlplane.client import OperatorClient
 from controlplane.client.fenced import LEADER_KEY
 from controlplane.client.interface import ApiError, ExpiredError, UnavailableError
@@ -103,6 +103,8 @@ async def restore_live(
     credentials: Credentials | None,
     force: bool = False,
     say: Callable[[int, int], None] = lambda sent, total: None,
+    clock: Clock | None = None,
+    rand: Rand | None = None,
 ) -> LiveRestored:
     """Put the planned state in the place of a running cluster's.
 
@@ -115,20 +117,28 @@ async def restore_live(
     """
     clients = [OperatorClient(endpoint, credentials=credentials) for endpoint in endpoints]
     try:
-        return await _Restore(plan, clients, force=force, say=say).run()
+        return await _Restore(plan, clients, clock or SystemClock(), rand or SystemRand(), force=force, say=say).run()
     finally:
         await asyncio.gather(*(client.close() for client in clients))
 
 
 class _Restore:
     def __init__(
-        self, plan: Plan, clients: Sequence[OperatorClient], *, force: bool, say: Callable[[int, int], None]
+        self,
+        plan: Plan,
+        clients: Sequence[OperatorClient],
+        clock: Clock,
+        rand: Rand,
+        *,
+        force: bool,
+        say: Callable[[int, int], None],
     ) -> None:
         self._plan = plan
         self._clients = list(clients)
         self._force = force
         self._say = say
-        self._id = secrets.token_bytes(16)
+        self._id = rand.token(16)
+        self._clock = clock
 
     async def run(self) -> LiveRestored:
         begun = await self._step(self._begin)
@@ -137,10 +147,10 @@ class _Restore:
         except BaseException:
             await self._abort()
             raise
-        began_s = time.monotonic()
+        began_s = self._clock.monotonic()
         commit = operator_pb2.RestoreRequest(id=self._id, commit=operator_pb2.RestoreCommit(digest=self._plan.digest))
         done = await self._step(lambda client: client.restore(commit, timeout_ms=_STEP_TIMEOUT_MS))
-        swap_s = time.monotonic() - began_s
+        swap_s = self._clock.monotonic() - began_s
         state_hash, hash_revision, replicas, behind = await self._agreement(done.revision)
         return LiveRestored(
             self._plan.info.header.revision, done.revision, done.keys, self._plan.digest.hex(), swap_s,
@@ -161,7 +171,7 @@ class _Restore:
     async def _send(self, at: int) -> None:
         """Every piece from ``at`` on. Pieces of one window may overtake each other, and a replica may die with some of
         them: then it is asked what is wanted next."""
-        total, stuck_since_s = len(self._plan.pieces), time.monotonic()
+        total, stuck_since_s = len(self._plan.pieces), self._clock.monotonic()
         while at < total:
             window = range(at, min(at + _WINDOW, total))
             answers = await asyncio.gather(*(self._piece(n) for n in window), return_exceptions=True)
@@ -175,8 +185,8 @@ class _Restore:
                     self._clients.append(self._clients.pop(0))
                 then = (await self._step(self._begin)).next
             if then > at:
-                stuck_since_s = time.monotonic()
-            elif time.monotonic() - stuck_since_s > _PATIENCE_S:
+                stuck_since_s = self._clock.monotonic()
+            elif self._clock.monotonic() - stuck_since_s > _PATIENCE_S:
                 raise failures[0] if failures else RuntimeError(f"piece {at} is taken and still wanted")
             at = then
             self._say(at, total)
@@ -188,15 +198,15 @@ class _Restore:
 
     async def _step(self, ask: Callable[[OperatorClient], Awaitable[T]]) -> T:
         """The answer of the first replica that gives one; each is asked again and again."""
-        deadline_s = time.monotonic() + _PATIENCE_S
+        deadline_s = self._clock.monotonic() + _PATIENCE_S
         while True:
             try:
                 return await ask(self._clients[0])
             except UnavailableError:
-                if time.monotonic() > deadline_s:
+                if self._clock.monotonic() > deadline_s:
                     raise
                 self._clients.append(self._clients.pop(0))
-                await asyncio.sleep(_RETRY_S)
+                await self._clock.sleep(_RETRY_S)
 
     async def _abort(self) -> None:
         request = operator_pb2.RestoreRequest(id=self._id, abort=operator_pb2.RestoreAbort())
@@ -211,7 +221,7 @@ class _Restore:
 
     async def _agreement(self, revision: int) -> tuple[str, int, list[str], list[str]]:
         """The state hash that replicas share at one revision after the swap; who has it, and who was not seen to."""
-        deadline_s = time.monotonic() + _AGREE_S
+        deadline_s = self._clock.monotonic() + _AGREE_S
         while True:
             answers = await asyncio.gather(*(client.status() for client in self._clients), return_exceptions=True)
             heard = [answer for answer in answers if isinstance(answer, operator_pb2.StatusResponse)]
@@ -219,7 +229,7 @@ class _Restore:
             names = {member.name for answer in heard for member in answer.members if member.name}
             behind = sorted(names - {answer.name for answer in there})
             agreed = len({(answer.revision, answer.state_hash) for answer in there}) == 1
-            late = time.monotonic() > deadline_s
+            late = self._clock.monotonic() > deadline_s
             if there and agreed and (not behind or late):
                 return there[0].state_hash, there[0].revision, sorted(answer.name for answer in there), behind
             if late:
@@ -227,4 +237,4 @@ class _Restore:
                     Code.UNAVAILABLE,
                     f"restored at revision {revision}, but the replicas do not show one state: `qd status`",
                 )
-            await asyncio.sleep(_RETRY_S)
+            await self._clock.sleep(_RETRY_S)

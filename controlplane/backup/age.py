@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import binascii
 import hmac
-import os
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from hashlib import sha256
@@ -30,6 +29,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from controlplane.base.errors import ConfigError, CorruptStateError
+from controlplane.base.rand import SystemRand
 
 __all__ = ["MAGIC", "Encryptor", "Writable", "decrypt", "encrypt", "is_encrypted"]
 
@@ -64,8 +64,9 @@ class Encryptor:
         """Raises ConfigError: no recipient."""
         if not recipients:
             raise ConfigError("encryption needs at least one recipient")
-        file_key = os.urandom(_FILE_KEY_BYTES)
-        nonce = os.urandom(_NONCE_BYTES)
+        rand = SystemRand()  # keys: no other source will do
+        file_key = rand.token(_FILE_KEY_BYTES)
+        nonce = rand.token(_NONCE_BYTES)
         head = MAGIC + b"".join(_wrap(file_key, recipient) for recipient in recipients) + b"---"
         self._target = target
         self._target.write(head + b" " + _b64(_mac(file_key, head)) + b"\n" + nonce)

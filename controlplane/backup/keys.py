@@ -15,6 +15,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from controlplane.backup.bech32 import bech32_decode, bech32_encode
+from controlplane.base.clock import SystemClock
 from controlplane.base.errors import ConfigError
 
 __all__ = ["generate_key_file", "parse_recipient", "read_identities", "read_recipients"]
@@ -34,7 +35,7 @@ def generate_key_file(path: Path, *, now: datetime | None = None) -> str:
     identity = X25519PrivateKey.generate()
     secret = bech32_encode(_IDENTITY_KIND, identity.private_bytes_raw()).upper()
     recipient = _recipient_text(identity.public_key())
-    created = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    created = (now or datetime.fromtimestamp(SystemClock().wall_ms() / 1000, UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:

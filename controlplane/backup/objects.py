@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -27,8 +25,10 @@ from typing import Any, BinaryIO, Final, Protocol
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from controlplane.backup.checks import check_reserve
+from controlplane.base.clock import SystemClock
 from controlplane.base.errors import ConfigError, StorageError
 from controlplane.base.limits import MIB
+from controlplane.base.rand import SystemRand
 
 __all__ = ["OPTIONS_VARIABLE", "ObjectStore", "Stored", "is_url", "open_objects"]
 
@@ -154,7 +154,7 @@ class _Folder:
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
         path = self._root / name
-        temporary = path.with_name(f"{_TEMP_PREFIX}{secrets.token_hex(8)}")
+        temporary = path.with_name(f"{_TEMP_PREFIX}{SystemRand().token(8).hex()}")
         with _refusals("write", str(path)):
             _make_folder(path.parent)
             check_reserve(path.parent)
@@ -203,7 +203,7 @@ def _sweep(folder: Path) -> None:
     """Remove what writers left that were killed long ago."""
     for path in folder.glob(f"{_TEMP_PREFIX}*"):
         try:
-            if time.time() - path.stat().st_mtime > _TEMP_AGE_S:
+            if SystemClock().wall_ms() / 1000 - path.stat().st_mtime > _TEMP_AGE_S:
                 path.unlink(missing_ok=True)
         except FileNotFoundError:
             continue  # its writer has just published it
