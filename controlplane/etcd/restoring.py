@@ -96,7 +96,10 @@ class LiveRestore:
                 f"the file is of cluster {theirs:x}, this is {status.cluster_id:x}; --force takes it nevertheless",
             )
         query = RestoreQuery(total_bytes=begin.total_bytes, state_bytes=state_bytes).SerializeToString()
-        names = [member.name for member in status.members if member.name]
+        stage = self._store.restoring
+        goes_on = stage is not None and stage.begin.id == begin.id
+        # What is staged already takes its room: who goes on has been let in.
+        names = [] if goes_on else [member.name for member in status.members if member.name]
         obstacles = dict(zip(names, await asyncio.gather(*(self._ask(name, query) for name in names)), strict=True))
         if found := [f"{name}: {obstacle}" for name, obstacle in obstacles.items() if obstacle]:
             raise StatusError(Code.FAILED_PRECONDITION, f"nothing was changed; {'; '.join(found)}")

@@ -101,6 +101,11 @@ async def test_a_member_without_room_is_named_and_nothing_begins(rig: Rig) -> No
     with pytest.raises(StatusError, match="r3: its disk has 1000 bytes free, and the restore needs"):
         await rig.restores[0].begin(rig.begin(), state_bytes=1)
     rig.free[2] = 1 << 40
+    await rig.restores[0].begin(rig.begin(), state_bytes=1)
+    rig.free[2] = 1_000
+    assert (await rig.restores[0].begin(rig.begin(), state_bytes=1)).progress.next == 0, "who has begun may go on"
+    await rig.restores[0].abort(ID)
+    rig.free[2] = 1 << 40
     with pytest.raises(StatusError, match="is over its quota"):
         await rig.restores[0].begin(rig.begin(), state_bytes=2 << 30)
     assert rig.stores[0].restoring is None
