@@ -88,6 +88,9 @@ class Seed:
     cluster_id: int
     header: SnapshotHeader
     state: Sequence[bytes]
+    #: Whose state it was, and how big the file is: about what each directory will take.
+    source_cluster_id: int
+    file_bytes: int
 
     def into(self, data_dir: Path, name: str) -> None:
         """Seed one member's empty data directory.
@@ -143,7 +146,7 @@ def prepare(path: Path, *, members: tuple[MemberConfig, ...], cluster_token: str
     restored = Restored(
         info.header.revision, header.revision, keys, state_hash, header.index, header.term, info.header.created_at_ms
     )
-    return Seed(restored, new_members, cluster_id, header, state)
+    return Seed(restored, new_members, cluster_id, header, state, info.header.cluster_id, info.file_bytes)
 
 
 def restore_member(

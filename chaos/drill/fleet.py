@@ -32,7 +32,9 @@ __all__ = ["FIRST_WRITE", "Done", "DrillFailedError", "Fleet"]
 FIRST_WRITE: Final = b"drill/first-write"
 _WEB: Final = Path(__file__).resolve().parents[2] / "examples" / "web.yaml"
 _FIRST_WRITE_MAX_S: Final = 120.0
-_SNAPSHOT_EVERY: Final = "5s"
+#: Often, so that a drill need not wait for the next; and kept for longer than a drill takes on a slow machine.
+_SNAPSHOT_EVERY: Final = "10s"
+_KEPT: Final = "last=60"
 _INTERRUPT_S: Final = 30.0
 
 
@@ -55,7 +57,8 @@ class Fleet:
 
     def __init__(self, folder: Path, port_base: int) -> None:
         spec = plan(replicas=3, nodes=3, port_base=port_base, tls=False, archive=ARCHIVE)
-        spec = dataclasses.replace(spec, extra_replica_args=("--archive-snapshot-every", _SNAPSHOT_EVERY))
+        often = ("--archive-snapshot-every", _SNAPSHOT_EVERY, "--archive-keep", _KEPT)
+        spec = dataclasses.replace(spec, extra_replica_args=often)
         self.root = folder / FOLDER
         self._port_base = port_base
         LocalCluster.create(self.root, spec)

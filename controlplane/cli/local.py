@@ -457,13 +457,18 @@ async def restore(context: click.Context, path: Path, yes: bool, timeout_s: floa
     await restore_local(settings_of(context).local(), path, yes=yes, timeout_s=timeout_s)
 
 
-async def restore_local(cluster: LocalCluster, path: Path, *, yes: bool, timeout_s: float = 60.0) -> None:
+async def restore_local(
+    cluster: LocalCluster, path: Path, *, yes: bool, force: bool = True, timeout_s: float = 60.0
+) -> None:
     """What ``qd local restore`` does, and ``qd snapshot restore`` where no replica runs."""
     if not yes:
         click.confirm(f"Replace the data of {len(cluster.spec.replicas)} replicas by {path}?", abort=True, err=True)
     began = time.monotonic()
     # etcd's restore drives a member of its own: it has its own loop.
-    restored = await asyncio.to_thread(restore_store if cluster.spec.store else restore_replicas, cluster, path)
+    if cluster.spec.store:
+        restored = await asyncio.to_thread(restore_store, cluster, path)
+    else:
+        restored = await asyncio.to_thread(restore_replicas, cluster, path, force=force)
     with Waiter(cluster, timeout_s, [r.name for r in cluster.spec.replicas]) as waiter:
         await wait_replicas(cluster, waiter)
     point = f"revision {restored.snapshot_revision}"

@@ -10,30 +10,35 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from controlplane.backup.checks import check_cluster, check_room
 from controlplane.config import parse_initial_cluster
 from controlplane.local.cluster import LocalCluster
 from controlplane.local.spec import ClusterSpec
+from controlplane.raft.config import cluster_id_of
 from controlplane.recovery import Restored, Seed, contents, prepare, verify
 
 __all__ = ["Restored", "contents", "restore_replicas", "verify"]
 
 
-def restore_replicas(cluster: LocalCluster, path: Path) -> Restored:
+def restore_replicas(cluster: LocalCluster, path: Path, *, force: bool = True) -> Restored:
     """Seed every replica's directory anew and start it; not waited for until they serve.
 
     The programs are started first, and loaded while the directories are seeded: that takes them longer.
 
+    Args:
+        force: also from the snapshot of another cluster than the one that was here.
+
     Raises:
         ProcessError: a replica runs.
-        CorruptStateError: the file is damaged; nothing was changed.
+        CorruptStateError: the file is damaged.
+        ConfigError: it is another cluster's.
+        StorageError: there is no room. In all these cases nothing was changed.
     """
     names = [replica.name for replica in cluster.spec.replicas]
     former = cluster.spec
     cluster.renew_token()
     try:
-        for name in names:
-            cluster.start_held(name)
-        seed = _prepare(cluster, path, former)
+        seed = _prepare(cluster, path, names, former, force=force)
         with ThreadPoolExecutor(len(names)) as pool:
             list(pool.map(lambda name: _seed(cluster, seed, name), names))
     except BaseException:
@@ -43,11 +48,16 @@ def restore_replicas(cluster: LocalCluster, path: Path) -> Restored:
     return seed.restored
 
 
-def _prepare(cluster: LocalCluster, path: Path, former: ClusterSpec) -> Seed:
+def _prepare(cluster: LocalCluster, path: Path, names: list[str], former: ClusterSpec, *, force: bool) -> Seed:
     """Until here nothing of the replicas' data is touched: who fails leaves the cluster the one it was."""
+    members = parse_initial_cluster(cluster.spec.initial_cluster)
     try:
-        members = parse_initial_cluster(cluster.spec.initial_cluster)
-        return prepare(path, members=members, cluster_token=cluster.spec.token)
+        for name in names:
+            cluster.start_held(name)
+        seed = prepare(path, members=members, cluster_token=cluster.spec.token)
+        check_cluster(seed.source_cluster_id, cluster_id_of(former.token, names), force=force)
+        check_room(cluster.root, len(names) * seed.file_bytes, what="the replicas' new data")
+        return seed
     except BaseException:
         cluster.become(former)
         raise

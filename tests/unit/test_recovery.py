@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from controlplane.base.clock import ManualClock
-from controlplane.base.errors import ConfigError, CorruptStateError, StatusError
+from controlplane.base.errors import ConfigError, CorruptStateError, StatusError, StorageError
 from controlplane.config import MemberConfig
 from controlplane.local.cluster import LocalCluster
 from controlplane.local.processes import ProcessError
@@ -213,3 +215,20 @@ def test_a_damaged_file_leaves_a_local_cluster_as_it_is(cluster: LocalCluster, f
     assert kept.exists()
     assert cluster.spec.token == token
     assert cluster.running() == []
+
+
+def test_another_clusters_file_needs_force_and_a_full_disk_is_seen_before_anything_goes(
+    cluster: LocalCluster, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = cluster.replica_dir("r1") / "kept"
+    kept.parent.mkdir()
+    kept.write_text("x")
+    token = cluster.spec.token
+    with pytest.raises(ConfigError, match="--force"):
+        restore_replicas(cluster, file, force=False)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+        with pytest.raises(StorageError, match="0 free"):
+            restore_replicas(cluster, file)
+    assert kept.exists()
+    assert (cluster.spec.token, cluster.running()) == (token, [])
