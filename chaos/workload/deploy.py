@@ -46,6 +46,7 @@ class Rollouts:
         self._rollout = 0
         self._pods = Pods(api, namespace=_NAMESPACE, label_selector=f"app={DEPLOYMENT}", clock=clock, rand=rand)
         self._looking: asyncio.Task[None] | None = None
+        self._made = False
         self._seen: dict[str, PodView] = {}
         self._running: set[tuple[str, str]] = set()
 
@@ -61,6 +62,7 @@ class Rollouts:
             await self._api.patch(
                 Deployment, DEPLOYMENT, {"spec": {"replicas": self._wanted}}, namespace=_NAMESPACE
             )  # fmt: skip
+        self._made = True
         await self._pods.__aenter__()
         self._looking = asyncio.create_task(self._look())
 
@@ -118,10 +120,11 @@ class Rollouts:
 
     async def close(self) -> None:
         """Remove the Deployment, if the cluster answers."""
-        if self._looking is None:
+        if not self._made:
             return
-        self._looking.cancel()
-        await asyncio.gather(self._looking, return_exceptions=True)
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
         await self._pods.__aexit__()
         try:
             await self._api.delete(Deployment, DEPLOYMENT, namespace=_NAMESPACE)
