@@ -34,7 +34,9 @@ def detailed(error: ApiError) -> ApiError:
     return error
 
 
-class Replica(api_pb2_grpc.ResourcesServicer, rpc_pb2_grpc.KVServicer, rpc_pb2_grpc.WatchServicer):
+class Replica(
+    api_pb2_grpc.ResourcesServicer, rpc_pb2_grpc.KVServicer, rpc_pb2_grpc.LeaseServicer, rpc_pb2_grpc.WatchServicer
+):
     """One replica. ``answers`` are used one by one, then ``pod("a", 7)`` and an empty put for ever."""
 
     def __init__(self, *answers: StatusError | float) -> None:
@@ -51,6 +53,7 @@ class Replica(api_pb2_grpc.ResourcesServicer, rpc_pb2_grpc.KVServicer, rpc_pb2_g
         self._server = new_server()
         api_pb2_grpc.add_ResourcesServicer_to_server(self, self._server)
         rpc_pb2_grpc.add_KVServicer_to_server(self, self._server)
+        rpc_pb2_grpc.add_LeaseServicer_to_server(self, self._server)
         rpc_pb2_grpc.add_WatchServicer_to_server(self, self._server)
         self.endpoint = f"127.0.0.1:{listen(self._server, '127.0.0.1:0')}"
         await self._server.start()
@@ -102,6 +105,17 @@ class Replica(api_pb2_grpc.ResourcesServicer, rpc_pb2_grpc.KVServicer, rpc_pb2_g
     async def Put(self, request: rpc_pb2.PutRequest, context: Any) -> rpc_pb2.PutResponse:
         await self._answer(request, context)
         return rpc_pb2.PutResponse(header=rpc_pb2.ResponseHeader(revision=12))
+
+    async def LeaseGrant(self, request: rpc_pb2.LeaseGrantRequest, context: Any) -> rpc_pb2.LeaseGrantResponse:
+        await self._answer(request, context)
+        return rpc_pb2.LeaseGrantResponse(
+            header=rpc_pb2.ResponseHeader(revision=12), ID=request.ID, TTL=request.TTL
+        )  # fmt: skip
+
+    async def LeaseKeepAlive(self, requests: Any, context: Any) -> AsyncIterator[rpc_pb2.LeaseKeepAliveResponse]:
+        async for request in requests:
+            await self._answer(request, context)
+            yield rpc_pb2.LeaseKeepAliveResponse(ID=request.ID, TTL=9)
 
     async def Range(self, request: rpc_pb2.RangeRequest, context: Any) -> rpc_pb2.RangeResponse:
         await self._answer(request, context)

@@ -145,3 +145,35 @@ async def test_status_of_a_replica_that_is_gone_raises_at_once(start: Start) -> 
 )
 def test_the_end_of_a_prefix(prefix: bytes, end: bytes) -> None:
     assert prefix_end(prefix) == end
+
+
+async def test_a_grant_of_unknown_fate_is_repeated_under_the_same_lease_and_id(start: Start) -> None:
+    first, second = await start(unavailable(unknown=True)), await start()
+    async with connect(first, second) as client:
+        outcome = await client.lease_grant(77, 5)
+    assert isinstance(outcome, Acknowledged)
+    assert (outcome.response.ID, outcome.response.TTL) == (77, 5)
+    assert [request.ID for request in (*first.requests, *second.requests)] == [77, 77]
+    assert first.metadata[0]["qd-request-id"] == second.metadata[0]["qd-request-id"]
+
+
+async def test_a_lease_is_renewed_once_and_a_failure_leaves_it_open_whether_it_was(start: Start) -> None:
+    replica = await start(0.0, unavailable(unknown=True))
+    async with connect(replica) as client:
+        assert (await client.lease_keep_alive(77)).TTL == 9
+        with pytest.raises(UnavailableError) as raised:
+            await client.lease_keep_alive(77)
+    assert raised.value.unknown_outcome
+    assert len(replica.requests) == 2
+
+
+async def test_progress_is_asked_for_on_the_stream_of_the_watch_and_refused_when_that_is_over(start: Start) -> None:
+    replica = await start()
+    async with connect(replica) as client, client.watch(b"k", prev_kv=True) as stream:
+        responses = aiter(stream)
+        assert (await anext(responses)).created
+        with pytest.raises(UnavailableError):
+            await anext(responses)
+        with pytest.raises(UnavailableError):
+            await stream.request_progress()
+    assert replica.requests[0].create_request.prev_kv
