@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 from chaos.history import KEYED, WRITES, Op
 
 __all__ = ["Second", "Served", "Window", "longest_gap_s", "per_second", "served"]
+
+#: What is said to a write on a lease that has run out: an answer, and a true one. No failure of the service: whether
+#: the lease ended too early has a rule of its own.
+_LEASE_GONE: Final = "requested lease not found"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ def served(ops: Sequence[Op], window: Window) -> Served:
     answered = [op for op in touching if op.outcome == "ok" and window.holds(op.return_ns)]
     acked = [op.return_ns for op in answered if op.kind in WRITES]
     read = [op.return_ns for op in answered if op.kind == "get"]
-    keyed = [op for op in touching if op.kind in KEYED]
+    keyed = [op for op in touching if op.kind in KEYED and _LEASE_GONE not in op.error]
     http = [op for op in touching if op.kind == "http"]
     return Served(
         writes_acknowledged=len(acked),

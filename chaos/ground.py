@@ -117,6 +117,7 @@ class Ground:
             pods=tuple(self.pods.views()),
             wanted=self.seen.wanted,
             member_ids={**self.seen.member_ids, **ids},
+            store=tuple(member.name for member in spec.store),
         )
         return self.seen
 

@@ -22,7 +22,7 @@ def observed_findings(act: str, observed: Mapping[str, Any], budgets: Budgets) -
     findings = []
     if "pods_watched" in observed and budgets.pods_restarted is not None:
         findings.append(_untouched(observed, int(budgets.pods_restarted)))
-    if act in {"leader-kill", "store-leader-kill"} or observed.get("leader_s") is not None:
+    if "leader_before" in observed and "leader_after" in observed:
         findings.append(_new_leader(observed))
     if budgets.leader_s is not None:
         findings.append(_within("another replica leads", "leader_s", budgets.leader_s, observed))

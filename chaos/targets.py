@@ -78,6 +78,8 @@ class Seen:
     #: How many pods the workload asked for when the ground was opened.
     wanted: int = 0
     member_ids: Mapping[str, int] = field(default_factory=dict)
+    #: Members of an etcd cluster that is the store.
+    store: tuple[str, ...] = ()
 
 
 def majority_of(size: int) -> int:
@@ -158,7 +160,7 @@ def _candidates(seen: Seen, selector: str, rand: Rand) -> tuple[str, ...]:
     groups = {"replica": up, "all-replicas": seen.replicas, "node": seen.nodes, "all-nodes": seen.nodes, "cluster": ()}
     if selector in groups:
         return groups[selector]
-    return (selector,) if selector in {*seen.replicas, *seen.nodes} else ()
+    return (selector,) if selector in {*seen.replicas, *seen.nodes, *seen.store} else ()
 
 
 def _narrow(found: Sequence[str], mode: str, value: int, rand: Rand) -> tuple[str, ...]:

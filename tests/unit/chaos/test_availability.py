@@ -70,3 +70,10 @@ def test_each_second_says_what_ended_in_it() -> None:
     assert (third.requests_ok, third.requests_failed, third.availability) == (1, 1, 0.5)
     (both, last) = per_second(made.ops, Window(begin, made.now_ns), step_s=2)
     assert (both.at_s, last.at_s, both.writes_acknowledged) == (0, 2, 50)
+
+
+def test_a_write_on_a_lease_that_has_run_out_is_no_failure_of_the_service() -> None:
+    error = "NOT_FOUND: etcdserver: requested lease not found"
+    at = 12 * SECOND
+    ops = [Op(n, "l1", "put", "e", "k", at, at + 1, o, "v", error=error) for n, o in ((1, "fail"), (2, "info"))]  # type: ignore[arg-type]
+    assert served(ops, WINDOW).operations_failed == served(ops, WINDOW).operations_unknown == 0

@@ -33,6 +33,11 @@ def test_a_selector_means(selector: str, want: set[str]) -> None:
     assert set(resolve(SEEN, selector, SeededRand(1))) == want
 
 
+def test_members_of_a_store_apart_are_named() -> None:
+    seen = Seen(("r1",), (), store=("etcd-1", "etcd-2"))
+    assert resolve(seen, "etcd-2", SeededRand(1)) == ("etcd-2",)
+
+
 def test_a_majority_and_a_minority_have_their_sizes() -> None:
     for seed in range(20):
         assert len(set(resolve(SEEN, "majority", SeededRand(seed)))) == 3
