@@ -50,7 +50,8 @@ async def verify(context: click.Context, history: Path, output: str, steps: int)
     A history of a chaos run is judged as it was then, by its own budgets. Any other file must hold one operation a
     line, as docs/verdicts.md says:
 
-    {"process":"c1","op":"put","key":"k","value":"v","call":0.1,"return":0.2,"outcome":"ok"}
+    \b
+    {"op":"put","key":"k","value":"v","call":0.1,"return":0.2,"outcome":"ok"}
 
     With the store's revisions in every answer, they are used, and a search that does not trust them is the second
     opinion; without, the search is the only one.
