@@ -1,6 +1,6 @@
 """Faults of what a machine has too little of: processor time, memory.
 
-Processor time is taken by the kernel where it lets us (control groups, v1 or v2, as root): a process gets so many
+Processor time is taken by the kernel where it lets us (control groups, version 1, as root): a process gets so many
 percent of one processor. Elsewhere it is stopped and continued ten times a second, so that it runs that share of
 the time; then this process must live while the fault lasts, and whoever heals continues it.
 
@@ -38,9 +38,10 @@ _MIB: Final = 1 << 20
 _SHARE_MAX: Final = 0.5
 _FILLED_S: Final = 30.0
 _HOG: Final = """
-import sys, time
+import os, sys, time
 held = bytearray(int(sys.argv[1]))
-while True:
+ends = time.monotonic() + 3600
+while time.monotonic() < ends and os.path.exists(sys.argv[2]):
     for at in range(0, len(held), 4096):
         held[at] = (held[at] + 1) & 255
     print("filled", flush=True)
@@ -150,7 +151,9 @@ class MemoryPressure(Fault):
         if strike.args["mib"] * _MIB > available * _SHARE_MAX:
             raise FaultError(f"{self.name}: {available // _MIB} MiB are available, and at most half of it is taken")
         hogs, token = _hogs(ground), strike.args["token"]
-        argv = [sys.executable, "-c", _HOG, str(strike.args["mib"] * _MIB)]
+        # It ends by itself when the cluster is gone, or an hour has passed.
+        there = str((ground.cluster.root / "chaos").resolve())
+        argv = [sys.executable, "-c", _HOG, str(strike.args["mib"] * _MIB), there]
         await aside(hogs.start, token, argv, env={}, cwd=Path("/"))
         deadline_s = ground.clock.monotonic() + _FILLED_S
         while "filled" not in hogs.log_tail(token):

@@ -24,6 +24,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -229,6 +230,7 @@ class LocalCluster:
     def start_held(self, name: str) -> None:
         """Start a replica that does not touch its data before :meth:`release`: its program loads meanwhile. It ends
         when this one does without having released it."""
+        self.prepare()
         argv = [*self._replica_argv(self.replica(name)), "--await-start"]
         self.processes.start(name, [*self.enter(name), *argv], env=self._environment(name), cwd=self.root, held=True)
 
@@ -399,6 +401,9 @@ class LocalCluster:
         still = self.running()
         if still:
             raise ProcessError(f"still running: {', '.join(still)}; stop the cluster first")
+        for replica in self.spec.replicas:
+            if os.path.ismount(self.replica_dir(replica.name)):  # a fault that nobody healed
+                _unmount(self.replica_dir(replica.name))
         shutil.rmtree(self.root, ignore_errors=False)
 
     def destroy_replica_data(self, name: str) -> None:
@@ -468,6 +473,12 @@ class LocalCluster:
         self.spec = self.spec.without_node(name)
         self.spec.save(self.root / "cluster.json")
         shutil.rmtree(self.node_dir(name), ignore_errors=True)
+
+
+def _unmount(directory: Path) -> None:
+    done = subprocess.run(["umount", str(directory)], capture_output=True, text=True, check=False)  # noqa: S607
+    if done.returncode != 0:
+        raise ProcessError(f"{directory} is mounted and cannot be unmounted: {done.stderr.strip()}")
 
 
 def etcdctl_environment(cluster: LocalCluster) -> dict[str, str]:

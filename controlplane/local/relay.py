@@ -195,7 +195,13 @@ class Relay:
         changed = stamps != self._stamps
         if changed:
             self._stamps = stamps
-            await self._listen(self._files.read_links())
+            try:
+                await self._listen(self._files.read_links())
+            except ConfigError as error:
+                if not self._listening:
+                    raise
+                # A link that was added cannot be had: those that are there go on.
+                print(f"relay: {error}", file=sys.stderr, flush=True)  # noqa: T201 - this program's own words
             self._faults = self._files.faults()
             self._stats = {name: self._stats.get(name, {}) for name in self._faults}
             self._reset_at_s = {name: at for name, at in self._reset_at_s.items() if name in self._faults}

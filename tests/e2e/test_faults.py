@@ -94,7 +94,7 @@ async def test_disks_clocks_and_resources_bite_and_heal(qd: Qd) -> None:
             ("tear", {}),
             ("clock-step", {"step_s": -3600}),
             ("clock-skew", {"rate": 3}),
-            ("cpu-throttle", {"percent": 10}),
+            ("cpu-throttle", {"percent": 2, "seconds": 1.0}),
             ("memory-pressure", {"mib": 64}),
         ):
             found = await rig.bite(fault, **params)
