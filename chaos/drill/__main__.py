@@ -85,6 +85,8 @@ async def _drill(rows: list[Row], name: str, fleet: Fleet, keys: int, folder: Pa
     except QuarterdeckError as error:
         row.verdict = "FAIL"
         row.notes.append(str(error))
+    else:
+        row.verdict = "PASS"
     err.print(f"  {row.verdict} after {time.monotonic() - began_s:.1f} s" + "".join(f"; {note}" for note in row.notes))
 
 

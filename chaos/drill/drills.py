@@ -36,7 +36,8 @@ data: {colour: blue, size: "7"}
 
 @dataclass(slots=True)
 class Row:
-    """What a drill measured. ``point``: how old the restored state is, in words; times in seconds."""
+    """What a drill measured. ``point``: how old the restored state is, in words; times in seconds. ``verdict``: "-" of
+    one that did not end."""
 
     drill: str
     keys: int
@@ -45,7 +46,7 @@ class Row:
     gap_s: float | None = None
     restarts: int = 0
     point: str = ""
-    verdict: str = "PASS"
+    verdict: str = "-"
     notes: list[str] = field(default_factory=list)
 
 
