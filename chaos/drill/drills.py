@@ -67,13 +67,14 @@ async def all_lost(fleet: Fleet, row: Row, folder: Path) -> None:
 async def newest_is_damaged(fleet: Fleet, row: Row, folder: Path) -> None:
     """Everything is lost, and the newest backup has a flipped bit."""
     file = folder / "before-damage.qdsnap"
-    await _archived_snapshots(fleet, 2)
+    await fleet.ok("snapshot", "save", str(file))
+    cluster_id = _cluster_id(await fleet.ok("snapshot", "verify", str(file)))
+    await _two_archived(fleet, cluster_id)
     await fleet.ok("snapshot", "save", str(file))
     await asyncio.sleep(_ARCHIVED_S)
-    cluster_id = _cluster_id(await fleet.ok("snapshot", "verify", str(file)))
     before = fleet.processes()
     dead_s = fleet.lose_everything()
-    newest = _archived(fleet)[-1]
+    newest = _archived(fleet, cluster_id)[-1]
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 0x10
     newest.chmod(0o644)
@@ -196,17 +197,18 @@ class _Load:
             await client.delete(_LOAD, range_end=b"load0")
 
 
-def _archived(fleet: Fleet) -> list[Path]:
-    """Snapshots in the archive, the newest last."""
-    return sorted(fleet.archive.rglob("*.qdsnap"), key=lambda path: path.stat().st_mtime_ns)
+def _archived(fleet: Fleet, cluster_id: str) -> list[Path]:
+    """This cluster's snapshots in the archive, the newest last: their names begin with the index they were cut at."""
+    mine = [folder for folder in fleet.archive.iterdir() if int(folder.name, 16) == int(cluster_id, 16)]
+    return sorted((path for folder in mine for path in folder.rglob("*.qdsnap")), key=lambda path: path.name)
 
 
-async def _archived_snapshots(fleet: Fleet, count: int) -> None:
-    """Wait until so many were taken by the clock since now."""
-    had, deadline_s = len(_archived(fleet)), time.monotonic() + 60.0
-    while len(_archived(fleet)) < had + count:
+async def _two_archived(fleet: Fleet, cluster_id: str) -> None:
+    """Wait until two were taken by the clock."""
+    deadline_s = time.monotonic() + 60.0
+    while len(_archived(fleet, cluster_id)) < 2:
         if time.monotonic() > deadline_s:
-            raise DrillFailedError(f"the replicas did not save {count} snapshots within 60 s")
+            raise DrillFailedError("the replicas did not save two snapshots within 60 s")
         await asyncio.sleep(0.2)
 
 
