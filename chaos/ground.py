@@ -20,7 +20,7 @@ from chaos.remote import RemoteCluster
 from chaos.targets import Seen
 from chaos.undo import UndoList
 from controlplane.base.clock import Clock, SystemClock
-from controlplane.base.errors import StatusError
+from controlplane.base.errors import Code, StatusError
 from controlplane.base.rand import Rand, SystemRand
 from controlplane.client import ApiClient, EtcdClient, GrpcClient
 from controlplane.local.cluster import LocalCluster
@@ -36,6 +36,7 @@ NAMESPACE: Final = "default"
 WORKLOAD: Final = "web"
 _PATIENCE_S: Final = 30.0
 _ASK_AGAIN_S: Final = 0.2
+_NO_ANSWER: Final = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED})
 #: Faults that take a replica out of service while they last: it counts as down from the strike on.
 TAKES_DOWN: Final = frozenset(
     {"kill", "stop", "pause", "zone-loss", "lose-disk", "member-replace", "lose-control-plane"}
@@ -134,14 +135,14 @@ class Ground:
         return self.seen.wanted
 
     async def patiently(self, call: Callable[[], Awaitable[T]], *, timeout_s: float = _PATIENCE_S) -> T:
-        """Call until the cluster answers: for what must be done although it may not serve yet. Raises StatusError: the
-        last refusal, when the time is up."""
+        """Call until the cluster answers: for what must be done although it may not serve yet. Raises StatusError: its
+        answer, or that there was none when the time is up."""
         deadline_s = self.clock.monotonic() + timeout_s
         while True:
             try:
                 return await call()
-            except StatusError:
-                if self.clock.monotonic() > deadline_s:
+            except StatusError as error:
+                if error.code not in _NO_ANSWER or self.clock.monotonic() > deadline_s:
                     raise
                 await self.clock.sleep(_ASK_AGAIN_S)
 

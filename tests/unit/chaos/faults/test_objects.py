@@ -1,0 +1,110 @@
+"""What is asked of the API is asked back, the newest first; the disaster destroys nothing before all are dead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chaos.fault import FaultError, Strike
+from chaos.faults import fault_named
+from chaos.ground import Ground
+from controlplane.base.errors import Code, ConfigError
+from controlplane.base.rand import SeededRand
+from controlplane.client import NotFoundError
+from controlplane.pb.k8s.apps_v1_pb2 import Deployment
+from tests.unit.chaos.faults.rig import ground
+
+RAND = SeededRand(1)
+
+
+class FakeApi:
+    """One Deployment and nodes; remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.replicas = 6
+        self.asked: list[str] = []
+
+    async def patch(self, kind: Any, name: str, patch: Any, *, namespace: str = "") -> Any:
+        if kind is Deployment:
+            self.replicas = patch["spec"]["replicas"]
+            self.asked.append(f"{self.replicas} pods")
+        else:
+            self.asked.append(f"{name} unschedulable: {patch['spec']['unschedulable']}")
+        return None
+
+    async def delete(self, kind: Any, name: str) -> None:
+        raise NotFoundError(Code.NOT_FOUND, name)
+
+
+def rig(folder: Path, **seen: Any) -> tuple[Ground, Any, FakeApi]:
+    api = FakeApi()
+    on, cluster = ground(folder, client=api, wanted=6, **seen)
+    return on, cluster, api
+
+
+async def undo(on: Ground, strike: Strike) -> None:
+    for step in reversed(strike.undo):
+        await fault_named(step.fault).heal(on, step)
+
+
+async def test_growth_is_taken_back_to_what_was_wanted_at_the_beginning(tmp_path: Path) -> None:
+    on, _, api = rig(tmp_path)
+    grown = [fault_named("scale").plan(on, (), {"times": times}, RAND) for times in (3, 5)]
+    for strike in grown:
+        await fault_named("scale").strike(on, strike)
+    for strike in reversed(grown):
+        await undo(on, strike)
+    assert api.asked == ["18 pods", "30 pods", "6 pods", "6 pods"]
+    assert fault_named("scale").plan(on, (), {"replicas": 2}, RAND).excused == ("*",)
+    assert fault_named("scale").plan(on, (), {"replicas": 9}, RAND).excused == ()
+
+
+async def test_nodes_that_joined_leave_again_also_if_they_never_did_join(tmp_path: Path) -> None:
+    on, cluster, _ = rig(tmp_path)
+    strike = fault_named("node-add").plan(on, (), {"count": 2}, RAND)
+    assert strike.victims == ("node-4", "node-5")
+    await undo(on, strike)
+    assert cluster.calls == []
+    await fault_named("node-add").strike(on, strike)
+    await undo(on, strike)
+    assert cluster.calls == ["add node-4", "add node-5", "remove node-5", "remove node-4"]
+
+
+async def test_a_drained_node_is_uncordoned(tmp_path: Path) -> None:
+    on, _, api = rig(tmp_path)
+    strike = fault_named("drain").plan(on, ["node-1"], {}, RAND)
+    assert strike.excused == ("node-1",)
+    assert "its 2 pods" in strike.says
+    await undo(on, strike)
+    assert api.asked == ["node-1 unschedulable: None"]
+
+
+async def test_the_disaster_wants_a_snapshot_and_kills_all_before_it_destroys_any(tmp_path: Path) -> None:
+    on, cluster, _ = rig(tmp_path)
+    names = ["r1", "r2", "r3"]
+    with pytest.raises(ConfigError, match="snapshot_save"):
+        fault_named("lose-control-plane").plan(on, names, {}, RAND)
+    on.snapshot = tmp_path / "x.qdsnap"
+    strike = fault_named("lose-control-plane").plan(on, names, {}, RAND)
+    assert strike.quorum_lost
+    await fault_named("lose-control-plane").strike(on, strike)
+    assert cluster.calls == [f"SIGKILL {name}" for name in names] + [f"destroy {name}" for name in names]
+    with pytest.raises(FaultError, match="is gone"):
+        await undo(on, strike)
+
+
+async def test_a_lost_disk_is_undone_by_the_member_that_was(tmp_path: Path) -> None:
+    on, cluster, _ = rig(tmp_path, member_ids={"r1": 11, "r2": 22, "r3": 33})
+    strike = fault_named("member-replace").plan(on, ["r3"], {}, RAND)
+    assert strike.undo[0].args == {"replace": "r3", "old_id": 33}
+    await fault_named("member-replace").strike(on, strike)
+    assert cluster.calls == ["SIGKILL r3", "destroy r3"]
+    with pytest.raises(ConfigError, match="want one replica"):
+        fault_named("member-replace").plan(on, ["r1", "r3"], {}, RAND)
+
+
+def test_a_rolling_restart_takes_the_leader_last(tmp_path: Path) -> None:
+    on, _, _ = rig(tmp_path)
+    assert fault_named("rolling-restart").plan(on, ["r1", "r2", "r3"], {}, RAND).victims == ("r1", "r3", "r2")
