@@ -54,20 +54,11 @@ class Opening(asyncio.Protocol):
             self._speak_http2(b"")
 
     def data_received(self, data: bytes) -> None:
-        self._server.received_bytes += len(data)
+        if self._http1 is None:
+            self._begin(data)
         if self._http1 is not None:
+            self._server.received_bytes += len(data)
             self._http1.data_received(data)
-        elif data.startswith(_READING):
-            assert self._transport is not None
-            self._http1 = cast(asyncio.Protocol, self._new_http1())
-            self._http1.connection_made(self._transport)
-            self._http1.data_received(data)
-        elif self._encrypted:
-            _log.warning("event=connection_refused reason=%r", "TLS without ALPN h2")
-            self.abort()
-        else:
-            self._server.received_bytes -= len(data)  # the connection counts them
-            self._speak_http2(data)
 
     def eof_received(self) -> bool | None:
         return self._http1.eof_received() if self._http1 is not None else False
@@ -84,6 +75,18 @@ class Opening(asyncio.Protocol):
     def resume_writing(self) -> None:
         if self._http1 is not None:
             self._http1.resume_writing()
+
+    def _begin(self, data: bytes) -> None:
+        """See by the first bytes what the client speaks."""
+        assert self._transport is not None
+        if data.startswith(_READING):
+            self._http1 = cast(asyncio.Protocol, self._new_http1())
+            self._http1.connection_made(self._transport)
+        elif self._encrypted:
+            _log.warning("event=connection_refused reason=%r", "TLS without ALPN h2")
+            self.abort()
+        else:
+            self._speak_http2(data)
 
     def _speak_http2(self, data: bytes) -> None:
         assert self._transport is not None
