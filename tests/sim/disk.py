@@ -133,7 +133,7 @@ class _SimFile:
             raise AssertionError(f"{what}: the handle is of a process that is dead")
         try:
             self._disk.step(what)
-        except PowerLoss:
+        except (PowerLoss, StorageError):
             if callable(halfway):
                 halfway()
             raise
@@ -147,6 +147,7 @@ class SimDisk:
         operations: the operations so far, as text.
         syncs: file syncs that made something durable.
         sync_failures: so many of the next file syncs fail with EIO.
+        fails_at: number of the operation that fails with EIO: a write in its middle, any other as a whole; None: none.
         loses_syncs: file syncs report success and do nothing.
         hides_failures: a sync that fails reports success.
         sync_later: file syncs report success at once, and happen when this says so.
@@ -161,6 +162,7 @@ class SimDisk:
         self.operations: list[str] = []
         self.syncs = 0
         self.sync_failures = 0
+        self.fails_at: int | None = None
         self.loses_syncs = False
         self.hides_failures = False
         self.sync_later: Callable[[Callable[[], None]], None] | None = None
@@ -171,10 +173,17 @@ class SimDisk:
     # -- faults -----------------------------------------------------------------------------------------------------
 
     def step(self, what: str) -> None:
-        """Count one operation; stop the machine if its time has come."""
+        """Count one operation; stop the machine, or refuse, if its time has come."""
         if self.stop_at is not None and len(self.operations) >= self.stop_at:
             raise PowerLoss(what)
         self.operations.append(what)
+        if self.fails_at is not None and len(self.operations) > self.fails_at:
+            self.fails_at = None
+            if what.startswith("sync "):
+                self.sync_failures += 1
+                return
+            self.refused += 1
+            raise StorageError(f"cannot {what}: Input/output error")
 
     def process_died(self) -> None:
         """kill -9: handles are gone, the page cache stays."""
@@ -184,7 +193,7 @@ class SimDisk:
     def power_loss(self) -> None:
         """The machine stops: of what was not synced, a random share is gone."""
         self.process_died()
-        self.sync_failures = 0
+        self.sync_failures, self.fails_at = 0, None
         inodes: dict[int, _Inode] = {}
         for directory in self._directories.values():
             directory.seen = dict(directory.durable)

@@ -93,7 +93,7 @@ class Faults:
         self._net.calm()
         for node in self._nodes:
             node.disk.capacity_bytes = 1 << 40
-            node.disk.sync_failures = 0
+            node.disk.sync_failures, node.disk.fails_at = 0, None
             if not node.alive:
                 self._restart(node)
 
@@ -197,7 +197,11 @@ class Faults:
     # -- disks -------------------------------------------------------------------------------------------------
 
     def _eio(self) -> None:
-        self._any().disk.sync_failures += 1
+        disk = self._any().disk
+        if self._chance(0.5):
+            disk.sync_failures += 1
+        else:
+            disk.fails_at = len(disk.operations) + self._rand.randint(0, 9)
 
     def _enospc(self) -> None:
         disk = self._any().disk

@@ -26,7 +26,7 @@ FAULTS = (
     "ring",  # each replica hears only its neighbours in a chain
     "flap",  # a link that breaks and heals, many times
     "deaf",  # clients do not hear a replica, or it does not hear them
-    "eio",  # a sync fails
+    "eio",  # a sync fails, or any other operation of a disk
     "enospc",  # a disk is full for a while
     "rot",  # a bit of a stopped minority's log or snapshot flips
     "wall",  # the wall clock is set
