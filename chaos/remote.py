@@ -94,7 +94,6 @@ class RemoteCluster(LocalCluster):
         except FaultError as error:
             self.close()
             raise ConfigError(str(error)) from error
-        self._certificates = credentials
         super().__init__(root, _spec(found))
         self.processes = RemoteProcesses(self._look)  # type: ignore[assignment]  # what faults use of it
         root.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import pytest
 from controlplane.backup.config import BackupConfig
 from controlplane.backup.retention import Keep
 from controlplane.base.errors import ConfigError
-from controlplane.config import ReplicaConfig, parse_initial_cluster
+from controlplane.config import ReplicaConfig, parse_dial, parse_initial_cluster
 from controlplane.external.config import StoreConfig
 
 GOOD = ReplicaConfig(
@@ -57,3 +57,9 @@ def test_a_wrong_setting_is_named(change: dict[str, object], named: str) -> None
 def test_a_wrong_initial_cluster_shows_the_form(text: str) -> None:
     with pytest.raises(ConfigError, match="NAME=PEER@CLIENT@METRICS"):
         parse_initial_cluster(text)
+
+
+def test_a_peer_is_dialled_elsewhere_if_it_is_said_so() -> None:
+    assert parse_dial(["10.0.0.1:1=127.0.0.1:2"]) == (("10.0.0.1:1", "127.0.0.1:2"),)
+    with pytest.raises(ConfigError, match="want PEER=INSTEAD"):
+        parse_dial(["10.0.0.1:1"])
