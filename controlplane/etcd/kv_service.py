@@ -34,7 +34,7 @@ class KVService(rpc_pb2_grpc.KVServicer):
         self._guard.check(context, local_read=request.serializable)
         metrics.RANGE.inc()
         # A front that takes answers serialized already says so.
-        read: Any = self._kv.range_bytes if getattr(context, "takes_bytes", False) else self._kv.range
+        read: Any = self._kv.range_pieces if getattr(context, "takes_pieces", False) else self._kv.range
         response: rpc_pb2.RangeResponse = await read(
             request, timeout_ms=timeout_ms_of(context), caller=self._caller(context)
         )

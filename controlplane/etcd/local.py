@@ -169,19 +169,20 @@ class LocalKV:
             response.MergeFromString(fields)
         return response
 
-    async def range_bytes(
+    async def range_pieces(
         self, request: rpc_pb2.RangeRequest, *, timeout_ms: int | None = None, caller: Caller | None = None
-    ) -> rpc_pb2.RangeResponse | bytes:
-        """As :meth:`range`; a long answer serialized already, which spares making and serializing all of it at once."""
+    ) -> rpc_pb2.RangeResponse | list[bytes]:
+        """As :meth:`range`; a long answer serialized already, in pieces to be sent one after the other, which spares
+        making and serializing all of it at once."""
         await self._may_read(request, timeout_ms, caller)
         scan = self._store.scan(request)
         if scan is None:
             response = self._store.range(request)
             self._stamp(response.header)
             return response
-        parts = [rpc_pb2.RangeResponse(header=self.header(scan.revision)).SerializeToString()]
-        parts += [fields async for fields in _stepwise(scan)]
-        return b"".join(parts)
+        pieces = [rpc_pb2.RangeResponse(header=self.header(scan.revision)).SerializeToString()]
+        pieces += [fields async for fields in _stepwise(scan)]
+        return pieces
 
     async def _may_read(self, request: rpc_pb2.RangeRequest, timeout_ms: int | None, caller: Caller | None) -> None:
         """Return when the state may be read for this request: in this same turn of the loop."""

@@ -76,8 +76,11 @@ async def _one_out(handler: Any, request: Any, context: Context, stream: Stream)
     response = (handler.stream_unary if handler.request_streaming else handler.unary_unary)(request, context)
     if hasattr(response, "__await__"):
         response = await response
-    serialize = handler.response_serializer
-    payload = response if serialize is None or isinstance(response, bytes) else serialize(response)
+    if isinstance(response, list):
+        stream.send_pieces(response)
+        stream.finish(*context.status())
+        return
+    payload = response if handler.response_serializer is None else handler.response_serializer(response)
     code, details, trailing = context.status()
     if code or details or trailing:
         stream.send(payload)

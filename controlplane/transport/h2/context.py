@@ -23,8 +23,8 @@ _YIELD_BYTES = SEND_AHEAD_BYTES
 class Context(grpc.aio.ServicerContext[Any, Any]):
     """One call. Where grpc.aio documents a behaviour, this is it; compression is not offered."""
 
-    #: A unary handler may return bytes: its response, serialized already.
-    takes_bytes = True
+    #: A unary handler may return a list of bytes: its response, serialized already, in pieces.
+    takes_pieces = True
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -257,6 +258,19 @@ class Stream:
             self._queue.append(memoryview(payload))
         self.queued += size
         connection.queued += size
+        self._want_pump()
+
+    def send_pieces(self, pieces: Sequence[bytes]) -> None:
+        """One message that comes in pieces: a large one need not be put together to be sent."""
+        if self.closed:
+            return
+        self.send_headers()
+        size = sum(map(len, pieces))
+        if self._queue is None:
+            self._queue = deque()
+        self._queue.extend(memoryview(piece) for piece in (_PREFIX.pack(0, size), *pieces) if piece)
+        self.queued += size + PREFIX_BYTES
+        self.connection.queued += size + PREFIX_BYTES
         self._want_pump()
 
     def finish(self, code: int, details: str, metadata: Metadata) -> None:

@@ -42,7 +42,8 @@ def call(stream_id: int, body: bytes, block: bytes | None = None) -> bytes:
 
 
 class Services:
-    """``Echo`` answers what it got, ``Hang`` waits to be cancelled, ``Flood`` sends for ever, ``Each`` echoes each."""
+    """``Echo`` answers what it got, ``Pieces`` does byte by byte, ``Hang`` waits to be cancelled, ``Flood`` sends for
+    ever, ``Each`` echoes each."""
 
     def __init__(self) -> None:
         self.hanging = asyncio.Event()
@@ -51,6 +52,10 @@ class Services:
 
     async def echo(self, request: bytes, context: Any) -> bytes:
         return request
+
+    async def pieces(self, request: bytes, context: Any) -> list[bytes]:
+        assert context.takes_pieces
+        return [b"", *(request[at : at + 1] for at in range(len(request)))]
 
     async def hang(self, request: bytes, context: Any) -> bytes:
         self.hanging.set()
@@ -74,6 +79,7 @@ class Services:
             "t.T",
             {
                 "Echo": grpc.unary_unary_rpc_method_handler(self.echo),
+                "Pieces": grpc.unary_unary_rpc_method_handler(self.pieces),
                 "Hang": grpc.unary_unary_rpc_method_handler(self.hang),
                 "Flood": grpc.unary_stream_rpc_method_handler(self.flood),
                 "Each": grpc.stream_stream_rpc_method_handler(self.each),

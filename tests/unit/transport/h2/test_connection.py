@@ -151,6 +151,24 @@ async def test_a_window_of_zero_stalls_a_response_until_it_opens() -> None:
         assert (await client.until(HEADERS, 1))[0] & frames.END_STREAM
 
 
+async def test_a_response_in_pieces_is_one_message_and_keeps_to_the_windows() -> None:
+    async with running() as rig:
+        client = await rig.connect(hello=False)
+        client.hello({Setting.INITIAL_WINDOW_SIZE: 9})
+        client.send(call(1, b"0123456789", request_block("/t.T/Pieces")))
+        received = b""
+        while len(received) < 9:
+            received += (await client.until(Kind.DATA, 1))[1]
+        assert received == message(b"0123456789")[:9]
+        client.send(frames.window_update(1, 100))
+        while len(received) < 15:
+            received += (await client.until(Kind.DATA, 1))[1]
+        assert received == message(b"0123456789")
+        assert (await client.until(HEADERS, 1))[0] & frames.END_STREAM
+        client.send(call(3, b"", request_block("/t.T/Pieces")))
+        assert (await client.until(Kind.DATA, 3))[1] == message(b"")
+
+
 async def test_a_peer_that_does_not_read_stops_the_handler_not_the_memory() -> None:
     async with running() as rig:
         client = await rig.connect()
