@@ -123,12 +123,14 @@ def caught_up_in_the_middle(breakage: Breakage | None = None) -> None:
     with Stage(breakage=breakage, **_SHORT) as stage:
         saved = _filled(stage)
         away = stage.others(stage.leader())[0]
-        stage.split([away], stage.others(away))
+        away.crash(power=False)
         half = len(saved.pieces) // 2
         _step(stage, lambda node: node.restoring.begin(saved.begin(_ID), state_bytes=0))
         _staged(stage, saved, range(half))
+        for n in range(40):  # until nobody's log reaches back to where it left
+            stage.write(b"meanwhile", b"%d" % n)
         installs = stage.checks.installs
-        stage.heal()
+        away.start()
         stage.until(lambda: stage.checks.installs > installs, 10.0)
         # All of them come back from their own snapshot and log, one after the other, while the rest travels.
         for n, other in enumerate(stage.nodes):
