@@ -64,7 +64,7 @@ def test_a_runner_killed_in_mid_fault_leaves_what_heals_it_and_the_next_run_refu
     assert "healed 1" in healed.stdout
     assert not stopped()
     assert undo_list(qd) == []
-    assert all(replica["healthy"] for replica in qd.status()["replicas"])
+    wait_until(lambda: all(replica["healthy"] for replica in qd.status()["replicas"]), 20.0)
     assert "nothing was left" in qd.ok("chaos", "heal").stdout
 
 
@@ -125,4 +125,4 @@ def test_ctrl_c_in_mid_fault_heals(qd: Qd) -> None:
     assert code == 130, text
     assert "putting back: kill -9" in text
     assert undo_list(qd) == []
-    assert all(replica["healthy"] for replica in qd.status()["replicas"])
+    wait_until(lambda: all(replica["healthy"] for replica in qd.status()["replicas"]), 20.0)
