@@ -65,6 +65,8 @@ async def measure(kind: str, port_base: int, load: str, seconds: float, *, tls: 
         peer = Peer(kind, Path(folder), port_base, tls=tls)
         try:
             await peer.start()
+            for name in peer.endpoints:
+                await peer.serving(via=name)
             return await _loaded(peer, load, seconds)
         finally:
             await peer.stop()
