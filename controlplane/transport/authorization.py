@@ -5,7 +5,7 @@ holder       may call
 ===========  ===============================================================================================
 admin        everything (a user of the group ``system:masters``)
 user         everything that has its own permission checks or none yet: the etcd API, where etcd's users and
-             roles decide once they are enabled, the resource API (no RBAC yet), health and reflection; not a restore
+             roles decide once they are enabled, the resource API (no RBAC yet), health and reflection; no snapshot, no restore
 node         the node session, and the reads of the resource API an agent makes; the writes of its events
 member       who else is a member (a new one asks that before it has links), calls between processes, health
 nobody       nothing
@@ -43,7 +43,12 @@ _NODE: Final = (
     *(_RESOURCES + method for method in ("Get", "List", "Watch", "Create", "Update")),
 )
 #: What of the cluster's inside users other than administrators have no business with.
-_NOT_USER: Final = ("/quarterdeck.v1.Nodes/", "/quarterdeck.internal.v1.", "/quarterdeck.v1.Operator/Restore")
+_NOT_USER: Final = (
+    "/quarterdeck.v1.Nodes/",
+    "/quarterdeck.internal.v1.",
+    "/quarterdeck.v1.Operator/Restore",
+    "/quarterdeck.v1.Operator/Snapshot",  # it holds password hashes, the token key, and every object
+)
 
 
 def authorize(caller: Identity | None, method: str) -> None:
