@@ -5,8 +5,8 @@ holder       may call
 ===========  ===============================================================================================
 admin        everything (a user of the group ``system:masters``)
 user         everything that has its own permission checks or none yet: the etcd API, where etcd's users and
-             roles decide once they are enabled, the resource API (no RBAC yet), health and reflection; neither snapshot nor
-             restore
+             roles decide once they are enabled, the resource API (no RBAC yet), health and reflection; no snapshot
+             of everything, no restore
 node         the node session, and the reads of the resource API an agent makes; the writes of its events
 member       who else is a member (a new one asks that before it has links), calls between processes, health
 nobody       nothing
