@@ -36,10 +36,13 @@ from controlplane.raft.wal import Entry
 from controlplane.raft.wal_recovery import Identity, identity_on_disk, read_log
 from controlplane.store.store import Store
 
-__all__ = ["RECORD_NAME", "Plan", "Survivor", "inspect", "plan", "recover"]
+__all__ = ["RECORD_NAME", "TERM_BUMP", "Plan", "Survivor", "inspect", "plan", "recover"]
 
 _log = logging.getLogger("quarterdeck.recover")
 
+#: Further than the lost members can have gone on in terms of their own, of which the survivor may not have heard: an
+#: entry is known by its index and term, to a replica that comes back as to an archive of the lost cluster's log.
+TERM_BUMP = 1_000_000
 RECORD_NAME = "recovery.json"
 #: Of what is in it. No program reads it back.
 RECORD_VERSION = 1
@@ -242,7 +245,7 @@ def _rewrite(disk: RealDisk, chosen: Survivor, decided: Plan, clock: Clock) -> P
     try:
         shutil.rmtree(workspace, ignore_errors=True)
         with contextlib.closing(RealDisk(workspace, create=True)) as made:
-            seed_data_dir(made, chosen.identity, header, store.snapshot(), term=chosen.current_term + 1)
+            seed_data_dir(made, chosen.identity, header, store.snapshot(), term=chosen.current_term + TERM_BUMP)
             write_founding(made, Founding(chosen.identity.cluster_id, chosen.identity.member_id, membership))
         _write(workspace / RECORD_NAME, json.dumps(record, indent=2) + "\n")
         backup.mkdir(mode=0o700)

@@ -20,6 +20,7 @@ from controlplane.backup.repository import Repository
 from controlplane.backup.saving import Saver
 from controlplane.base.clock import ManualClock
 from controlplane.base.errors import NotCoveredError, StorageError
+from controlplane.lost_quorum import TERM_BUMP
 from controlplane.raft.snapshot_format import read_snapshot_file
 from controlplane.store.store import Store
 from tests.unit.backup.support import CLUSTER, T0_MS, FakeLog, InlineWorker, Life
@@ -251,6 +252,28 @@ async def test_another_history_is_not_gone_on_with(tmp_path: Path) -> None:
         await rig.passes(1)
     found = rig.found()
     assert (found.revision, found.term, found.state_hash) == (4, 7, rig.life.store.state_hash())
+
+
+async def test_a_recovered_history_is_told_from_the_lost_one_that_went_further(tmp_path: Path) -> None:
+    """The lost majority had moved on to a term and to entries that the survivor had not heard of."""
+    survivors_term = 6
+    old = Life(tmp_path / "archive", term=survivors_term)
+    old.put(b"a")
+    old.term = survivors_term + 2
+    for number in range(4):
+        old.put(b"lost with the majority %d" % number)
+    old.save()
+    old.archive(2, old.index)
+    rig = Rig(tmp_path, Life(tmp_path / "archive", term=survivors_term))
+    rig.life.put(b"a")
+    rig.life.term = survivors_term + TERM_BUMP + 1  # where it begins, and the election
+    rig.life.put(b"written after the recovery")
+    async with rig.running():
+        await rig.passes(1)
+        rig.life.put(b"and more")
+        await rig.passes(1)
+    found = rig.found()
+    assert found.state_hash == rig.life.store.state_hash()
 
 
 async def test_what_is_not_durable_is_not_archived(rig: Rig) -> None:
