@@ -51,8 +51,10 @@ _ANSWERS_MAX: Final = 1_000
 #: Events of one response: adapted between these so that a response of big values stays near one request's size.
 _BATCH_EVENTS_MIN: Final = 1
 _BATCH_EVENTS_START: Final = 128
-#: Responses kept for the next stream that is sent the same.
+#: Responses kept for the next stream that is sent the same, and the largest that is: the events of bigger ones are not
+#: shared either (``store.watch``).
 _SHARED_RESPONSES_MAX: Final = 64
+_SHARED_BYTES_MAX: Final = 20 * 1024
 
 
 class _Watch:
@@ -149,9 +151,10 @@ class _Responses:
         if known is not None:
             return known[1]
         response = rpc_pb2.WatchResponse(header=self._kv.header(revision), watch_id=watch_id, events=[event])
-        if len(self._known) >= _SHARED_RESPONSES_MAX:
-            self._known.clear()
-        self._known[key] = event, response
+        if response.ByteSize() <= _SHARED_BYTES_MAX:
+            if len(self._known) >= _SHARED_RESPONSES_MAX:
+                self._known.clear()
+            self._known[key] = event, response
         return response
 
 

@@ -156,6 +156,14 @@ async def test_a_client_that_reads_late_loses_nothing(client: Client) -> None:
     assert seen == [b"%d" % i for i in range(3_000)]
 
 
+async def test_a_response_is_kept_for_the_next_stream_unless_it_is_big(replica: Replica) -> None:
+    responses = watch_service._Responses(replica.kv)
+    small, big = (kv_pb2.Event(kv=kv_pb2.KeyValue(key=b"k", value=b"v" * size)) for size in (10, 100_000))
+    assert responses.of(1, 7, small) is responses.of(1, 7, small)
+    assert responses.of(1, 7, big) is not responses.of(1, 7, big), "64 of the biggest would be 200 MB"
+    assert responses.of(1, 7, big) == responses.of(1, 7, big)
+
+
 async def test_a_client_that_is_overtaken_by_compaction_is_told(client: Client) -> None:
     watch_id = await client.created(key=b"k")
     client.context.gate.clear()
