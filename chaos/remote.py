@@ -222,10 +222,14 @@ class RemoteCluster(LocalCluster):
             with self._lock:
                 orders = list(self._orders.values())
             for order in orders:
+                # Marked, so that one that was healed since, by us or by its agent, is not done again.
+                again = pb.ChaosOrder()
+                again.CopyFrom(order)
+                again.renew = True
                 try:
-                    self._agents[self._of[order.process]].Strike(order, timeout=_TIMEOUT_S)
+                    self._agents[self._of[order.process]].Strike(again, timeout=_TIMEOUT_S)
                 except grpc.RpcError:
-                    pass  # its agent is not reached: it heals by itself, and the next order to it says so
+                    pass  # healed, or its agent is not reached: it heals by itself, and the next order to it says so
 
     def _look(self, *, fresh: bool = False) -> dict[str, pb.ChaosProcess]:
         at_s, seen = self._seen

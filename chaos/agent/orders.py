@@ -24,7 +24,7 @@ from chaos.groups import CpuGroup
 from controlplane.base.clock import Clock
 from controlplane.base.errors import Code, ConfigError, StatusError
 from controlplane.local import damage, pods
-from controlplane.local.procfs import ProcessStat, boot_id, catches, stat_of
+from controlplane.local.procfs import ProcessStat, began_s, boot_id, catches, stat_of
 
 __all__ = ["ACTS", "Order", "Orders"]
 
@@ -40,6 +40,8 @@ _STOPS_S: Final = 15.0
 _START_S: Final = 30.0
 _POLL_S: Final = 0.02
 _WORDS_BYTES_MAX: Final = 500
+#: The wall clock may have been set by so much since a process wrote its pid file.
+_CLOCK_STEP_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class Orders:
         self._path = config.state_dir / "orders.json"
         config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.in_force: dict[str, Order] = self._load()
+        # One order at a time, also one that is healed at its deadline: what is still being done cannot be undone.
+        self._turn = asyncio.Lock()
 
     # -- what there is ---------------------------------------------------------------------------------------------
 
@@ -90,8 +94,12 @@ class Orders:
 
     # -- doing and undoing -----------------------------------------------------------------------------------------
 
-    async def strike(self, order: Order) -> int:
-        """Do it; returns a count, see ``ChaosStruck``."""
+    async def strike(self, order: Order, *, renew: bool = False) -> int:
+        """Do it; returns a count, see ``ChaosStruck``. ``renew``: only move its deadline, if it is in force."""
+        async with self._turn:
+            return await self._strike(order, renew=renew)
+
+    async def _strike(self, order: Order, *, renew: bool) -> int:
         process = self._process(order.process)
         if order.act not in ACTS:
             raise StatusError(Code.INVALID_ARGUMENT, f"act {order.act!r}: want one of {', '.join(ACTS)}")
@@ -103,6 +111,8 @@ class Orders:
                 raise StatusError(Code.INVALID_ARGUMENT, f"order {order.id} is in force, and is another")
             self._save({**self.in_force, order.id: replace(known, until_ms=order.until_ms)})
             return 0
+        if renew:
+            raise StatusError(Code.NOT_FOUND, f"order {order.id} is not in force: it was healed")
         if order.act == "throttle" and not 1 <= order.percent <= 90:
             raise StatusError(Code.INVALID_ARGUMENT, f"percent {order.percent}: want 1 to 90")
         pid, stat = self.stat(order.process)
@@ -144,6 +154,10 @@ class Orders:
 
     async def heal(self, order_id: str) -> int:
         """Undo it; one that is not in force is healed."""
+        async with self._turn:
+            return await self._heal(order_id)
+
+    async def _heal(self, order_id: str) -> int:
         order = self.in_force.get(order_id)
         if order is None:
             return 0
@@ -166,19 +180,24 @@ class Orders:
     async def heal_all(self, why: str) -> None:
         """Undo everything that is in force; what fails is noted, and tried again by :meth:`keep_deadlines`."""
         for order in list(self.in_force.values()):
-            await self._heal_unasked(order, why)
+            async with self._turn:
+                await self._heal_unasked(order, why)
 
     async def keep_deadlines(self) -> None:
         """Heal whatever outlives its deadline, until cancelled."""
         while True:
             for order in list(self.in_force.values()):
                 if self._clock.wall_ms() >= order.until_ms:
-                    await self._heal_unasked(order, "deadline")
+                    async with self._turn:
+                        # Looked at again: it may have been healed, or renewed, while another had its turn.
+                        now = self.in_force.get(order.id)
+                        if now is not None and self._clock.wall_ms() >= now.until_ms:
+                            await self._heal_unasked(now, "deadline")
             await self._clock.sleep(0.1)
 
     async def _heal_unasked(self, order: Order, why: str) -> None:
         try:
-            await self.heal(order.id)
+            await self._heal(order.id)
         except (StatusError, OSError) as error:
             self._note(order, f"{why}: not healed: {error}")
             self._save({**self.in_force, order.id: replace(order, until_ms=self._clock.wall_ms() + 1_000)})
@@ -265,11 +284,12 @@ class Orders:
 
 
 def _pid(path: Path) -> int:
-    """From a file with a number, or a record of a local cluster. 0: nobody, or somebody else has the pid now."""
+    """From a file with a number, or a record of a local cluster. 0: nobody, or somebody else has the pid now: a number
+    alone says nobody's start, but who began after it was written is not whom it meant."""
     try:
         text = path.read_text().strip()
         if text.isdecimal():
-            return int(text)
+            return int(text) if began_s(int(text)) <= path.stat().st_mtime + _CLOCK_STEP_S else 0
         record: dict[str, Any] = json.loads(text)
         stat = stat_of(int(record["pid"]))
         mine = stat is not None and stat.start_ticks == record["start_ticks"] and record["boot_id"] == boot_id()

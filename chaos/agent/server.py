@@ -6,7 +6,6 @@ order, refusal and healing: when, who, what, to whom, and how it went. TLS is no
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable
@@ -63,8 +62,6 @@ class AgentServer(ChaosAgentServicer):
         config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._audit = AuditLog(config.state_dir / "audit.jsonl", clock)
         self.orders = Orders(config, clock, note=self._unasked)
-        # One order at a time: an agent is no place for races.
-        self._turn = asyncio.Lock()
         self._server: grpc.aio.Server | None = None
         self.port = 0
 
@@ -132,13 +129,12 @@ class AgentServer(ChaosAgentServicer):
                 request.id, request.process, request.act, self._clock.wall_ms() + request.deadline_ms,
                 request.percent, request.failpoints, request.keep,
             )  # fmt: skip
-            async with self._turn:
-                return pb.ChaosStruck(count=await self.orders.strike(order))
+            return pb.ChaosStruck(count=await self.orders.strike(order, renew=request.renew))
 
         what = {
             "order": request.id[:100], "process": request.process[:100], "act": request.act[:100],
             "deadline_ms": request.deadline_ms, "percent": request.percent, "failpoints": request.failpoints[:500],
-            "keep": request.keep,
+            "keep": request.keep, "renew": request.renew,
         }  # fmt: skip
         return await self._answer(context, "strike", what, strike)
 
@@ -146,8 +142,7 @@ class AgentServer(ChaosAgentServicer):
         """Undo one order."""
 
         async def heal() -> pb.ChaosHealResponse:
-            async with self._turn:
-                return pb.ChaosHealResponse(count=await self.orders.heal(request.id))
+            return pb.ChaosHealResponse(count=await self.orders.heal(request.id))
 
         return await self._answer(context, "heal", {"order": request.id[:100]}, heal)
 

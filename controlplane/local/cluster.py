@@ -392,7 +392,7 @@ class LocalCluster:
         killed += self.processes.stop(replicas)
         killed += self.processes.stop([member.name for member in self.spec.store])
         killed += self.processes.stop(self.spec.fixtures)
-        if self.spec.hosts == "netns" and hosts_missing() is None:
+        if self.spec.hosts == "netns" and hosts_missing() is None and self.hosts.mine():
             self.hosts.remove()
         return killed
 

@@ -191,6 +191,10 @@ class Hosts:
         ports = self._ports()
         return all(self.port(name) in ports for name in self.names)
 
+    def mine(self) -> bool:
+        """Whether nobody else has this network now: another owner may have taken it while it was deserted."""
+        return not _exists(self._switch) or self._found_owner() == self._owner
+
     def _namespaces(self) -> list[str]:
         if not _NAMESPACES.is_dir():
             return []

@@ -6,10 +6,11 @@ one process for good, whatever happens to the wall clock.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ProcessStat", "boot_id", "catches", "stat_of"]
+__all__ = ["ProcessStat", "began_s", "boot_id", "catches", "stat_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,16 @@ class ProcessStat:
 def boot_id() -> str:
     """The id of this boot of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def began_s(pid: int) -> float:
+    """When a process began, by the wall clock in seconds, to about a hundredth; infinite: there is no such process."""
+    stat = stat_of(pid)
+    if stat is None:
+        return float("inf")
+    lines = Path("/proc/stat").read_text().splitlines()
+    booted_s = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
+    return booted_s + stat.start_ticks / os.sysconf("SC_CLK_TCK")
 
 
 def catches(pid: int, signum: int) -> bool:

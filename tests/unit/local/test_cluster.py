@@ -187,3 +187,21 @@ def test_a_folder_without_a_cluster_says_how_to_start_one(tmp_path: Path) -> Non
 def test_replicas_and_agents_run_on_this_programs_interpreter(tmp_path: Path) -> None:
     made = LocalCluster.create(tmp_path / "c", plan(replicas=1, nodes=0, port_base=21400))
     assert os.access(made.python, os.X_OK)
+
+
+@pytest.mark.hosts
+@pytest.mark.slow
+def test_a_cluster_that_is_down_leaves_the_network_to_who_has_it_now(tmp_path: Path) -> None:
+    one, two = (
+        LocalCluster.create(tmp_path / name, plan(replicas=1, nodes=0, port_base=21_750, hosts="netns"))
+        for name in ("one", "two")
+    )
+    try:
+        one.prepare()
+        one.down()
+        two.prepare()
+        one.down()  # once more, to be sure
+        assert two.hosts.present()
+    finally:
+        two.down()
+    assert not two.hosts.present()

@@ -134,5 +134,7 @@ def test_a_network_somebody_lives_in_is_refused_and_a_deserted_one_taken() -> No
             other.ensure()
         tenant.kill()
         tenant.wait()
+        assert hosts.mine()
         other.ensure()
         assert hosts._found_owner() == "two"
+        assert not hosts.mine()

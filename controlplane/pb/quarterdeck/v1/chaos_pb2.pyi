@@ -179,6 +179,7 @@ class ChaosOrder(_message.Message):
     PERCENT_FIELD_NUMBER: _builtins.int
     FAILPOINTS_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
+    RENEW_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Chosen by who orders, one of its own for every order."""
     process: _builtins.str
@@ -192,6 +193,8 @@ class ChaosOrder(_message.Message):
     """failpoints: as QUARTERDECK_FAILPOINTS says them."""
     keep: _builtins.float
     """cut-tail: the share of the last frame of the log that stays, 0 to 1."""
+    renew: _builtins.bool
+    """Move the deadline of an order in force, and nothing else: one that has been healed meanwhile is not done again."""
     def __init__(
         self,
         *,
@@ -202,10 +205,11 @@ class ChaosOrder(_message.Message):
         percent: _builtins.int = ...,
         failpoints: _builtins.str = ...,
         keep: _builtins.float = ...,
+        renew: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["act", b"act", "deadline_ms", b"deadline_ms", "failpoints", b"failpoints", "id", b"id", "keep", b"keep", "percent", b"percent", "process", b"process"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["act", b"act", "deadline_ms", b"deadline_ms", "failpoints", b"failpoints", "id", b"id", "keep", b"keep", "percent", b"percent", "process", b"process", "renew", b"renew"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

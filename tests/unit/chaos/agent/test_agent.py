@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 import yaml
 
 from chaos.agent.config import AgentConfig
+from chaos.agent.orders import Order
 from chaos.agent.server import AgentServer
 from controlplane.base import identity
 from controlplane.base.clock import SystemClock
@@ -187,6 +190,50 @@ async def test_an_order_sent_again_moves_its_deadline_and_another_under_its_name
         assert rig.server.orders.in_force["o1"].until_ms > before + 30_000
         with pytest.raises(grpc.aio.AioRpcError, match="is another"):
             await agent.Strike(order("kill"))
+
+
+async def test_a_renewal_does_not_do_again_what_was_healed_meanwhile(rig: Rig) -> None:
+    async with rig.serving(), rig.caller(ADMIN) as agent:
+        await agent.Strike(order("pause"))
+        await agent.Strike(order("pause", renew=True))
+        await agent.Heal(pb.ChaosHealRequest(id="o1"))
+        with pytest.raises(grpc.aio.AioRpcError, match="not in force"):
+            await agent.Strike(order("pause", renew=True))
+        assert rig.state in {"S", "R"}
+        assert not rig.server.orders.in_force
+
+
+async def test_a_deadline_waits_for_what_is_still_being_done(rig: Rig) -> None:
+    slow = "import signal,sys,time\ndef end(*_):\n time.sleep(0.5); sys.exit()\nsignal.signal(signal.SIGTERM, end)\n"
+    child = subprocess.Popen([sys.executable, "-c", f"{slow}print(flush=True)\n{SLEEP}"], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    child.stdout.close()
+    rig.pid_file.write_text(str(child.pid))
+    orders = rig.server.orders
+    keeping = asyncio.create_task(orders.keep_deadlines())
+    try:
+        await orders.strike(Order("o1", "r1", "stop", until_ms=0))  # over before it has ended
+        async with asyncio.timeout(20):
+            while orders.in_force:  # noqa: ASYNC110 - healed on a clock of its own
+                await asyncio.sleep(0.01)
+        # Not taken for healed while it was still there: it was started again after it had gone.
+        assert int(rig.pid_file.read_text()) != child.pid
+        assert rig.state != ""
+    finally:
+        keeping.cancel()
+        child.kill()
+        child.wait()
+        rig.server._audit.close()
+
+
+async def test_who_began_after_the_pid_file_was_written_is_somebody_else(rig: Rig) -> None:
+    long_ago = time.time() - 3_600
+    os.utime(rig.pid_file, (long_ago, long_ago))
+    async with rig.serving(), rig.caller(ADMIN) as agent:
+        with pytest.raises(grpc.aio.AioRpcError, match="does not run"):
+            await agent.Strike(order("kill"))
+    assert rig.state in {"S", "R"}
 
 
 async def test_a_killed_process_is_started_again(rig: Rig) -> None:
