@@ -39,8 +39,10 @@ _ASK_AGAIN_S: Final = 0.2
 _NO_ANSWER: Final = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED})
 #: Faults that take a replica out of service while they last: it counts as down from the strike on.
 TAKES_DOWN: Final = frozenset(
-    {"kill", "stop", "pause", "zone-loss", "lose-disk", "member-replace", "lose-control-plane"}
+    {"kill", "stop", "pause", "zone-loss", "member-replace", "member-remove", "lose-control-plane"}
 )
+#: Faults whose links are dead while they last, or may be at any moment.
+CUTS: Final = frozenset({"partition", "flapping"})
 
 
 @dataclass(slots=True)
@@ -119,6 +121,12 @@ class Ground:
             wanted=self.seen.wanted,
             member_ids={**self.seen.member_ids, **ids},
             store=tuple(member.name for member in spec.store),
+            cut=frozenset(
+                frozenset(link)
+                for entry in self.undo.entries
+                if entry.strike.fault in CUTS
+                for link in entry.strike.args["links"]
+            ),
         )
         return self.seen
 

@@ -32,6 +32,7 @@ __all__ = [
     "majority_of",
     "pick",
     "quorum_lost",
+    "reached",
     "resolve",
     "sample",
     "zones",
@@ -80,6 +81,8 @@ class Seen:
     member_ids: Mapping[str, int] = field(default_factory=dict)
     #: Members of an etcd cluster that is the store.
     store: tuple[str, ...] = ()
+    #: Pairs whose link is cut by what is in force, in either direction.
+    cut: frozenset[frozenset[str]] = frozenset()
 
 
 def majority_of(size: int) -> int:
@@ -88,9 +91,14 @@ def majority_of(size: int) -> int:
 
 
 def quorum_lost(seen: Seen, unavailable: Sequence[str]) -> bool:
-    """Whether fewer replicas than a majority would serve, with these gone too."""
-    gone = (seen.down | set(unavailable)) & set(seen.replicas)
-    return len(seen.replicas) - len(gone) < majority_of(len(seen.replicas))
+    """Whether no replica would reach a majority, itself included, with these gone too."""
+    up = [name for name in seen.replicas if name not in seen.down and name not in unavailable]
+    return not any(1 + reached(seen, name, up) >= majority_of(len(seen.replicas)) for name in up)
+
+
+def reached(seen: Seen, name: str, others: Sequence[str]) -> int:
+    """How many of the others it reaches both ways, with what is cut."""
+    return sum(1 for other in others if other != name and frozenset((name, other)) not in seen.cut)
 
 
 def zones(seen: Seen) -> dict[str, tuple[str, ...]]:

@@ -17,7 +17,7 @@ from chaos.fault import JSON, Fault, FaultError, Strike, Undo
 from chaos.faults.params import known, number, word
 from chaos.ground import Ground, aside
 from chaos.links import OUTSIDE, Link, Links, directed
-from chaos.targets import Seen, majority_of, sample
+from chaos.targets import Seen, majority_of, quorum_lost, reached, sample
 from controlplane.base.errors import ConfigError
 from controlplane.base.rand import Rand
 
@@ -79,10 +79,9 @@ class _OnLinks(Fault):
         cuts = self.kind == "cut"
         lonely, nodes = cut_off(ground.seen, links) if cuts else ((), ())
         args = {"token": token, "links": [list(link) for link in links], "figures": figures, "down": list(lonely)}
-        up = [name for name in ground.seen.replicas if name not in ground.seen.down and name not in lonely]
         return Strike(
             self.name, tuple(targets), args, (Undo(self.name, {"token": token}),), says=says, excused=nodes,
-            quorum_lost=bool(lonely) and len(up) < majority_of(len(ground.seen.replicas)),
+            quorum_lost=bool(lonely) and quorum_lost(_with(ground.seen, links), ()),
         )  # fmt: skip
 
     async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
@@ -295,17 +294,17 @@ def ring(order: Sequence[str]) -> list[Link]:
 
 
 def cut_off(seen: Seen, links: Sequence[Link]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Who is out of service with these links cut: replicas that reach no majority both ways, and nodes that reach no
-    replica both ways."""
-    cut = {frozenset(link) for link in links}
+    """Who is out of service with these links cut too: replicas that reach no majority both ways, and nodes that reach
+    no replica both ways."""
+    then = _with(seen, links)
     up = [name for name in seen.replicas if name not in seen.down]
-
-    def reaches(name: str) -> int:
-        return sum(1 for other in up if other != name and frozenset((name, other)) not in cut)
-
-    lonely = [name for name in up if reaches(name) + 1 < majority_of(len(seen.replicas))]
-    nodes = [name for name in seen.nodes if up and reaches(name) == 0]
+    lonely = [name for name in up if reached(then, name, up) + 1 < majority_of(len(seen.replicas))]
+    nodes = [name for name in seen.nodes if up and reached(then, name, up) == 0]
     return tuple(lonely), tuple(nodes)
+
+
+def _with(seen: Seen, links: Sequence[Link]) -> Seen:
+    return replace(seen, cut=seen.cut | {frozenset(link) for link in links})
 
 
 def _others(fault: str, seen: Seen, targets: Sequence[str], params: Mapping[str, JSON]) -> list[str]:

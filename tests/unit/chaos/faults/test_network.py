@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -81,6 +81,41 @@ def test_a_cut_that_leaves_no_majority_costs_the_quorum(tmp_path: Path) -> None:
     assert planned(ground, "partition", ["r2"], others="r1").quorum_lost is False
     ground, _ = standing(tmp_path, down=frozenset({"r3"}))
     assert planned(ground, "partition", ["r2"], others="r1").quorum_lost is True
+
+
+def test_cuts_in_force_count_for_what_comes_after(tmp_path: Path) -> None:
+    cut = frozenset({frozenset({"r1", "r2"})})
+    ground, _ = standing(tmp_path, cut=cut)
+    # r3 is all that joins the others.
+    assert fault_named("kill").plan(ground, ["r3"], {}, SeededRand(1)).quorum_lost
+    assert not fault_named("kill").plan(ground, ["r1"], {}, SeededRand(1)).quorum_lost
+    second = planned(ground, "partition", ["r1"], others="r3")
+    assert second.args["down"] == ["r1"]
+    assert not second.quorum_lost
+    ground, _ = standing(tmp_path, cut=cut | {frozenset({"r1", "r3"})})
+    assert planned(ground, "partition", ["r2"], others="r3").quorum_lost
+
+
+async def test_a_look_sees_which_links_are_cut(tmp_path: Path) -> None:
+    ground, _ = standing(tmp_path)
+    ground.replicas = cast(Any, Silent())
+    ground.undo.add("a-run", planned(ground, "partition", ["r2"], others="r1", direction="to"))
+    assert (await ground.look()).cut == {frozenset({"r1", "r2"})}
+
+
+class Silent:
+    """Replicas that do not answer."""
+
+    names = ("r1", "r2", "r3")
+
+    async def statuses(self) -> dict[str, Any]:
+        return {}
+
+    async def status(self, name: str) -> None:
+        return None
+
+    def leader_among(self, answers: Any) -> tuple[None, int]:
+        return None, 0
 
 
 def test_nodes_that_reach_no_replica_excuse_their_pods(tmp_path: Path) -> None:
