@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import yaml
 
+from chaos.budgets import Budgets
 from chaos.catalogue import Catalogue
 from chaos.fault import JSON
 from chaos.load import PARTS
@@ -351,6 +352,10 @@ class _Reader:
         self.keys(raw, where, _SETTINGS)
         budgets = self.mapping(raw.get("budgets") or {}, f"{where}.budgets")
         self.keys(budgets, f"{where}.budgets", BUDGETS)
+        try:
+            Budgets.of(budgets)
+        except ConfigError as error:
+            self.refuse(f"{where}.budgets", str(error))
         workload = tuple(str(part) for part in self.items(raw.get("workload"), f"{where}.workload"))
         for part in workload:
             if part not in PARTS:

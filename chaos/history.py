@@ -185,7 +185,7 @@ def load(path: Path) -> History:
     for number, line in enumerate(lines[1:], start=2):
         try:
             _add(history, json.loads(line))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             if number == len(lines) and not line.endswith("\n"):
                 history.torn = True
                 break

@@ -136,13 +136,13 @@ async def heal_cluster(cluster: LocalCluster, say: Callable[[str], None]) -> int
 
 async def heal_left(ground: Ground) -> None:
     """Every entry of the undo list, the newest first; then what does not run is started."""
-    failures: list[FaultError] = []
+    failures: list[QuarterdeckError] = []
     for entry in ground.undo.entries:
         ground.say(f"healing: {entry.strike.says}")
         try:
             await heal_entry(ground, entry)
-        except FaultError as error:
-            failures.append(error)
+        except (FaultError, ConfigError) as error:
+            failures.append(error)  # the others are healed all the same
     running = ground.cluster.running()
     for dead in (process for process in ground.cluster.names if process not in running):
         ground.say(f"starting {dead}, which does not run")
@@ -212,7 +212,7 @@ class _Runner:
             spec.store_kind,
             shared_prefix=shared_prefix(f"/chaos/{run}/"),
         )
-        cut_short = ""
+        cut_short = not_healed = ""
         with Recorder(self._folder / "history.jsonl", header, self._clock) as recorder:
             try:
                 async with AsyncExitStack() as stack:
@@ -240,12 +240,13 @@ class _Runner:
                         await load_.finish()
                     except StatusError as error:
                         cut_short = cut_short or f"the final read-back: {error.message}"
-                    if not cut_short:
-                        recorder.mark("run", 1, "run-ended")
             finally:
                 if ground.undo.entries:
                     self._say(f"putting back: {', '.join(e.strike.says for e in ground.undo.entries)}")
                 not_healed = await self._put_back(ground, whole)
+            # Last, so that the file says the same as whoever ran it: what could not be put back is no end.
+            if not (cut_short or not_healed):
+                recorder.mark("run", 1, "run-ended")
         return cut_short or not_healed
 
     async def _put_back(self, ground: Ground, whole: Whole) -> str:

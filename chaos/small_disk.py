@@ -117,6 +117,8 @@ class SmallDisk:
             elif self._image.exists():
                 self._mount()
                 return
+        if os.path.ismount(self._beside("mount")):  # whoever moved the data in was killed while copying
+            _run("umount", str(self._beside("mount")))
         for rest in (self._kept, self._back, self._beside("back.new"), self._beside("mount")):
             shutil.rmtree(rest, ignore_errors=True)
         for rest in (self._image, self._beside("disk.new")):

@@ -150,6 +150,9 @@ class Stage:
         fault = REGISTRY[struck.entry.strike.fault]
         try:
             proof = dict(await fault.proof(self.ground, struck.entry.strike))
+        except FaultError as error:
+            # The fault itself says that it did not last: not to be taken for one that did.
+            proof = {"bit": False, "failed": str(error)}
         except QuarterdeckError as error:
             proof = {"unknown": str(error)}
         if fault.name == "scale":

@@ -59,7 +59,7 @@ def check_by_search(
                 found for found, op in translated if op.outcome != "ok" or lineage.life(op.revision) == life
             ]  # fmt: skip
             tally.judge(key, mine, whole=whole)
-    return [tally.finding()]
+    return [tally.finding(alone=whole)]
 
 
 def _keys(op: Op) -> set[str]:
@@ -98,6 +98,8 @@ class _Tally:
 
     steps_left: int
     checked: int = 0
+    #: Answers that show what the key was: without any, every order explains them.
+    showing: int = 0
     unfit: int = 0
     given_up: int = 0
     broken: list[str] = field(default_factory=list)
@@ -106,6 +108,7 @@ class _Tally:
 
     def judge(self, key: str, ops: Sequence[RegisterOp], *, whole: bool) -> None:
         ops = sorted(ops, key=lambda op: op.call)
+        self.showing += sum(op.kind != "write" and op.end != _NEVER for op in ops)
         if whole and self._one(key, _without_bystanders(ops), None, "its whole history") is not Answer.UNKNOWN:
             self.checked += len(ops)
             return
@@ -142,12 +145,15 @@ class _Tally:
         culprit = next(op for op in ops if op.end == ends[low])
         return f"; there is one until {self.names.get((culprit.call, culprit.end), 'an operation')} was answered"
 
-    def finding(self) -> Finding:
+    def finding(self, *, alone: bool) -> Finding:
+        """``alone``: there is no other opinion, so one that had nothing to judge by is none."""
         note = f"{self.unfit} keys have transactions over several and were left out" if self.unfit else ""
         if self.given_up and not self.broken:
             given_up = f"the bound on the work was reached in {self.given_up} places"
             note = f"{note}; {given_up}" if note else given_up
             return Finding(RULE, Verdict.INCONCLUSIVE, self.checked, note=note)
+        if alone and not self.showing and not self.broken:
+            return Finding(RULE, Verdict.INCONCLUSIVE, self.checked, note="no answer shows what a key was")
         return judge(RULE, self.checked, self.broken, at_least=0, note=note)
 
 

@@ -216,7 +216,9 @@ class Flip(_OnDisk):
         offset = low + (high - low) * args["place"] // 1_000_000
         before = path.read_bytes()[offset]
         # Where it was, on disk before it is turned: whoever heals has nothing else.
-        note.write_text(f"{path}\n{offset}\n{before}\n")
+        temporary = note.with_suffix(".tmp")
+        temporary.write_text(f"{path}\n{offset}\n{before}\n")
+        temporary.replace(note)  # all of it or nothing, whenever this is killed
         await aside(damage.flip, path, offset, args["bit"])
         await aside(ground.cluster.start, name)
         await self._until_known(ground, name)

@@ -401,9 +401,9 @@ class LocalCluster:
         still = self.running()
         if still:
             raise ProcessError(f"still running: {', '.join(still)}; stop the cluster first")
-        for replica in self.spec.replicas:
-            if os.path.ismount(self.replica_dir(replica.name)):  # a fault that nobody healed
-                _unmount(self.replica_dir(replica.name))
+        for place in sorted((self.root / "replicas").glob("*")):
+            if os.path.ismount(place):  # a fault that nobody healed
+                _unmount(place)
         shutil.rmtree(self.root, ignore_errors=False)
 
     def destroy_replica_data(self, name: str) -> None:

@@ -22,6 +22,7 @@ def test_where_downtime_is_expected_only_what_is_given_is_judged() -> None:
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [({"gap": 1}, "'gap' is unknown"), ({"leader_s": "soon"}, "leader_s"), ({"leader_s": -1}, "leader_s"),
+     ({"write_gap_s": float("nan")}, "write_gap_s"),
      ({"downtime": 1}, "downtime"), ({"pods_restarted": True}, "pods_restarted")],
 )  # fmt: skip
 def test_a_budget_that_is_none_is_refused_by_name(given: dict[str, object], complaint: str) -> None:

@@ -120,6 +120,10 @@ def _provider(raw: dict[str, Any]) -> dict[str, Any]:
             r"schedule.faults\[0\].fault: 'pauze': unknown; did you mean 'pause'",
         ),
         (
+            lambda raw: raw["extensions"][1]["budgets"].update(write_gap_s="soon"),
+            r"extensions\[1\].budgets: budget write_gap_s is 'soon', must be a number",
+        ),
+        (
             lambda raw: raw["extensions"][1]["budgets"].update(write_gap=1),
             r"extensions\[1\].budgets.write_gap: unknown field; did you mean 'write_gap_s'",
         ),

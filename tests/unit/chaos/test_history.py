@@ -94,7 +94,9 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "h.jsonl")
 
 
-@pytest.mark.parametrize("line", ['{"t":"op","kind":"cas","outcome":"ok"}', '{"t":"poem"}', '{"t":"mark","act":"x"}'])
+@pytest.mark.parametrize(
+    "line", ['{"t":"op","kind":"cas","outcome":"ok"}', '{"t":"poem"}', '{"t":"mark","act":"x"}', "7", "null"]
+)
 def test_a_record_of_another_kind_is_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "h.jsonl"
     record(path)

@@ -14,11 +14,13 @@ from chaos.fault import FaultError, Strike, Undo
 from chaos.faults import REGISTRY
 from chaos.ground import Ground
 from chaos.history import Header, Mark, Recorder, load
+from chaos.runner import heal_left
 from chaos.schedule import Choice, Schedule
 from chaos.stage import Stage
 from chaos.trial import TrialLog, play_trial
 from chaos.whole import NotWholeError, Whole
 from controlplane.base.clock import SystemClock
+from controlplane.base.errors import ConfigError
 from controlplane.base.rand import SeededRand
 from tests.unit.chaos.faults.rig import FakeCluster, ground
 
@@ -183,6 +185,31 @@ async def test_what_cannot_be_healed_stays_on_the_list(tmp_path: Path, monkeypat
     assert not log.whole
     assert [entry.strike.victims for entry in rig.ground.undo.entries] == [("r2",)]
     monkeypatch.setattr(REGISTRY["kill"], "heal", heal)
+
+
+async def test_a_fault_that_says_it_did_not_last_has_not_bitten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path)
+
+    async def ended(on: Ground, strike: Strike) -> Mapping[str, Any]:
+        raise FaultError("it ended early")
+
+    monkeypatch.setattr(REGISTRY["pause"], "proof", ended)
+    await rig.play(act("pause", target="r1"))
+    healed = next(mark for mark in rig.marks() if mark.name == "healed")
+    assert healed.detail["proof"] == {"bit": False, "failed": "it ended early"}
+
+
+async def test_one_that_this_program_does_not_know_keeps_no_other_from_being_healed(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.ground.undo.add("a-run", Strike("kill", ("r1",), {}, (Undo("kill", {"start": "r1"}),), False, "kill -9 r1"))
+    rig.ground.undo.add("newer", Strike("melt", ("r2",), {}, (Undo("melt", {}),), False, "r2 melts"))
+    with pytest.raises(ConfigError, match="melt"):
+        await heal_left(rig.ground)
+    assert [entry.strike.fault for entry in rig.ground.undo.entries] == ["melt"]
+    assert "start r1" in rig.cluster.calls
+    rig.recorder.close()
 
 
 async def test_cancelled_in_mid_fault_what_was_struck_is_on_the_list(tmp_path: Path) -> None:

@@ -108,6 +108,13 @@ def test_an_unknown_write_needs_no_return_and_may_happen_late() -> None:
     assert judged(unknown, op("get", 1, value="u"), op("get", 2))[SEARCH].verdict is Verdict.FAIL
 
 
+def test_where_no_answer_shows_anything_there_is_no_verdict() -> None:
+    written = [op("put", n, value=str(n)) for n in range(3)]
+    assert judged(*written)[SEARCH].verdict is Verdict.INCONCLUSIVE
+    assert judged(op("put", 0, value="u", outcome="unknown"))[SEARCH].verdict is Verdict.INCONCLUSIVE
+    assert judged(*written, op("get", 3, value="2"))[SEARCH].verdict is Verdict.PASS
+
+
 def test_a_refused_write_must_not_show() -> None:
     refused = op("put", 0, value="r", outcome="fail")
     assert judged(refused, op("get", 1))[SEARCH].verdict is Verdict.PASS
