@@ -52,9 +52,9 @@ class Budgets:
             if name == "downtime":
                 if not isinstance(value, bool):
                     raise ConfigError(f"budget downtime is {value!r}, must be true or false")
-            elif value is not None and (
-                isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0
-            ):
+            elif value is None:
+                continue
+            elif isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:  # nor NaN
                 raise ConfigError(f"budget {name} is {value!r}, must be a number >= 0, or null for no judgement")
         base = cls()
         if given.get("downtime"):
