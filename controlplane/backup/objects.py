@@ -13,6 +13,7 @@ may follow the URL as a query.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -123,14 +124,15 @@ class _Folder:
 
     def listing(self, folder: str) -> list[Stored]:
         where = self._root / folder
+        found = []
         with _refusals("list", str(where)):
             try:
                 with os.scandir(where) as entries:
-                    found = [
-                        Stored(entry.name, entry.stat().st_size)
-                        for entry in entries
-                        if entry.is_file() and not entry.name.startswith(".")
-                    ]
+                    for entry in entries:
+                        # One that goes meanwhile (segments put together, old ones removed) says nothing of the others.
+                        with contextlib.suppress(FileNotFoundError):
+                            if entry.is_file() and not entry.name.startswith("."):
+                                found.append(Stored(entry.name, entry.stat().st_size))
             except FileNotFoundError:
                 return []
         return sorted(found, key=lambda stored: stored.name)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -181,3 +183,23 @@ def test_a_state_comes_back_out_of_a_bucket(s3: str, tmp_path: Path, monkeypatch
     assert materialize(file, scratch=tmp_path / "s").state_hash == life.store.state_hash()
     assert len(prune(life.repository, Keep(last=1), life.now_ms).segments) == 2
     assert materialize(url, scratch=tmp_path / "s").revision == 4
+
+
+def test_an_object_that_goes_while_it_is_listed_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever puts segments together, or prunes, removes some while another replica, or a restore, looks."""
+    store = open_objects(str(tmp_path / "place"))
+    put(store, "log/a", b"1")
+    put(store, "log/b", b"12")
+    scandir = os.scandir
+
+    @contextmanager
+    def scanning(path: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        store.remove("log/a")
+        yield found
+
+    monkeypatch.setattr(os, "scandir", scanning)
+    assert [(stored.name, stored.size) for stored in store.listing("log")] == [("b", 2)]
