@@ -108,19 +108,25 @@ async def _write_acknowledged(stage: Stage) -> bool:
 
 
 async def _states_agree(stage: Stage) -> bool:
-    """Asked until all are seen at one revision: writes go on, and replicas are asked one after the other."""
+    """Asked until each has been compared: writes go on, and replicas are asked one after the other, so that few are
+    seen at one revision at once. A revision has one hash whenever it is asked for, so earlier answers count too."""
+    hashes: dict[int, str] = {}
+    seen_at: dict[int, set[str]] = {}
+    alike: set[str] = set()  # who is known to agree with the first
     for _ in range(_HASH_TRIES):
-        answers = list((await stage.ground.replicas.statuses()).values())
-        by_revision: dict[int, set[str]] = {}
-        for answer in answers:
-            by_revision.setdefault(answer.revision, set()).add(answer.state_hash)
-        if any(len(hashes) > 1 for hashes in by_revision.values()):
-            return False
-        if len(answers) == len(stage.ground.replicas.names) and len(by_revision) == 1:
+        for name, answer in (await stage.ground.replicas.statuses()).items():
+            if hashes.setdefault(answer.revision, answer.state_hash) != answer.state_hash:
+                return False
+            seen_at.setdefault(answer.revision, set()).add(name)
+        names = stage.ground.replicas.names
+        alike = alike or set(names[:1])
+        for group in seen_at.values():
+            if group & alike:
+                alike |= group
+        if alike >= set(names):
             return True
-        await asyncio.sleep(0.01)
-    # Never seen at one revision, and never seen to differ: pairs at one revision have been compared on the way.
-    return True
+        await stage.ground.clock.sleep(0.01)
+    return False  # somebody was silent, or never seen at a revision of another's: not known to agree
 
 
 # -- waits -------------------------------------------------------------------------------------------------------------

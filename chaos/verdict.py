@@ -15,7 +15,7 @@ from chaos.availability import Second, Served, Window, per_second, served
 from chaos.budgets import Budgets, budgets_of_act
 from chaos.checkers import check_all
 from chaos.findings import Finding, Verdict, judge, worst
-from chaos.history import History, Mark
+from chaos.history import KEYED, History, Mark
 from chaos.observed import observed_findings
 
 __all__ = ["STEADY_ACKS_MIN", "STEADY_REQUESTS_MIN", "ActReport", "Report", "judge_history"]
@@ -27,6 +27,7 @@ STEADY_REQUESTS_MIN: Final = 10
 _STEADY_RULES: Final = ("steady load before", "steady load after")
 #: What a run without a word about it did.
 _WORKLOAD: Final = ("kv", "watch", "http")
+_PARTS_WITH_RULES_OF_THEIR_OWN: Final = frozenset({"txn", "lease", "lock", "deploy"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,20 @@ def judge_history(history: History) -> Report:
         for (act, n), marks in by_act.items()
         if any(mark.name == "begin" for mark in marks)
     ]
-    return Report(history.header.run, acts, [*check_all(history), _whole(history)])
+    return Report(history.header.run, acts, [*check_all(history), *_idle(history), _whole(history)])
+
+
+def _idle(history: History) -> list[Finding]:
+    """Parts of the load that were asked for and got nothing done: the rules about them had nothing to judge, and are
+    not listed."""
+    asked = {part for mark in history.marks if mark.name == "begin" for part in mark.detail.get("workload") or ()}
+    worked = {op.part for op in history.ops if op.outcome == "ok" and op.kind in KEYED}
+    worked |= {"txn"} if "append" in worked else set()
+    worked |= {mark.act for mark in history.marks if mark.name == "wanted"}
+    idle = sorted((asked & _PARTS_WITH_RULES_OF_THEIR_OWN) - worked)
+    if not idle:
+        return []
+    return [Finding("every part of the load was at work", Verdict.INCONCLUSIVE, 0, note=f"idle: {', '.join(idle)}")]
 
 
 def _whole(history: History) -> Finding:

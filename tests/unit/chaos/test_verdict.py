@@ -61,6 +61,18 @@ def test_a_run_whose_load_was_thin_proves_nothing(before: int, after: int) -> No
     assert report.verdict is Verdict.INCONCLUSIVE
 
 
+def test_a_part_of_the_load_that_got_nothing_done_proves_nothing() -> None:
+    history = played().history()
+    begin = history.marks[0]
+    history.marks[0] = replace(begin, detail={"workload": ["kv", "watch", "http", "lease"]})
+    report = judge_history(history)
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert "idle: lease" in [finding.note for finding in report.findings]
+    put = history.of_kind("put")[0]
+    history.ops.append(replace(put, id=10_000, part="lease", key="k", revision=0))
+    assert "idle: lease" not in [finding.note for finding in judge_history(history).findings]
+
+
 def test_a_run_without_acts_proves_nothing() -> None:
     made = Story()
     made.steady()
