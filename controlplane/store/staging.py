@@ -102,8 +102,13 @@ class Stage:
             key, version = version_of(payload[SUB_BYTES:], int.from_bytes(payload[:SUB_BYTES], "big"))
             if self._last_key is not None and key <= self._last_key:
                 raise CorruptStateError("keys are not in order")
-            if not 0 < version.mod_revision <= self.begin.snapshot.revision or version.version < 1:
-                raise CorruptStateError(f"a key of revision {version.mod_revision} in a snapshot of an older one")
+            if not 0 < version.create_revision <= version.mod_revision <= self.begin.snapshot.revision:
+                raise CorruptStateError(
+                    f"a key of revision {version.mod_revision}, made at {version.create_revision}, in a snapshot of "
+                    f"revision {self.begin.snapshot.revision}"
+                )
+            if version.version < 1:
+                raise CorruptStateError("a key that was deleted")
             if version.lease:
                 lease = self.leases.get(version.lease)
                 if lease is None:

@@ -59,6 +59,8 @@ _DISMANTLE_KEYS_PER_ENTRY: Final = 512
 #: Rejections that are not remembered: they speak of the auth store as it was.
 _STALE: Final = (OLD_REVISION_TEXT, USER_EMPTY_TEXT)
 _RESTORE_ID_BYTES: Final = 16
+#: Of a snapshot that may be restored: what is added to it must still be a revision, or applying would fail everywhere.
+_RESTORE_REVISION_MAX: Final = 1 << 62
 #: What a lease costs, its timer in the lessor included.
 _LEASE_BYTES: Final = 512
 
@@ -296,8 +298,8 @@ class Store:
 
     def _restore_begin(self, request: RestoreBegin) -> RestoreProgress:
         stage = self._stage
-        if len(request.id) != _RESTORE_ID_BYTES or request.snapshot.revision < 1:
-            raise errors.malformed("a restore has an id of 16 bytes and a snapshot")
+        if len(request.id) != _RESTORE_ID_BYTES or not 1 <= request.snapshot.revision <= _RESTORE_REVISION_MAX:
+            raise errors.malformed("a restore has an id of 16 bytes, and has a snapshot of a revision up to 2^62")
         if stage is not None and stage.begin.id != request.id:
             raise errors.restore_under_way(stage.begin.id, stage.begin.snapshot.revision)
         if stage is None:

@@ -6,6 +6,7 @@ import pytest
 
 from controlplane.base.errors import Code
 from controlplane.pb.etcd import rpc_pb2 as e
+from controlplane.pb.etcd.kv_pb2 import KeyValue
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import (
     AuthEnable,
     Command,
@@ -19,6 +20,7 @@ from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader
 from controlplane.store import staging
 from controlplane.store.errors import CompactedError
 from controlplane.store.leases import Change, LeaseChange
+from controlplane.store.records import SUB_BYTES, record
 from controlplane.store.snapshot import load
 from controlplane.store.staging import NO_DIGEST, chained, pieces_of
 from controlplane.store.store import Store
@@ -222,6 +224,21 @@ def test_damaged_or_missing_pieces_are_refused_and_nothing_changed() -> None:
         assert replies[-1].WhichOneof("result") == "rejection", spoil
         assert kvs(driver.store) == before, spoil
         assert driver.store.restoring is None, spoil
+
+
+def test_numbers_that_no_store_can_have_are_refused_and_stop_no_replica() -> None:
+    driver = filled()
+    restore = Restore(driver.store)
+    commands = restore.commands()
+    commands[0].restore_begin.snapshot.revision = (1 << 63) - 1
+    assert "has a snapshot of a revision" in refusal(driver.apply(commands[0]))
+    never_made = KeyValue(key=b"k", mod_revision=5, version=2).SerializeToString()
+    piece = record(b"K", bytes(SUB_BYTES) + never_made)
+    commands = restore.commands()
+    ok(driver.apply(commands[0]))
+    chunk = RestoreChunk(id=ID, number=0, records=piece)
+    assert "nothing was changed" in refusal(driver.apply(Command(restore_chunk=chunk)))
+    assert driver.store.restoring is None
 
 
 def test_one_restore_at_a_time_and_an_aborted_one_leaves_room_for_the_next() -> None:
