@@ -43,7 +43,7 @@ def audit(repository: Repository, scratch: Path, *, say: Callable[[str], None] =
             _check_snapshot(repository, name, scratch, found)
         except CorruptStateError as error:
             found.problems.append(str(error))
-    terms: dict[int, int] = {}
+    terms: dict[int, set[int]] = {}
     for segment in found.segments:
         try:
             _check_segment(repository, segment, terms, found)
@@ -73,8 +73,9 @@ def _check_snapshot(repository: Repository, name: SnapshotName, scratch: Path, f
         path.unlink(missing_ok=True)
 
 
-def _check_segment(repository: Repository, name: SegmentName, terms: dict[int, int], found: Audit) -> None:
-    """``terms``: of entries that a segment ended with, by index."""
+def _check_segment(repository: Repository, name: SegmentName, terms: dict[int, set[int]], found: Audit) -> None:
+    """``terms``: of entries that a segment ended with, by index: more than one, where two histories lie (a cluster that
+    was recovered without its majority)."""
     index = name.first
     while index <= name.last:
         try:
@@ -84,13 +85,14 @@ def _check_segment(repository: Repository, name: SegmentName, terms: dict[int, i
                 raise
             found.unread += 1
             return
-        before = terms.get(header.first_index - 1)
-        if before not in (None, header.previous_term):
+        before = header.first_index - 1
+        ends = terms.get(before)
+        if ends and header.previous_term not in ends | {s.term for s in found.snapshots if s.index == before}:
             raise CorruptStateError(
-                f"{repository.locate(name)} does not follow on what is before it: entry {header.first_index - 1} has "
-                f"term {before} there and {header.previous_term} here"
+                f"{repository.locate(name)} does not follow on what is before it: entry {before} has term "
+                f"{', '.join(map(str, sorted(ends)))} there and {header.previous_term} here"
             )
-        terms[header.last_index] = entries[-1].term
+        terms.setdefault(header.last_index, set()).add(entries[-1].term)
         index = header.last_index + 1
 
 

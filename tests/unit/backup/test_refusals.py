@@ -234,3 +234,24 @@ def test_what_is_in_a_file_is_counted_by_kind(life: Life, tmp_path: Path) -> Non
     ]
     assert (contents.keys, contents.state_hash) == (3, life.store.state_hash())
     assert [group_of(key) for key in (b"/a/b", b"a/b/c", b"\xff/x", b"/x")] == ["/a/", "a/", "\\xff/", "(others)"]
+
+
+def test_the_archive_of_a_cluster_recovered_without_its_majority_is_sound(life: Life, tmp_path: Path) -> None:
+    """Both histories lie there, and go on at the same entries."""
+    recovered = Life(life.root, term=life.term)
+    life.save()
+    for key in (b"a", b"b", b"c", b"d"):
+        life.put(key)
+    life.archive(2, 3)
+    life.archive(4, 5)
+    recovered.put(b"a")
+    recovered.term = 1_000_007
+    recovered.put(b"on its own")
+    recovered.save()
+    recovered.put(b"more")
+    recovered.archive(4, 4)
+    recovered.put(b"and more")
+    recovered.archive(5, 5)
+    assert audit(life.repository, tmp_path).problems == []
+    life.archive(5, 5, previous_term=7)
+    assert ["entry 4 has term" in problem for problem in audit(life.repository, tmp_path).problems] == [True]
