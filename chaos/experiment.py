@@ -35,6 +35,7 @@ BUDGETS: Final = (
     "write_gap_s", "read_gap_s", "leader_s", "replaced_s", "converged_s", "first_write_s", "requests_failed",
     "operations_failed", "operations_unknown", "pods_restarted", "downtime",
 )  # fmt: skip
+_FILE_BYTES_MAX: Final = 1024 * 1024
 _TOP: Final = (
     "version", "title", "description", "tags", "contributions", "configuration", "secrets", "controls", "runtime",
     "steady-state-hypothesis", "method", "rollbacks", "extensions", "schedule",
@@ -118,11 +119,13 @@ def read(name_or_file: str, catalogue: Catalogue) -> Experiment:
             f"{', '.join(names())}; or name a file"
         )
     try:
+        if path.stat().st_size > _FILE_BYTES_MAX:
+            raise ConfigError(f"{path}: larger than {_FILE_BYTES_MAX} bytes: no experiment")
         text = path.read_text(encoding="utf-8")
         raw = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
     return parse(raw, path.stem, str(path), catalogue)
 

@@ -54,7 +54,7 @@ def parse(name: str, lines: Iterable[str]) -> History:
                 initial = _initial(raw)
             else:
                 history.ops.append(_op(raw, number))
-        except (_LineError, json.JSONDecodeError) as error:
+        except (_LineError, json.JSONDecodeError, RecursionError) as error:
             raise ConfigError(f"{name}, line {number}: {error}; see docs/verdicts.md") from error
     if not history.ops:
         raise ConfigError(f"{name} has no operations; see docs/verdicts.md")

@@ -94,7 +94,8 @@ def _lines(path: Path) -> Sequence[str]:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    return text.splitlines()
+    # Not splitlines: a JSON text may hold other characters that end a line, and only this one ends ours.
+    return text.split("\n")
 
 
 def _show(findings: Sequence[Finding], operations: int, output: str) -> None:

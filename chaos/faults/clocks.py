@@ -69,7 +69,7 @@ class _OnClock(Fault):
         name = undo.args["name"]
         pid = ground.cluster.processes.pid(name)
         if pid is not None and Clocks.faked(pid):
-            await aside(ground.cluster.clocks.set, name)
+            await aside(ground.cluster.clocks.right, name)
         else:
             await aside(ground.cluster.clocks.clear, name)
 

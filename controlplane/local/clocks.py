@@ -28,6 +28,7 @@ _LIBRARIES: Final = tuple(
     )
 )
 _MONOTONIC_TOO: Final = ".monotonic"
+_UNTIL_STARTED: Final = ".until-started"
 
 
 def library() -> Path | None:
@@ -53,16 +54,23 @@ class Clocks:
         temporary = self._folder / f"{name}.tmp"
         temporary.write_text(f"{text}\n")
         os.replace(temporary, self._file(name))
+        (self._folder / f"{name}{_UNTIL_STARTED}").unlink(missing_ok=True)
+
+    def right(self, name: str) -> None:
+        """The clock is right from now on; the process stays under libfaketime, and its successor is not."""
+        self.set(name)
+        (self._folder / f"{name}{_UNTIL_STARTED}").touch()
 
     def clear(self, name: str) -> None:
         """From its next start on the process has the machine's clock."""
         self._file(name).unlink(missing_ok=True)
-        (self._folder / f"{name}{_MONOTONIC_TOO}").unlink(missing_ok=True)
+        for marker in (_MONOTONIC_TOO, _UNTIL_STARTED):
+            (self._folder / f"{name}{marker}").unlink(missing_ok=True)
 
     def environment(self, name: str) -> Mapping[str, str]:
         """What a process is started with: nothing, if there is no file for it."""
         found = library()
-        if found is None or not self._file(name).exists():
+        if found is None or not self._file(name).exists() or (self._folder / f"{name}{_UNTIL_STARTED}").exists():
             return {}
         environment = {
             "LD_PRELOAD": str(found), "FAKETIME_TIMESTAMP_FILE": str(self._file(name).resolve()),

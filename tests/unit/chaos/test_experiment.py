@@ -149,6 +149,13 @@ def test_a_file_that_is_not_there_or_no_yaml_is_refused(tmp_path: Path) -> None:
         read(str(tmp_path / "list.json"), KNOWN)
 
 
+@pytest.mark.parametrize("text", ["#" * 2_000_000, "[" * 100_000])
+def test_a_file_without_bounds_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "big.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"big\.json"):
+        read(str(tmp_path / "big.json"), KNOWN)
+
+
 @pytest.mark.parametrize("name", names())
 def test_every_experiment_that_comes_along_is_one(name: str) -> None:
     found = read(name, KNOWN)

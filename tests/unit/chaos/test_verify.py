@@ -66,6 +66,12 @@ def test_without_revisions_the_search_finds_it_alone() -> None:
     assert "FAIL         shared keys: some order explains every answer (search)" in result.stdout
 
 
+def test_a_value_may_hold_what_ends_a_line_elsewhere() -> None:
+    rows = [op("put", 0, value="a\u2028b"), op("get", 1, value="a\u2028b")]
+    result = qd("-", stdin="\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    assert result.exit_code == 0, result.output
+
+
 def test_a_history_comes_from_standard_input_too() -> None:
     result = qd("-", stdin="\n".join(lines(op("put", 0, value="a"), op("get", 1, value="a"))))
     assert result.exit_code == 0, result.output

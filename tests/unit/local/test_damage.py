@@ -68,3 +68,9 @@ def test_a_process_gets_a_clock_of_its_own_only_if_there_is_a_file_for_it(tmp_pa
         assert "FAKETIME_DONT_FAKE_MONOTONIC" not in clocks.environment("r1")
     clocks.clear("r1")
     assert clocks.environment("r1") == {}
+    clocks.set("r1", offset_s=5)
+    clocks.right("r1")
+    assert (tmp_path / "r1.clock").read_text() == "+0.000s\n"  # who runs under it reads that
+    assert clocks.environment("r1") == {}  # who starts does not come under it
+    clocks.set("r1", offset_s=5)
+    assert bool(clocks.environment("r1")) == (library() is not None)
