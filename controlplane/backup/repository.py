@@ -31,6 +31,8 @@ __all__ = ["Keys", "Repository", "clusters", "describe_file", "open_file"]
 
 _CLUSTER: Final = re.compile(r"[0-9a-f]{16}")
 _COPY_BYTES: Final = 1 << 20
+#: Of a folder from which something goes all the time: what is removed there is old.
+_LISTINGS_MAX: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +178,17 @@ class Repository:
     # -- the log -------------------------------------------------------------------------------------------------
 
     def segments(self) -> list[SegmentName]:
-        """Published segments, in the log's order. Raises StorageError."""
-        names = (SegmentName.parse(stored.name) for stored in self._objects.listing(f"{self._folder}/{LOG}"))
-        return sorted(name for name in names if name is not None)
+        """Published segments, in the log's order. Raises StorageError.
+
+        A folder that changes while it is listed may show neither the segments that go nor the pack that has come in
+        their place: so it is listed until nothing has gone since the time before.
+        """
+        found: set[str] = set()
+        for attempt in range(_LISTINGS_MAX):
+            before, found = found, {stored.name for stored in self._objects.listing(f"{self._folder}/{LOG}")}
+            if attempt and before <= found:
+                break
+        return sorted(name for name in map(SegmentName.parse, found) if name is not None)
 
     def save_segment(self, header: SegmentHeader, entries: Sequence[ArchivedEntry]) -> tuple[SegmentName, Part]:
         """Publish a segment; its name, and its bytes for :meth:`save_pack`. Raises StorageError; then it is not

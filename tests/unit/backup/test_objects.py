@@ -203,3 +203,20 @@ def test_an_object_that_goes_while_it_is_listed_does_not_hide_the_others(
 
     monkeypatch.setattr(os, "scandir", scanning)
     assert [(stored.name, stored.size) for stored in store.listing("log")] == [("b", 2)]
+
+
+@pytest.mark.parametrize("scanned_first", ["loose", "nothing"])
+def test_segments_that_are_put_together_while_they_are_listed_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scanned_first: str
+) -> None:
+    """A folder that changes while it is scanned may show neither what goes nor what comes."""
+    life = Life(tmp_path / "archive")
+    for key in (b"a", b"b"):
+        life.put(key)
+        life.archive(life.index, life.index)
+    loose = life.repository._objects.listing(f"{CLUSTER:016x}/log")
+    life.pack(2)
+    packed = life.repository._objects.listing(f"{CLUSTER:016x}/log")
+    scans = [*([loose] if scanned_first == "loose" else []), [], packed, packed]
+    monkeypatch.setattr(life.repository._objects, "listing", lambda folder: scans.pop(0))
+    assert [(name.first, name.last, name.packed) for name in life.repository.segments()] == [(2, 3, True)]
