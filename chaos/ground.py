@@ -121,6 +121,7 @@ class Ground:
             wanted=self.seen.wanted,
             member_ids={**self.seen.member_ids, **ids},
             store=tuple(member.name for member in spec.store),
+            store_down=frozenset(struck & {member.name for member in spec.store}),
             cut=frozenset(
                 frozenset(link)
                 for entry in self.undo.entries

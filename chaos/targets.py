@@ -81,6 +81,8 @@ class Seen:
     member_ids: Mapping[str, int] = field(default_factory=dict)
     #: Members of an etcd cluster that is the store.
     store: tuple[str, ...] = ()
+    #: Of those, the ones that are struck.
+    store_down: frozenset[str] = frozenset()
     #: Pairs whose link is cut by what is in force, in either direction.
     cut: frozenset[frozenset[str]] = frozenset()
 
@@ -91,7 +93,11 @@ def majority_of(size: int) -> int:
 
 
 def quorum_lost(seen: Seen, unavailable: Sequence[str]) -> bool:
-    """Whether no replica would reach a majority, itself included, with these gone too."""
+    """Whether no replica would reach a majority, itself included, with these gone too; or an etcd cluster that is the
+    store would have none."""
+    members_up = [name for name in seen.store if name not in seen.store_down and name not in unavailable]
+    if seen.store and len(members_up) < majority_of(len(seen.store)):
+        return True
     up = [name for name in seen.replicas if name not in seen.down and name not in unavailable]
     return not any(1 + reached(seen, name, up) >= majority_of(len(seen.replicas)) for name in up)
 

@@ -196,7 +196,7 @@ def _strike(
     if pods and ground.cluster.remote:
         raise ConfigError(f"{fault}: {', '.join(targets)}: pods of other machines cannot be signalled from here")
     undo = tuple(Undo(fault, {"start": name}) for name in processes) if starts else ()
-    gone = [name for name in processes if name in ground.seen.replicas]
+    gone = [name for name in processes if name in {*ground.seen.replicas, *ground.seen.store}]
     return Strike(
         fault=fault, victims=tuple(targets), args={}, undo=undo, says=says,
         quorum_lost=bool(gone) and quorum_lost(ground.seen, gone),

@@ -37,7 +37,7 @@ class FakeCluster:
 
     @property
     def names(self) -> list[str]:
-        return [replica.name for replica in self.spec.replicas] + [node.name for node in self.spec.nodes]
+        return [each.name for each in (*self.spec.store, *self.spec.replicas, *self.spec.nodes)]
 
     def state(self, name: str) -> str:
         return "gone"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from chaos.fault import FaultError
 from chaos.faults import REGISTRY, fault_named
 from controlplane.base.errors import ConfigError
 from controlplane.base.rand import SeededRand
+from controlplane.local.spec import plan
 from tests.unit.chaos.faults.rig import ground
 
 RAND = SeededRand(1)
@@ -53,6 +55,16 @@ def test_the_loss_of_a_quorum_is_known_before(tmp_path: Path) -> None:
     on, _ = ground(tmp_path, down=frozenset({"r3"}))
     assert fault_named("pause").plan(on, ["r1"], {}, RAND).quorum_lost
     assert not fault_named("kill").plan(on, ["node-1"], {}, RAND).quorum_lost
+
+
+def test_members_of_a_store_apart_have_a_quorum_of_their_own(tmp_path: Path) -> None:
+    store = ("etcd-1", "etcd-2", "etcd-3")
+    on, cluster = ground(tmp_path, store=store)
+    cluster.spec = plan(replicas=3, nodes=3, port_base=15_000, store="etcd")
+    assert not fault_named("kill").plan(on, ["etcd-1"], {}, RAND).quorum_lost
+    on.seen = replace(on.seen, store_down=frozenset({"etcd-1"}))
+    assert fault_named("kill").plan(on, ["etcd-2"], {}, RAND).quorum_lost
+    assert not fault_named("kill").plan(on, ["etcd-1"], {}, RAND).quorum_lost
 
 
 def test_pods_of_a_dead_node_have_a_reason_to_go(tmp_path: Path) -> None:
