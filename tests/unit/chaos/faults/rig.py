@@ -37,7 +37,8 @@ class FakeCluster:
 
     @property
     def names(self) -> list[str]:
-        return [each.name for each in (*self.spec.store, *self.spec.replicas, *self.spec.nodes)]
+        spec = self.spec
+        return [*(m.name for m in spec.store), *(r.name for r in spec.replicas), *(n.name for n in spec.nodes)]
 
     def state(self, name: str) -> str:
         return "gone"
