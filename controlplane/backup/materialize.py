@@ -17,7 +17,7 @@ from controlplane.backup.age import MAGIC, is_encrypted
 from controlplane.backup.chain import Covered, Goal, Log, covered
 from controlplane.backup.checks import check_room
 from controlplane.backup.keys import read_identities
-from controlplane.backup.names import SnapshotName
+from controlplane.backup.names import SegmentName, SnapshotName
 from controlplane.backup.objects import ObjectStore, is_url, open_objects
 from controlplane.backup.replay import DivergedError, Replay
 from controlplane.backup.repository import Keys, Repository, clusters, describe_file, open_file
@@ -140,19 +140,20 @@ class _Search:
     scratch: Path
     say: Callable[[str], None]
     notes: list[str] = field(default_factory=list)
+    log: Log = field(init=False)
     #: Segments of another history were met: an older snapshot may lead where a newer one does not.
     forked: bool = False
 
     def run(self) -> Materialized:
         snapshots = self.repository.snapshots()
-        log = Log(self.repository.segments())
+        self.log = Log(self.repository.segments())
         bases = self.goal.bases(snapshots)
         if not bases:
-            raise NotCoveredError(f"{self._wanted()} is not covered. {_shown(covered(snapshots, log))}")
+            raise NotCoveredError(f"{self._wanted()} is not covered. {_shown(covered(snapshots, self.log))}")
         refusal: CorruptStateError | NotCoveredError | None = None
         for base in bases:
             try:
-                return self._from(base, log)
+                return self._from(base)
             except NotCoveredError as error:
                 refusal = refusal or error
                 if not self.forked:
@@ -161,10 +162,10 @@ class _Search:
                 refusal = error
                 self.note(f"{error}; taking the snapshot before it")
         if isinstance(refusal, NotCoveredError):
-            raise NotCoveredError(f"{refusal} {_shown(covered(snapshots, log))}")
+            raise NotCoveredError(f"{refusal} {_shown(covered(snapshots, self.log))}")
         raise CorruptStateError(f"{refusal}; no snapshot before it is left")
 
-    def _from(self, base: SnapshotName, log: Log) -> Materialized:
+    def _from(self, base: SnapshotName) -> Materialized:
         self.say(f"reading the snapshot of revision {base.revision}, {when(base.created_at_ms)}")
         fetched = self.scratch / "base.qdsnap"
         try:
@@ -176,7 +177,7 @@ class _Search:
                 store.restore(chunks)
                 replay = Replay(store, self.goal, base.index, base.term, base.created_at_ms, limit_index=limit)
                 try:
-                    self._follow(replay, log)
+                    self._follow(replay)
                 except DivergedError as error:
                     if limit is not None:
                         raise
@@ -187,7 +188,7 @@ class _Search:
         finally:
             fetched.unlink(missing_ok=True)
 
-    def _follow(self, replay: Replay, log: Log) -> None:
+    def _follow(self, replay: Replay) -> None:
         """Replay to the goal, or to the end of what can be read. Raises NotCoveredError if that falls short of it."""
         goal = self.goal
         broken = ""
@@ -195,7 +196,7 @@ class _Search:
             if replay.limit_index == replay.index + 1:
                 broken = f"entry {replay.limit_index} cannot be replayed"
                 break
-            entries, broken = self._entries_after(replay, log)
+            entries, broken = self._entries_after(replay)
             if not entries:
                 break
             replay.apply(entries)
@@ -210,17 +211,21 @@ class _Search:
         if goal.newest and broken:
             self.note(f"behind {at}, {broken}: what was written after that is not in this state")
 
-    def _entries_after(self, replay: Replay, log: Log) -> tuple[list[ArchivedEntry], str]:
+    def _entries_after(self, replay: Replay) -> tuple[list[ArchivedEntry], str]:
         """The entries that follow, of the first segment that has them whole. If none has: no entries, and why, should
         the log not simply end here."""
         wanted, damaged = replay.index + 1, False
-        for name in log.holding(wanted):
+        for name in self.log.holding(wanted):
             try:
                 header, entries = self.repository.read_segment(name, wanted)
             except CorruptStateError as error:
                 self.note(str(error))
                 damaged = True
                 continue
+            except StorageError:
+                if not self._is_gone(name):
+                    raise
+                return self._entries_after(replay)
             before = replay.index - header.first_index
             previous_term = entries[before].term if before >= 0 else header.previous_term
             if previous_term == replay.term:
@@ -232,8 +237,13 @@ class _Search:
             )
         if damaged:
             return [], f"entry {wanted} is damaged"
-        behind = log.next_after(wanted)
+        behind = self.log.next_after(wanted)
         return [], f"the log has a gap (entries {wanted} to {behind.first - 1})" if behind is not None else ""
+
+    def _is_gone(self, name: SegmentName) -> bool:
+        """Whether a segment was removed since the log was listed: of a cluster that runs, they are put together."""
+        self.log = Log(self.repository.segments())
+        return name not in self.log.segments
 
     def _finish(self, base: SnapshotName, header: SnapshotHeader, replay: Replay) -> Materialized:
         store = replay.store

@@ -8,9 +8,12 @@ from random import Random
 import pytest
 
 from controlplane.backup.materialize import Materialized, materialize
-from controlplane.base.errors import CorruptStateError, NotCoveredError
+from controlplane.backup.names import SegmentName
+from controlplane.backup.repository import Repository
+from controlplane.base.errors import CorruptStateError, NotCoveredError, StorageError
 from controlplane.live_restore import plan_of
 from controlplane.pb.etcd import rpc_pb2 as e
+from controlplane.pb.quarterdeck.internal.v1.archive_pb2 import ArchivedEntry, SegmentHeader
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, RestoreBegin, RestoreChunk, RestoreCommit
 from controlplane.raft.snapshot_format import read_snapshot_file
 from controlplane.store.store import Store
@@ -200,3 +203,41 @@ def test_a_restore_into_the_running_cluster_is_replayed_like_any_write(life: Lif
         assert store.hash_at(store.applied_index) == life.chains[revision]
     with pytest.raises(NotCoveredError, match=r"revision 500 is not covered.*the next revision is beyond it"):
         materialize(str(life.root), to_revision=500, scratch=tmp_path / "s")
+
+
+def test_segments_that_are_put_together_while_a_state_is_made_are_found_again(
+    life: Life, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive of a cluster that runs: by the time its last segments are read, they are in a pack."""
+    life.save()
+    for key in (b"a", b"b", b"c", b"d"):
+        life.put(key)
+        life.archive(life.index, life.index)
+    read_segment = Repository.read_segment
+    reads = 0
+
+    def reading(repository: Repository, name: SegmentName, index: int) -> tuple[SegmentHeader, list[ArchivedEntry]]:
+        nonlocal reads
+        reads += 1
+        if reads == 2:
+            life.pack(3)
+        return read_segment(repository, name, index)
+
+    monkeypatch.setattr(Repository, "read_segment", reading)
+    found = materialize(str(life.root), scratch=tmp_path / "s")
+    assert (found.revision, found.notes) == (life.store.revision, ())
+
+
+def test_a_segment_that_is_listed_and_cannot_be_read_is_no_end_of_the_log(
+    life: Life, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life.save()
+    life.put(b"a")
+    life.archive(2, 2)
+
+    def refusing(repository: Repository, name: SegmentName, index: int) -> tuple[SegmentHeader, list[ArchivedEntry]]:
+        raise StorageError("the store is away")
+
+    monkeypatch.setattr(Repository, "read_segment", refusing)
+    with pytest.raises(StorageError, match="away"):
+        materialize(str(life.root), scratch=tmp_path / "s")
