@@ -74,7 +74,8 @@ def _translated(op: Op) -> RegisterOp | None:
     if op.kind == "put":
         return RegisterOp("write", op.value, op.call_ns, end)
     if op.kind == "delete":
-        return RegisterOp("write", None, op.call_ns, end)
+        found_nothing = op.outcome == "ok" and op.succeeded is False
+        return RegisterOp("read" if found_nothing else "write", None, op.call_ns, end)
     if len(op.compares) != 1 or len(op.then) != 1 or op.then[0][0] != "put":
         return None
     _, what, wanted = op.compares[0]

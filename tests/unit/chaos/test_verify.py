@@ -121,6 +121,13 @@ def test_where_no_answer_shows_anything_there_is_no_verdict() -> None:
     assert judged(*written, op("get", 3, value="2"))[SEARCH].verdict is Verdict.PASS
 
 
+def test_a_delete_that_found_nothing_met_a_key_that_was_not_there() -> None:
+    put, missed = op("put", 0, value="a"), op("delete", 1, found=False)
+    assert judged(missed, op("get", 2))[SEARCH].verdict is Verdict.PASS
+    assert judged(put, missed)[SEARCH].verdict is Verdict.FAIL
+    assert judged(put, {**missed, "found": True}, op("get", 2))[SEARCH].verdict is Verdict.PASS
+
+
 def test_a_refused_write_must_not_show() -> None:
     refused = op("put", 0, value="r", outcome="fail")
     assert judged(refused, op("get", 1))[SEARCH].verdict is Verdict.PASS
