@@ -149,6 +149,8 @@ class RollingRestart(Fault):
 
     async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
         for name in strike.victims:
+            if not strike.quorum_lost:
+                await _until_spared(ground, name)
             await restart(ground, name)
         return {"restarted": len(strike.victims)}
 
@@ -178,17 +180,21 @@ class SnapshotOften(Fault):
         )  # fmt: skip
 
     async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
-        await self._with(ground, strike.args["extra_replica_args"], strike.victims)
+        self._set(ground, strike.args["extra_replica_args"])
+        for name in strike.victims:
+            if not strike.quorum_lost:
+                await _until_spared(ground, name)
+            await restart(ground, name)
         return {}
 
     async def heal(self, ground: Ground, undo: Undo) -> None:
-        await self._with(ground, undo.args["extra_replica_args"], undo.args["restart"])
+        self._set(ground, undo.args["extra_replica_args"])
+        for name in undo.args["restart"]:
+            await restart(ground, name)
 
-    async def _with(self, ground: Ground, extra: Sequence[str], names: Sequence[str]) -> None:
+    def _set(self, ground: Ground, extra: Sequence[str]) -> None:
         ground.cluster.spec = replace(ground.cluster.spec, extra_replica_args=tuple(extra))
         ground.cluster.spec.save(ground.cluster.root / "cluster.json")
-        for name in names:
-            await restart(ground, name)
 
 
 FAULTS: Final[tuple[Fault, ...]] = (MemberReplace(), MemberRemove(), MemberAdd(), RollingRestart(), SnapshotOften())
@@ -208,6 +214,16 @@ async def restart(ground: Ground, name: str) -> None:
         if ground.clock.monotonic() > deadline_s:
             raise DeviationError(f"{name} does not serve {_SERVE_TIMEOUT_S:g} s after its restart")
         await asyncio.sleep(_POLL_S)
+
+
+async def _until_spared(ground: Ground, name: str) -> None:
+    """Wait until the others are a majority without it: another fault may have struck one of them since this was
+    planned. Raises FaultError: they are not, in time."""
+    deadline_s = ground.clock.monotonic() + _SERVE_TIMEOUT_S
+    while name in ground.seen.replicas and quorum_lost(await ground.look(), [name]):
+        if ground.clock.monotonic() > deadline_s:
+            raise FaultError(f"{name} is not restarted: for {_SERVE_TIMEOUT_S:g} s the others were no majority")
+        await ground.clock.sleep(_POLL_S)
 
 
 async def _replica_serves(ground: Ground, name: str) -> bool:

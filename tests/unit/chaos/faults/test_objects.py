@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from chaos.fault import FaultError, Strike
 from chaos.faults import fault_named
 from chaos.ground import Ground
+from controlplane.base.clock import SystemClock
 from controlplane.base.errors import Code, ConfigError
 from controlplane.base.rand import SeededRand
 from controlplane.client import NotFoundError
@@ -103,6 +106,42 @@ async def test_a_lost_disk_is_undone_by_the_member_that_was(tmp_path: Path) -> N
     assert cluster.calls == ["SIGKILL r3", "destroy r3"]
     with pytest.raises(ConfigError, match="want one replica"):
         fault_named("member-replace").plan(on, ["r1", "r3"], {}, RAND)
+
+
+async def test_a_rolling_restart_waits_while_another_fault_has_the_quorum_at_its_edge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on, cluster, _ = rig(tmp_path)
+    on.replicas = cast(Any, Serving())
+    strike = fault_named("rolling-restart").plan(on, ["r1", "r3"], {}, RAND)
+    down = iter(["", "r2", "r2", ""])
+    whole = on.seen
+
+    async def look(self: Ground) -> Any:
+        struck = next(down)
+        cluster.calls.append(f"down: {struck}")
+        return replace(whole, down=frozenset({struck} - {""}))
+
+    monkeypatch.setattr(Ground, "look", look)
+    on.clock = QuickClock()
+    await fault_named("rolling-restart").strike(on, strike)
+    assert cluster.calls == [
+        "down: ", "stop r1", "start r1", "down: r2", "down: r2", "down: ", "stop r3", "start r3",
+    ]  # fmt: skip
+
+
+class Serving:
+    """Replicas that serve."""
+
+    async def status(self, name: str) -> Any:
+        return SimpleNamespace(ready=True, leader="r2")
+
+
+class QuickClock(SystemClock):
+    """Nobody waits."""
+
+    async def sleep(self, seconds: float) -> None:
+        return
 
 
 def test_a_rolling_restart_takes_the_leader_last(tmp_path: Path) -> None:
