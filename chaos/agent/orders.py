@@ -163,6 +163,10 @@ class Orders:
             return 0
         process, count = self._process(order.process), 0
         if order.act in {"kill", "stop", "kill-with-pods"}:
+            # Cut short, by whoever ordered or by our own end: it may be on its way out, and not to be taken for healed.
+            pid, stat = self.stat(order.process)
+            if stat is not None and (pid, stat.start_ticks) == (order.pid, order.start_ticks):
+                await self._until_gone(process)
             await self._start(process)
         elif order.act == "pause":
             stat = stat_of(order.pid)

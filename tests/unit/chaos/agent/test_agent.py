@@ -203,7 +203,8 @@ async def test_a_renewal_does_not_do_again_what_was_healed_meanwhile(rig: Rig) -
         assert not rig.server.orders.in_force
 
 
-async def test_a_deadline_waits_for_what_is_still_being_done(rig: Rig) -> None:
+@pytest.mark.parametrize("cut_short", [False, True])
+async def test_who_is_slow_to_stop_is_not_taken_for_healed(rig: Rig, cut_short: bool) -> None:
     slow = "import signal,sys,time\ndef end(*_):\n time.sleep(0.5); sys.exit()\nsignal.signal(signal.SIGTERM, end)\n"
     argv = [sys.executable, "-c", f"{slow}print(flush=True)\n{SLEEP}"]
     child = subprocess.Popen(argv, stdout=subprocess.PIPE)  # noqa: ASYNC220 - it is there at once
@@ -214,7 +215,11 @@ async def test_a_deadline_waits_for_what_is_still_being_done(rig: Rig) -> None:
     orders = rig.server.orders
     keeping = asyncio.create_task(orders.keep_deadlines())
     try:
-        await orders.strike(Order("o1", "r1", "stop", until_ms=0))  # over before it has ended
+        striking = asyncio.create_task(orders.strike(Order("o1", "r1", "stop", until_ms=0)))  # over before it has ended
+        await asyncio.sleep(0.1)
+        if cut_short:
+            striking.cancel()
+        await asyncio.gather(striking, return_exceptions=True)
         async with asyncio.timeout(20):
             while orders.in_force:  # noqa: ASYNC110 - healed on a clock of its own
                 await asyncio.sleep(0.01)
