@@ -37,6 +37,7 @@ class LeaseChecks:
         #: Leases that went before their client heard of them.
         self._gone_early: dict[int, float] = {}
         self._led_since = 0.0
+        self._replaced_at = -1.0
         self.expired = 0
         self.renewed = 0
 
@@ -44,8 +45,11 @@ class LeaseChecks:
         """A leader arms every lease anew."""
         self._led_since = max(self._led_since, now)
 
-    def granted(self, lease: int, ttl_s: int, sent_at: float, now: float) -> None:
+    def granted(self, lease: int, ttl_s: int, sent_at: float, now: float, *, there: bool = True) -> None:
+        """Its client has heard of it. ``there``: the state has it now; a restore may have come between."""
         self._lives[lease] = life = _Life(ttl_s, sent_at, now, gone_at=self._gone_early.pop(lease, None))
+        if not there and life.gone_at is None and sent_at <= self._replaced_at:
+            life.gone_at, life.asked_for = self._replaced_at, True
         self._never_early(lease, life)
 
     def renewal_sent(self, lease: int, may_act_until: float) -> None:
@@ -74,6 +78,7 @@ class LeaseChecks:
 
     def replaced(self, leases: dict[int, int], now: float) -> None:
         """A restore has put these (id -> TTL) in the place of all there were: each begins anew, with its full TTL."""
+        self._replaced_at = now
         for lease, life in self._lives.items():
             if lease not in leases and life.gone_at is None:
                 life.gone_at, life.asked_for = now, True

@@ -57,7 +57,7 @@ class LeaseClient:
                 if self.stopped:
                     return
                 await rpc.sleep(0.02)
-        leases.granted(lease, granted.TTL, sent_at, s.now)
+        leases.granted(lease, granted.TTL, sent_at, s.now, there=lease in self._checks.model.leases)
         for n in range(rand.randint(1, 3)):
             put = PutRequest(key=b"kl%d.%d" % (self._number, n), value=b"%d" % lease, lease=lease)
             try:

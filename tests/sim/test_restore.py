@@ -17,6 +17,7 @@ from controlplane.base.rand import SeededRand
 from controlplane.etcd.restoring import IDLE_S
 from controlplane.pb.etcd.rpc_pb2 import LeaseGrantRequest, PutRequest
 from tests.sim.checks import ViolationError
+from tests.sim.checks_lease import LeaseChecks
 from tests.sim.node import Breakage, SimNode
 from tests.sim.restorer import Restorer, Saved
 from tests.sim.stage import Stage
@@ -245,3 +246,14 @@ class _Ahead:
 
 def test_leases_begin_anew_with_their_full_time() -> None:
     leases_begin_anew()
+
+
+def test_a_lease_that_went_with_a_restore_before_its_client_heard_of_it_is_not_overdue() -> None:
+    """Seed 639: the grant was answered after the swap that took the lease, and the check waited for its end."""
+    leases = LeaseChecks()
+    leases.replaced({}, 5.05)
+    leases.granted(1, 3, 4.96, 5.12, there=False)
+    assert leases.alive == 0
+    leases.granted(2, 3, 4.96, 5.12, there=True)
+    leases.granted(3, 3, 5.06, 5.12, there=False)  # granted after it: whoever forgot it is to blame
+    assert leases.overdue(20.0) == [2, 3]
