@@ -12,6 +12,7 @@ SEEDS ?= 200
 VENV := .venv
 BIN := $(VENV)/bin
 LOCAL_UP = --replicas $(REPLICAS) --nodes $(NODES) --port-base $(PORT_BASE) --store $(STORE) --hosts $(HOSTS) $(if $(filter off,$(TLS)),--no-tls,--tls)
+# The locks are whole: --no-deps, or pip, asked for a package with an extra, looks past its pin at what is newest.
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := controlplane node chaos tests
 
@@ -28,13 +29,13 @@ $(BIN)/python:
 
 $(VENV)/.runtime: requirements/runtime.txt pyproject.toml | $(BIN)/python
 	@echo "set-up: installing the locked dependencies (once, about half a minute)"
-	@$(PIP) install --require-hashes -r requirements/runtime.txt
+	@$(PIP) install --no-deps --require-hashes -r requirements/runtime.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	@echo "set-up: installing the locked development tools"
-	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@$(PIP) install --no-deps --require-hashes -r requirements/dev.txt
 	@touch $@
 
 setup: $(VENV)/.runtime ## Make .venv with the locked dependencies
