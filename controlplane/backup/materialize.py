@@ -79,12 +79,14 @@ def materialize(
 
     Raises:
         NotCoveredError: it is not there, or cannot be built without a gap; says what is there.
-        ConfigError: no key or the wrong one, a newer format, both a revision and a time.
+        ConfigError: no such file or folder, no key or the wrong one, a newer format, both a revision and a time.
         CorruptStateError: what it needs is damaged and nothing else holds it.
         StorageError: the store cannot be read, or the scratch folder has no room.
     """
     if to_revision is not None and to_time_ms is not None:
         raise ConfigError("a state is chosen by its revision or by a time, not by both")
+    if not is_url(source_url) and not Path(source_url).exists():
+        raise ConfigError(f"{source_url}: no such file or folder")
     goal = Goal(to_revision, to_time_ms)
     keys = Keys(identities=read_identities(key_file) if key_file is not None else ())
     _make_scratch(scratch)

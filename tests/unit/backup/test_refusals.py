@@ -158,6 +158,7 @@ def test_a_file_of_another_cluster_is_not_published(life: Life, tmp_path: Path) 
 
 
 def test_an_empty_place_and_an_unknown_cluster_are_said(life: Life, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(NotCoveredError, match="holds no backups"):
         materialize(str(tmp_path / "nothing"), scratch=tmp_path / "s")
     life.save()
@@ -255,3 +256,8 @@ def test_the_archive_of_a_cluster_recovered_without_its_majority_is_sound(life: 
     assert audit(life.repository, tmp_path).problems == []
     life.archive(5, 5, previous_term=7)
     assert ["entry 4 has term" in problem for problem in audit(life.repository, tmp_path).problems] == [True]
+
+
+def test_a_place_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nosuch\.qdsnap: no such file or folder"):
+        materialize(str(tmp_path / "nosuch.qdsnap"), scratch=tmp_path / "scratch")
