@@ -76,21 +76,18 @@ def reached(settings: Settings, agents: str, *, whole: bool = True) -> Iterator[
 
 
 async def interruptible(work: Coroutine[Any, Any, T]) -> T:
-    """Run it; Ctrl-C cancels it once, so that its clean-up (healing the cluster) runs to its end.
+    """Run it; Ctrl-C or SIGTERM cancels it, so that its clean-up (healing the cluster) runs to its end; the second
+    one cancels the clean-up too.
 
     Raises:
         KeyboardInterrupt: after that.
     """
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
-    interrupted = False
 
     def interrupt() -> None:
-        nonlocal interrupted
-        if interrupted:
-            err.print("healing the cluster; a moment")
-            return
-        interrupted = True
+        if not task.cancelling():
+            err.print("stopping; what is broken is put back first (once more: it is left broken)")
         task.cancel()
 
     for signum in (signal.SIGINT, signal.SIGTERM):

@@ -27,6 +27,7 @@ from chaos.load import PARTS
 from chaos.schedule import Choice, Schedule
 from chaos.targets import MODES, check_selector
 from controlplane.base.errors import ConfigError
+from controlplane.base.yaml_limits import check_yaml
 
 __all__ = ["Activity", "Experiment", "Settings", "names", "parse", "read"]
 
@@ -36,6 +37,7 @@ BUDGETS: Final = (
     "operations_failed", "operations_unknown", "pods_restarted", "downtime",
 )  # fmt: skip
 _FILE_BYTES_MAX: Final = 1024 * 1024
+_DEPTH_MAX: Final = 32
 _TOP: Final = (
     "version", "title", "description", "tags", "contributions", "configuration", "secrets", "controls", "runtime",
     "steady-state-hypothesis", "method", "rollbacks", "extensions", "schedule",
@@ -122,12 +124,17 @@ def read(name_or_file: str, catalogue: Catalogue) -> Experiment:
         if path.stat().st_size > _FILE_BYTES_MAX:
             raise ConfigError(f"{path}: larger than {_FILE_BYTES_MAX} bytes: no experiment")
         text = path.read_text(encoding="utf-8")
-        raw = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        raw = json.loads(text) if path.suffix == ".json" else _from_yaml(text)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
     return parse(raw, path.stem, str(path), catalogue)
+
+
+def _from_yaml(text: str) -> Any:
+    check_yaml(text, depth_max=_DEPTH_MAX)
+    return yaml.safe_load(text)
 
 
 def parse(raw: Any, name: str, file: str, catalogue: Catalogue) -> Experiment:

@@ -7,11 +7,11 @@ does not serve, because ``qd chaos heal`` must work then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from chaos.fault import Fault
 from chaos.links import Links, links_of
@@ -26,7 +26,7 @@ from controlplane.client import ApiClient, EtcdClient, GrpcClient
 from controlplane.local.cluster import LocalCluster
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment
 
-__all__ = ["NAMESPACE", "WORKLOAD", "Ground", "aside"]
+__all__ = ["NAMESPACE", "WORKLOAD", "Ground", "aside", "to_its_end"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -164,4 +164,27 @@ async def aside(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         await asyncio.wait([work])
+        raise
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await it, and to its end even if the caller is cancelled meanwhile: once. Cancelled again, it is given up.
+
+    Raises:
+        asyncio.CancelledError: the caller was cancelled; the work has ended.
+    """
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError as cancelled:
+        me = asyncio.current_task()
+        try:
+            if me is None or me.cancelling() == 1:
+                await asyncio.wait([task])
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+        if not task.cancelled() and task.exception() is not None:
+            raise cancelled from task.exception()
         raise

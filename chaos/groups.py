@@ -13,17 +13,27 @@ from pathlib import Path
 from typing import Final
 
 from chaos.fault import FaultError
+from controlplane.base.errors import ConfigError
 
-__all__ = ["CpuGroup"]
+__all__ = ["PREFIX", "CpuGroup"]
+
+#: How the groups made here are told from everybody else's.
+PREFIX: Final = "qd-"
 
 _PERIOD_US: Final = 100_000
 _ROOT: Final = Path("/sys/fs/cgroup/cpu")
 
 
 class CpuGroup:
-    """A group that gets a share of one processor. Raises FaultError: the kernel refused."""
+    """A group that gets a share of one processor. Raises FaultError: the kernel refused.
+
+    Args:
+        token: its name, which begins with :data:`PREFIX`.
+    """
 
     def __init__(self, token: str) -> None:
+        if not token.startswith(PREFIX):
+            raise ConfigError(f"control group {token!r}: want a name that begins with {PREFIX}")
         self._token = token
 
     @staticmethod
@@ -36,11 +46,18 @@ class CpuGroup:
         return None if os.access(_ROOT, os.W_OK) else "control groups are read-only here"
 
     def throttle(self, pids: Sequence[int], percent: int) -> None:
-        """These get that much of one processor; those of one group, together."""
+        """These get that much of one processor; those of one group, together.
+
+        Raises:
+            FaultError: the kernel refused, or one is in such a group already: inside it this one could have no more,
+                and the outer one could not be removed first.
+        """
         quota = max(1000, _PERIOD_US * percent // 100)
         try:
             for pid in pids:
                 now = _ROOT / _path_of(pid).lstrip("/")
+                if now.name.startswith(PREFIX) and now.name != self._token:
+                    raise FaultError(f"process {pid} is throttled already, by {now.name}: heal that first")
                 group = now if now.name == self._token else now / self._token
                 group.mkdir(exist_ok=True)
                 (group / "cpu.cfs_period_us").write_text(str(_PERIOD_US))

@@ -2,7 +2,7 @@
 
 Owns the folder of one run (``.quarterdeck/chaos/STAMP-NAME/``) and the rule that a run begins on a whole cluster with
 an empty undo list. However it ends (a deviation, Ctrl-C), the cluster is healed and what was recorded is kept; if this
-process is killed, ``qd chaos heal`` does it.
+process is killed, or told twice to stop, ``qd chaos heal`` does it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ from chaos.display import Board, Display
 from chaos.experiment import Experiment
 from chaos.fault import FaultError
 from chaos.findings import Verdict
-from chaos.ground import WORKLOAD, Ground
+from chaos.ground import WORKLOAD, Ground, aside, to_its_end
 from chaos.history import Header, Recorder, load
 from chaos.journal import journal
 from chaos.load import Load, LoadError, Rates
@@ -46,7 +46,7 @@ from controlplane.base.rand import SystemRand
 from controlplane.client import NotFoundError
 from controlplane.local.cluster import LocalCluster
 
-__all__ = ["Run", "check_runnable", "heal_cluster", "run"]
+__all__ = ["Run", "check_runnable", "heal_cluster", "heal_left", "put_back", "run"]
 
 _LOG_LINES: Final = 400
 
@@ -128,14 +128,38 @@ async def heal_cluster(cluster: LocalCluster, say: Callable[[str], None]) -> int
     with only_one(cluster.root / "chaos"):
         async with Ground.open(cluster, say=say, broken=True) as ground:
             entries = ground.undo.entries
-            await heal_left(ground)
+            await put_back(ground)
             wanted = await ground.patiently(ground.count_wanted)
             await Whole(ground, wanted).wait()
             return len(entries)
 
 
+async def put_back(ground: Ground) -> None:
+    """:func:`heal_left`, also if the caller is cancelled meanwhile. Cancelled again it is given up, and what is left
+    broken is said."""
+    try:
+        await to_its_end(heal_left(ground))
+    except asyncio.CancelledError:
+        if left := ground.undo.entries:
+            ground.say(f"left broken: {'; '.join(entry.strike.says for entry in left)}. Put it back: qd chaos heal")
+        raise
+
+
 async def heal_left(ground: Ground) -> None:
-    """Every entry of the undo list, the newest first; then what does not run is started."""
+    """Every entry of the undo list, the newest first; then what does not run is started, and what could not be healed
+    is tried once more: it may need a cluster that serves. Who is a victim of what is not healed is started last, if
+    that could be healed then: what its disk is like is not known."""
+    failures = await _heal_each(ground)
+    unhealed = {victim for entry in ground.undo.entries for victim in entry.strike.victims}
+    await _start_dead(ground, but=unhealed)
+    if failures:
+        failures = await _heal_each(ground)
+    if failures:
+        raise failures[0]
+    await _start_dead(ground)
+
+
+async def _heal_each(ground: Ground) -> list[QuarterdeckError]:
     failures: list[QuarterdeckError] = []
     for entry in ground.undo.entries:
         ground.say(f"healing: {entry.strike.says}")
@@ -143,12 +167,14 @@ async def heal_left(ground: Ground) -> None:
             await heal_entry(ground, entry)
         except (FaultError, ConfigError) as error:
             failures.append(error)  # the others are healed all the same
+    return failures
+
+
+async def _start_dead(ground: Ground, *, but: Collection[str] = ()) -> None:
     running = ground.cluster.running()
-    for dead in (process for process in ground.cluster.names if process not in running):
+    for dead in (name for name in ground.cluster.names if name not in running and name not in but):
         ground.say(f"starting {dead}, which does not run")
-        ground.cluster.start(dead)
-    if failures:
-        raise failures[0]
+        await aside(ground.cluster.start, dead)
 
 
 class _Runner:
@@ -252,7 +278,7 @@ class _Runner:
     async def _put_back(self, ground: Ground, whole: Whole) -> str:
         """Heal what is left; what is wrong still, or nothing. What was recorded is judged in any case."""
         try:
-            await heal_left(ground)
+            await put_back(ground)
             await whole.wait()
         except QuarterdeckError as error:
             self._say(f"not healed: {error}")

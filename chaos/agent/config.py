@@ -31,10 +31,12 @@ import yaml
 
 from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
+from controlplane.base.yaml_limits import check_yaml
 
 __all__ = ["AgentConfig", "ProcessConfig"]
 
 _VERSION: Final = 1
+_DEPTH_MAX: Final = 16
 _KINDS: Final = ("replica", "node")
 _PROCESS_KEYS: Final = {"kind", "endpoint", "pid-file", "start", "data-dir", "failpoints-file", "state-dir"}
 
@@ -69,7 +71,9 @@ class AgentConfig:
             ConfigError: it cannot be read, or a field is wrong; names the file and the field.
         """
         try:
-            raw = yaml.safe_load(path.read_text())
+            text = path.read_text()
+            check_yaml(text, depth_max=_DEPTH_MAX)
+            raw = yaml.safe_load(text)
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: {error}") from error
         if not isinstance(raw, dict) or raw.get("version") != _VERSION:

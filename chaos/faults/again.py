@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
@@ -49,17 +50,18 @@ async def _lead(ground: Ground, name: str) -> None:
     member_id = ground.seen.member_ids.get(name, 0)
     deadline_s = ground.clock.monotonic() + _SERVES_S
     failure = "it was not tried"
-    async with asyncio.timeout(_SERVES_S):
-        while ground.clock.monotonic() < deadline_s:
-            seen = await ground.look()
-            if seen.leader == name:
-                return
-            client = MembersClient(ground.cluster.spec.endpoints, credentials=ground.cluster.credentials())
-            try:
-                await client.move_leader(member_id)
-            except StatusError as error:
-                failure = error.message
-            finally:
-                await client.close()
-            await ground.clock.sleep(_ASK_S)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_SERVES_S):
+            while ground.clock.monotonic() < deadline_s:
+                seen = await ground.look()
+                if seen.leader == name:
+                    return
+                client = MembersClient(ground.cluster.spec.endpoints, credentials=ground.cluster.credentials())
+                try:
+                    await client.move_leader(member_id)
+                except StatusError as error:
+                    failure = error.message
+                finally:
+                    await client.close()
+                await ground.clock.sleep(_ASK_S)
     raise FaultError(f"{name} led, and does not lead again: {failure}")

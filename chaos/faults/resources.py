@@ -23,8 +23,9 @@ import psutil
 from chaos.fault import JSON, Fault, FaultError, Strike, Undo
 from chaos.faults.params import integer, known
 from chaos.ground import Ground, aside
-from chaos.groups import CpuGroup
+from chaos.groups import PREFIX, CpuGroup
 from chaos.remote import RemoteCluster
+from chaos.targets import TargetError
 from controlplane.base.errors import ConfigError
 from controlplane.base.rand import Rand
 from controlplane.local.processes import Processes
@@ -37,13 +38,16 @@ _MIB: Final = 1 << 20
 #: Of what is available, at most so much is taken.
 _SHARE_MAX: Final = 0.5
 _FILLED_S: Final = 30.0
+#: Every page is written to once a second, by one copy inside the interpreter: a loop over half a gigabyte would take
+#: a processor as well, and the processor is not what this is about.
 _HOG: Final = """
 import os, sys, time
 held = bytearray(int(sys.argv[1]))
 ends = time.monotonic() + 3600
+turn = 0
 while time.monotonic() < ends and os.path.exists(sys.argv[2]):
-    for at in range(0, len(held), 4096):
-        held[at] = (held[at] + 1) & 255
+    turn = (turn + 1) % 256
+    held[::4096] = bytes([turn]) * len(range(0, len(held), 4096))
     print("filled", flush=True)
     time.sleep(1)
 """
@@ -67,8 +71,12 @@ class CpuThrottle(Fault):
         for name in targets:
             if name not in ground.cluster.names:
                 raise ConfigError(f"{self.name}: no process {name!r}; there are: {', '.join(ground.cluster.names)}")
+        there = {name for e in ground.undo.entries if e.strike.fault == self.name for name in e.strike.victims}
+        if already := sorted(there & set(targets)):
+            # One inside the other could have no more than the outer, and must be healed before it.
+            raise TargetError(f"{self.name}: {', '.join(already)} is throttled already: heal that first")
         kernel = ground.cluster.remote or CpuGroup.missing() is None
-        token = f"qd-{rand.token(4).hex()}"
+        token = f"{PREFIX}{rand.token(4).hex()}"
         undo = tuple(Undo(self.name, {"token": token, "name": name, "kernel": kernel}) for name in targets)
         how = "control group" if kernel else "stopped and continued"
         return Strike(

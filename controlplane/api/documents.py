@@ -1,7 +1,8 @@
 """YAML and JSON text as plain values, within limits. Pure.
 
 Owns what Kubernetes' tools do and Python's do not: duplicate keys are errors, dates stay text, no base-60 numbers, no
-``NaN``. Input is bounded in bytes and depth before anything recursive looks at it. Knows nothing of kinds.
+``NaN``. Input is bounded in bytes, depth and what aliases repeat before anything recursive looks at it. Knows nothing
+of kinds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import yaml
 
 from controlplane.api.errors import ApiError
 from controlplane.base.errors import Code
+from controlplane.base.yaml_limits import check_yaml
 
 __all__ = ["DEPTH_MAX", "DOCUMENT_BYTES_MAX", "DocumentError", "dump_yaml", "load_json", "load_yaml_documents"]
 
@@ -97,29 +99,15 @@ def load_yaml_documents(text: str | bytes) -> list[Any]:
     """Every document of a YAML (or JSON) stream, empty ones left out.
 
     Raises:
-        DocumentError: not YAML, a duplicate key, too large or too deep; the message has line and column.
+        DocumentError: not YAML, a duplicate key, too large, too deep, or too much by aliases; the message has line
+            and column.
     """
     _check_size(len(text))
     try:
-        _check_depth(text)
+        check_yaml(text, depth_max=DEPTH_MAX)
         return [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise DocumentError(f"not valid YAML: {_place(error)}") from error
-
-
-def _check_depth(text: str | bytes) -> None:
-    # The parser's event stream is not recursive; composing and constructing are.
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > DEPTH_MAX:
-                raise yaml.MarkedYAMLError(
-                    problem=f"nested deeper than {DEPTH_MAX} levels",
-                    problem_mark=event.start_mark,  # type: ignore[arg-type]
-                )
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
 
 
 def _check_size(size: int) -> None:

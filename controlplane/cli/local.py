@@ -27,6 +27,7 @@ from controlplane.local.etcd_restore import restore_store
 from controlplane.local.processes import ProcessError
 from controlplane.local.restore import restore_replicas
 from controlplane.local.spec import ARCHIVE, HOSTS, STORES, ClusterSpec, plan
+from controlplane.local.unhealed import refuse_broken
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment
 from controlplane.pb.k8s.core_v1_pb2 import Node, Service
 
@@ -244,7 +245,8 @@ async def bring_up(
     ready. Whatever ends this early, Ctrl-C included, stops what it started and leaves running what ran before.
 
     Raises:
-        ConfigError: a number is out of range, a port is taken, or the folder holds a cluster of another shape.
+        ConfigError: a number is out of range, a port is taken, chaos has left something broken, or the folder holds a
+            cluster of another shape.
         ProcessError: a process ended, or the time is up.
         KeyboardInterrupt: SIGINT or SIGTERM.
     """
@@ -289,6 +291,7 @@ async def bring_up(
 def _open_or_create(root: Path, wanted: ClusterSpec) -> LocalCluster:
     if not LocalCluster.exists(root):
         return LocalCluster.create(root, wanted)
+    refuse_broken(root)
     cluster = LocalCluster.open(root)
     if cluster.running() and _shape(cluster.spec) != _shape(wanted):
         err.print(
@@ -398,6 +401,7 @@ async def local_status(context: click.Context) -> None:
 async def start(context: click.Context, name: str) -> None:
     """Start one replica or agent that is stopped."""
     cluster = settings_of(context).local()
+    refuse_broken(cluster.root)
     before = cluster.processes.pid(name)
     pid = cluster.start(name)
     if before is not None:

@@ -1,14 +1,19 @@
 """Processes by name: start detached, record pid and start time, signal only what was started here.
 
 A record outlives this program, so a later command finds the processes again; start time and boot guard against a pid
-that the system has given to somebody else since (``procfs``). Format version 1; records of version 0.1 do not say it.
+that the system has given to somebody else since (``procfs``). Nothing runs without a record: a process begins with a
+shell that waits for a word, which comes when the record is written, and ends when the word cannot come any more. So
+whenever this program is killed, what it started is on record or ends. Format version 1; records of version
+0.1 do not say it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -28,6 +33,9 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 _FORMAT_VERSION = 1
 #: What is read of a log for its last lines, whatever its size.
 _TAIL_BYTES_MAX = 64 * 1024
+#: The shell, which becomes the program: same pid, same start time.
+_WHEN_RECORDED = ("/bin/sh", "-c", 'read -r word && exec "$@" </dev/null', "sh")
+_WHEN_RECORDED_AND_HELD = ("/bin/sh", "-c", 'read -r word && exec "$@"', "sh")
 
 
 class ProcessError(QuarterdeckError):
@@ -58,11 +66,14 @@ class Processes:
             return running
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._log_dir.mkdir(parents=True, exist_ok=True)
+        if shutil.which(argv[0], path=env.get("PATH", os.defpath)) is None:
+            raise ConfigError(f"cannot start {name}: {os.strerror(errno.ENOENT)}: {argv[0]}")
+        first = _WHEN_RECORDED_AND_HELD if held else _WHEN_RECORDED
         try:
             with self.log_path(name).open("ab") as log:
                 child = subprocess.Popen(
-                    list(argv),
-                    stdin=subprocess.PIPE if held else subprocess.DEVNULL,
+                    [*first, *argv],
+                    stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=dict(env),
@@ -84,15 +95,21 @@ class Processes:
         temporary = self._record(name).with_suffix(".tmp")
         temporary.write_text(json.dumps(record))
         os.replace(temporary, self._record(name))
+        assert child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # ended meanwhile: for others to notice
+            child.stdin.write(b"recorded\n")
+            child.stdin.flush()
+        if not held:
+            _close(child)
         return child.pid
 
     def release(self, name: str) -> None:
         """Let a process that was started ``held`` go on. One that has ended meanwhile is for others to notice."""
         child = _children.get(self.pid(name) or 0)
         if child is not None and child.stdin is not None:
-            with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
-                stdin.write(b"start\n")
-            child.stdin = None
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write(b"start\n")
+            _close(child)
 
     def pid(self, name: str) -> int | None:
         """The pid of a running process, or None. One that is stopped (SIGSTOP) runs; one that has ended does not.
@@ -119,8 +136,7 @@ class Processes:
         child = _children.get(pid)
         if child is not None and child.poll() is not None:
             del _children[pid]
-            if child.stdin is not None:
-                child.stdin.close()
+            _close(child)
             return None
         return pid if runs else None
 
@@ -178,3 +194,10 @@ class Processes:
 
     def _record(self, name: str) -> Path:
         return self._run_dir / f"{name}.json"
+
+
+def _close(child: subprocess.Popen[bytes]) -> None:
+    if child.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):  # what is left in it, for a process that has ended
+            child.stdin.close()
+        child.stdin = None

@@ -169,3 +169,11 @@ def test_every_experiment_that_comes_along_is_chaos_toolkits_too(name: str) -> N
     from chaoslib.experiment import ensure_experiment_is_valid
 
     ensure_experiment_is_valid(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()))
+
+
+def test_a_billion_laughs_are_refused_before_anything_is_made_of_them(tmp_path: Path) -> None:
+    text = "title: &a0 [x, x]\n" + "".join(f"x{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
+    path = tmp_path / "laughs.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"(?s)laughs.yaml: aliases stand for more than 100000 values.*line"):
+        read(str(path), KNOWN)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from chaos.fault import FaultError
 from chaos.groups import CpuGroup
+from controlplane.base.errors import ConfigError
 
 
 # Where there are none, the fault stops and continues the process instead. In CI it must run.
@@ -24,6 +26,8 @@ def test_a_busy_process_is_throttled_and_then_let_go() -> None:
             group = CpuGroup("qd-test-groups")
             group.throttle([busy.pid], 5)
             group.throttle([busy.pid], 5)  # the same again changes nothing
+            with pytest.raises(FaultError, match="throttled already, by qd-test-groups"):
+                CpuGroup("qd-test-others").throttle([busy.pid], 50)
             deadline = time.monotonic() + 30
             while group.throttled() == 0:
                 assert time.monotonic() < deadline, "never throttled"
@@ -35,3 +39,8 @@ def test_a_busy_process_is_throttled_and_then_let_go() -> None:
             assert group.throttled() == 0
         finally:
             busy.kill()
+
+
+def test_a_group_has_a_name_that_tells_it_from_others() -> None:
+    with pytest.raises(ConfigError, match="begins with qd-"):
+        CpuGroup("system.slice")

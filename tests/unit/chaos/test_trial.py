@@ -14,7 +14,7 @@ from chaos.fault import FaultError, Strike, Undo
 from chaos.faults import REGISTRY
 from chaos.ground import Ground
 from chaos.history import Header, Mark, Recorder, load
-from chaos.runner import heal_left
+from chaos.runner import heal_left, put_back
 from chaos.schedule import Choice, Schedule
 from chaos.stage import Stage
 from chaos.trial import TrialLog, play_trial
@@ -209,6 +209,80 @@ async def test_one_that_this_program_does_not_know_keeps_no_other_from_being_hea
         await heal_left(rig.ground)
     assert [entry.strike.fault for entry in rig.ground.undo.entries] == ["melt"]
     assert "start r1" in rig.cluster.calls
+    rig.recorder.close()
+
+
+async def test_what_needs_a_cluster_that_serves_is_healed_once_the_others_are_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a reboot nothing runs. Whose fault is not healed is not started: its disk may not be its own."""
+    rig = Rig(tmp_path)
+    rig.ground.undo.add("a-run", Strike("member-remove", ("r1",), {}, (Undo("member-remove", {}),), False, "r1 is out"))
+    running: list[str] = []
+    monkeypatch.setattr(FakeCluster, "running", lambda _: running)
+
+    def start(self: FakeCluster, name: str) -> int:
+        self.calls.append(f"start {name}")
+        running.append(name)
+        return 1
+
+    async def heal(ground: Ground, undo: Undo) -> None:
+        if "r2" not in running:
+            raise FaultError("nobody answers")
+        rig.cluster.calls.append("rejoin r1")
+
+    monkeypatch.setattr(FakeCluster, "start", start)
+    monkeypatch.setattr(REGISTRY["member-remove"], "heal", heal)
+    await heal_left(rig.ground)
+    assert rig.ground.undo.entries == []
+    assert rig.cluster.calls == [*(f"start {n}" for n in rig.cluster.names if n != "r1"), "rejoin r1", "start r1"]
+    rig.recorder.close()
+
+
+async def _putting_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Task[None], asyncio.Event]:
+    """In the middle of healing the newer of two strikes, which goes on when the event is set."""
+    for name in ("r1", "r2"):
+        undo = Undo("kill", {"start": name})
+        rig.ground.undo.add("a-run", Strike("kill", (name,), {}, (undo,), False, f"kill -9 {name}"))
+    began, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def heal(ground: Ground, undo: Undo) -> None:
+        began.set()
+        await goes_on.wait()
+
+    monkeypatch.setattr(REGISTRY["kill"], "heal", heal)
+    task = asyncio.create_task(put_back(rig.ground))
+    await began.wait()
+    return task, goes_on
+
+
+async def test_ctrl_c_while_it_is_put_back_lets_that_come_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path)
+    task, goes_on = await _putting_back(rig, monkeypatch)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert rig.ground.undo.entries == []
+    rig.recorder.close()
+
+
+async def test_a_second_ctrl_c_leaves_the_rest_and_says_what_and_how_to_heal_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path)
+    task, _ = await _putting_back(rig, monkeypatch)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(rig.ground.undo.entries) == 2
+    assert rig.said[-1] == "left broken: kill -9 r2; kill -9 r1. Put it back: qd chaos heal"
     rig.recorder.close()
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from chaos.fault import Strike, Undo
+from chaos.undo import UndoList
 from controlplane.cli.main import cli
 from controlplane.local.cluster import LocalCluster
 from controlplane.local.spec import plan
@@ -99,6 +101,19 @@ def test_a_node_that_is_added_has_the_next_free_name(cluster: LocalCluster) -> N
     result = qd("local", "add-node")
     assert (result.exit_code, result.stdout) == (0, "node-2\n")
     assert states()["node-2"] == "running"
+
+
+def test_nothing_is_started_over_what_chaos_has_left_broken(cluster: LocalCluster) -> None:
+    strike = Strike("pause", ("r1",), {}, (Undo("pause", {"name": "r1"}),), False, "SIGSTOP r1")
+    entry = (undo := UndoList(cluster.root / "chaos")).add("a-run", strike)
+    for words in (("up", *SHAPE), ("start", "r1")):
+        refused = qd("local", *words)
+        assert refused.exit_code == 2
+        assert "left this cluster broken: SIGSTOP r1" in refused.stderr
+        assert "qd chaos heal" in refused.stderr
+    assert cluster.running() == []
+    undo.remove(entry)
+    assert qd("local", "start", "r1").exit_code == 0
 
 
 def test_up_that_does_not_serve_in_time_leaves_nothing_running(root: Path, program: Path) -> None:

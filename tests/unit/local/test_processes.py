@@ -226,3 +226,36 @@ def test_a_process_has_not_ended_while_one_of_its_threads_still_holds_its_port(p
     processes.wait_gone("a")
     with socket.socket() as successor:
         successor.bind(("127.0.0.1", int(processes.log_tail("a"))))
+
+
+_KILLED_BEFORE_IT_RECORDS = """
+import os, pathlib, signal, sys
+from controlplane.local import processes
+started = []
+popen = processes.subprocess.Popen
+class Telling(popen):
+    def __init__(self, *args, **named):
+        super().__init__(*args, **named)
+        print(self.pid, flush=True)
+processes.subprocess.Popen = Telling
+processes.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+folder = pathlib.Path(sys.argv[1])
+argv = ["sh", "-c", f"touch {sys.argv[2]}; exec sleep 60"]
+processes.Processes(folder / "run", folder / "logs").start(
+    "a", argv, env={"PATH": os.environ["PATH"]}, cwd=folder, held=sys.argv[3] == "held"
+)
+"""
+
+
+@pytest.mark.parametrize("held", ["held", "at once"])
+def test_whoever_is_killed_between_starting_and_recording_leaves_nobody_behind(tmp_path: Path, held: str) -> None:
+    mark = tmp_path / "it-ran"
+    starter = subprocess.run(
+        [sys.executable, "-c", _KILLED_BEFORE_IT_RECORDS, str(tmp_path), str(mark), held],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert starter.returncode == -signal.SIGKILL, starter.stderr
+    pid = int(starter.stdout)
+    until(lambda: (stat := stat_of(pid)) is None or not stat.alive, "the process ends by itself")
+    assert not mark.exists()
+    assert again(tmp_path).pid("a") is None

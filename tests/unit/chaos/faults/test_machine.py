@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from chaos.faults import fault_named
+from chaos.faults.resources import _HOG
 from chaos.ground import Ground
+from chaos.targets import TargetError
 from controlplane.base.errors import ConfigError
 from controlplane.base.rand import SeededRand
 from tests.unit.chaos.faults import rig
@@ -65,3 +70,28 @@ def test_the_same_seed_plans_the_same(tmp_path: Path) -> None:
     ground, _ = rig.ground(tmp_path)
     for fault in ("tear", "flip", "cpu-throttle", "memory-pressure"):
         assert planned(ground, fault, "r2") == planned(ground, fault, "r2")
+
+
+def test_who_is_throttled_is_not_throttled_again_until_that_is_healed(tmp_path: Path) -> None:
+    ground, _ = rig.ground(tmp_path)
+    entry = ground.undo.add("a-run", planned(ground, "cpu-throttle", "r2"))
+    with pytest.raises(TargetError, match="r2 is throttled already"):
+        planned(ground, "cpu-throttle", "r1", "r2")
+    planned(ground, "cpu-throttle", "r1")
+    ground.undo.remove(entry)
+    planned(ground, "cpu-throttle", "r2")
+
+
+def test_taking_memory_takes_no_processor(tmp_path: Path) -> None:
+    """A fault of memory that is one of the processor too says nothing about memory."""
+    with subprocess.Popen([sys.executable, "-c", _HOG, str(64 << 20), str(tmp_path)], stdout=subprocess.PIPE) as hog:
+        try:
+            assert hog.stdout is not None
+            for _ in range(2):
+                assert hog.stdout.readline() == b"filled\n"
+            process = psutil.Process(hog.pid)
+            used = process.cpu_times()
+            assert process.memory_info().rss > 64 << 20
+            assert used.user < 0.5
+        finally:
+            hog.kill()
