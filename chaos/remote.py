@@ -60,7 +60,7 @@ class RemoteProcesses:
         """Logs stay where they are."""
         return Path(f"(the log of {name} is on its machine)")
 
-    def log_tail(self, name: str, lines: int = 8) -> str:
+    def log_tail(self, name: str, lines: int = 8, bytes_max: int = 0) -> str:
         """Nothing: agents hand out no logs."""
         return f"(the log of {name} is on its machine)"
 

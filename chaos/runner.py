@@ -48,7 +48,9 @@ from controlplane.local.cluster import LocalCluster
 
 __all__ = ["Run", "check_runnable", "heal_cluster", "heal_left", "put_back", "run"]
 
-_LOG_LINES: Final = 400
+#: Of each process, for the report: enough for the first of many trials, and as much as the report reads.
+_LOG_LINES: Final = 50_000
+_LOG_BYTES: Final = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +343,8 @@ class _Runner:
         logs = self._folder / "logs"
         logs.mkdir()
         for name in self._cluster.names:
-            (logs / f"{name}.log").write_text(self._cluster.processes.log_tail(name, _LOG_LINES) + "\n")
+            text = self._cluster.processes.log_tail(name, _LOG_LINES, _LOG_BYTES)
+            (logs / f"{name}.log").write_text(text + "\n")
         history = load(self._folder / "history.jsonl")
         report = judge_history(history)
         write_all(self._folder, report)

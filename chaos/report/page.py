@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,17 +17,12 @@ from chaos.availability import Window
 from chaos.findings import Finding, Verdict
 from chaos.history import History
 from chaos.report import plots
+from chaos.report.moments import moments
 from chaos.report.numbers import numbers
 from chaos.report.text import repeats
 from chaos.verdict import ActReport, Report
 
 __all__ = ["page"]
-
-_MOMENTS_MAX: Final = 6
-_LINES_MAX: Final = 80
-_LINE_CHARS_MAX: Final = 600
-_BEFORE_S: Final = 0.5
-_AFTER_S: Final = 3.0
 
 
 def page(
@@ -45,11 +39,12 @@ def page(
         loader=PackageLoader("chaos.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     names = list(dict.fromkeys(act.act for act in report.acts))
+    descriptions = _descriptions(experiment)
     return environment.get_template("page.html.j2").render(
         title=str(
             experiment.get("title") or (report.acts[0].title if len(names) == 1 else "") or ", ".join(names) or "a run"
         ),
-        description=str(experiment.get("description") or ""),
+        description=descriptions.get(names[0], "") if len(names) == 1 else "",
         verdict=report.verdict.value,
         facts=_facts(history, report, experiment),
         # Drawn here, of numbers and of texts that the drawing escapes.
@@ -59,9 +54,19 @@ def page(
         wrong=_wrong(report),
         whole=[_finding(finding) for finding in report.findings],
         repeats=_repeats(report.acts),
-        trials=[_trial(act, window) for act in report.acts],
-        logs=_moments(history, window, logs or {}),
+        # Of several experiments each first trial says what its experiment does; of one, the top of the page.
+        trials=[
+            _trial(act, window, descriptions.get(act.act, "") if len(names) > 1 and act.n == 1 else "")
+            for act in report.acts
+        ],
+        logs=moments(history, report, window, logs or {}),
     )
+
+
+def _descriptions(experiment: Mapping[str, Any]) -> dict[str, str]:
+    """What each experiment does, in its own words, by name."""
+    found = [item for item in experiment.get("experiments") or () if isinstance(item, Mapping)]
+    return {str(item.get("name")): str(item.get("description") or "").strip() for item in found}
 
 
 def _window(history: History) -> Window:
@@ -133,57 +138,15 @@ def _repeats(acts: Sequence[ActReport]) -> dict[str, Any] | None:
     return {"headings": ["experiment", *headings[1:]], "rows": rows}
 
 
-def _trial(act: ActReport, window: Window) -> dict[str, Any]:
+def _trial(act: ActReport, window: Window, description: str) -> dict[str, Any]:
     facts = [f"{(act.window.begin_ns - window.begin_ns) / 1e9:.1f} s into the run, for {act.duration_s:.1f} s"]
     facts += [f"seed {act.seed}"] if act.seed else []
     facts += [str(fault["says"]) for fault in act.faults if fault.get("says")]
     return {
         "name": _name(act),
         "verdict": act.verdict.value,
+        "description": description,
         "facts": "; ".join(facts),
         "numbers": numbers(act),
         "findings": [_finding(finding) for finding in act.findings],
     }
-
-
-def _moments(history: History, window: Window, logs: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Around each fault, what the processes logged."""
-    header = history.header
-    if not logs or not header.anchor_ns:
-        return [{"title": "the end of each log", "logs": _tails(logs)}] if logs else []
-    moments = []
-    spans = plots.fault_spans(history, window.begin_ns)
-    for span in spans[:_MOMENTS_MAX]:
-        at_ms = header.anchor_wall_ms + (window.begin_ns - header.anchor_ns) / 1e6 + span.begin_s * 1e3
-        at = datetime.fromtimestamp(at_ms / 1e3, UTC)
-        first, last = (_stamp(at + timedelta(seconds=s)) for s in (-_BEFORE_S, _AFTER_S))
-        found = [
-            _log(name, lines) for name, text in logs.items() if (lines := _between(text.splitlines(), first, last))
-        ]
-        moments.append({"title": f"{span.name}, at {_stamp(at)}", "logs": found or _tails(logs)})
-    return moments
-
-
-def _stamp(at: datetime) -> str:
-    return at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
-
-
-def _between(lines: Sequence[str], first: str, last: str) -> list[str]:
-    """Lines of that time; those without one belong to the line before."""
-    found, inside = [], False
-    for line in lines:
-        if line[:4].isdigit() and line[10:11] == "T":
-            inside = first <= line[: len(first)] <= last
-        if inside:
-            found.append(line)
-    return found
-
-
-def _tails(logs: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [_log(name, text.splitlines()[-_LINES_MAX:]) for name, text in logs.items() if text.strip()]
-
-
-def _log(name: str, lines: Sequence[str]) -> dict[str, Any]:
-    shown = [line[:_LINE_CHARS_MAX] for line in lines[:_LINES_MAX]]
-    more = [f"… {len(lines) - len(shown)} more lines"] if len(lines) > len(shown) else []
-    return {"name": name, "lines": len(lines), "text": "\n".join([*shown, *more])}

@@ -74,6 +74,9 @@ class Span:
     name: str
     begin_s: float
     end_s: float
+    #: The trial it was struck in.
+    act: str = ""
+    n: int = 1
 
 
 def fault_spans(history: History, begin_ns: int) -> list[Span]:
@@ -91,7 +94,7 @@ def fault_spans(history: History, begin_ns: int) -> list[Span]:
         ]
         name = str(mark.detail.get("fault", mark.act))
         said = _label(f"{name} {', '.join(map(str, victims))}".strip())
-        spans.append(Span(said, (mark.at_ns - begin_ns) / 1e9, (later[0] - begin_ns) / 1e9))
+        spans.append(Span(said, (mark.at_ns - begin_ns) / 1e9, (later[0] - begin_ns) / 1e9, mark.act, mark.n))
     return spans
 
 

@@ -182,11 +182,11 @@ class Processes:
                 raise ProcessError(f"{name} (pid {self.pid(name)}) does not end")
             time.sleep(0.01)
 
-    def log_tail(self, name: str, lines: int = 8) -> str:
-        """The last lines of its log."""
+    def log_tail(self, name: str, lines: int = 8, bytes_max: int = _TAIL_BYTES_MAX) -> str:
+        """The last lines of its log, of so many bytes at most."""
         try:
             with self.log_path(name).open("rb") as log:
-                log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES_MAX))
+                log.seek(max(0, log.seek(0, os.SEEK_END) - bytes_max))
                 text = log.read().decode(errors="replace")
         except FileNotFoundError:
             return "(no log)"

@@ -73,6 +73,14 @@ def test_nothing_in_a_page_comes_from_elsewhere_or_runs(tmp_path: Path) -> None:
     ET.parse(tmp_path / "junit.xml")
 
 
+def test_the_page_says_what_the_experiment_does_in_its_own_words(tmp_path: Path) -> None:
+    record(tmp_path / "history.jsonl", tried().history())
+    experiments = [{"name": "isolate", "title": "Isolate", "description": "The leader is <alone>."}, {"name": "other"}]
+    (tmp_path / "experiment.json").write_text(json.dumps({"title": "Isolate", "experiments": experiments}))
+    write_all(tmp_path)
+    assert "<p>The leader is &lt;alone&gt;.</p>" in (tmp_path / "report.html").read_text()
+
+
 def test_every_invariant_of_every_trial_is_a_test_case() -> None:
     suites = ET.fromstring(junit(judge_history(tried(pods_restarted=2).history())).encode())
     by_name = {suite.get("name"): suite for suite in suites}
