@@ -12,8 +12,6 @@ from pathlib import Path
 
 import click
 
-from controlplane.backup.config import BackupConfig
-from controlplane.backup.retention import Keep, parse_age_s
 from controlplane.base.errors import ConfigError, QuarterdeckError
 from controlplane.base.log import LEVELS, setup_logging
 from controlplane.config import ReplicaConfig, parse_dial, parse_initial_cluster
@@ -115,6 +113,9 @@ def main(
             raise ConfigError("--data-dir is missing: where this replica keeps its log and snapshots")
         backup = None
         if archive is not None:
+            from controlplane.backup.config import BackupConfig
+            from controlplane.backup.retention import Keep, parse_age_s
+
             every_s = parse_age_s(archive_snapshot_every) if archive_snapshot_every != "0" else 0
             backup = BackupConfig(
                 archive, archive_interval_ms, every_s, Keep.parse(archive_keep), archive_recipients

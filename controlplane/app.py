@@ -3,20 +3,24 @@
 One process, one loop: the backbone (Raft and store, or an external etcd), gRPC services, informers, controllers and
 scheduler. Controllers and scheduler are warm everywhere and work only on the leader, behind the fence of its term.
 
-Start order: client port bound, backbone, HTTP port, client port serving, informers. Stop order: not ready,
-controllers and scheduler, leadership handed over, client port, files.
+Start order: ports bound, backbone, client port serving; and when the replica takes part, the second stage
+(``second_stage``): HTTP port serving, informers, controllers and scheduler. Stop order: not ready, controllers and
+scheduler, leadership handed over, client port, files.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
 import signal
+import socket
 import ssl
 from collections.abc import Callable, Coroutine
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 from prometheus_client import REGISTRY
@@ -28,10 +32,12 @@ from controlplane.api.server import ApiServer
 from controlplane.api.sessions import SessionConfig, Sessions
 from controlplane.backbone import backbone_of
 from controlplane.base import failpoints
+from controlplane.base.addresses import split_address
 from controlplane.base.clock import SystemClock
 from controlplane.base.errors import ConfigError, QuarterdeckError, StatusError
 from controlplane.base.garbage import GarbageCollector
-from controlplane.base.http import KUBERNETES, ObservabilityServer
+from controlplane.base.health import KUBERNETES
+from controlplane.base.http_listener import bind
 from controlplane.base.identity import member
 from controlplane.base.rand import SystemRand
 from controlplane.base.stalls import GcPauses, watch_loop
@@ -39,22 +45,18 @@ from controlplane.client.events import EventRecorder
 from controlplane.client.inprocess import InProcessClient
 from controlplane.client.shared import SharedInformers
 from controlplane.config import ReplicaConfig
-from controlplane.controllers.bundle import all_controllers
-from controlplane.controllers.manager import ControllerManager
-from controlplane.controllers.nodelifecycle import NodeLifecycle
-from controlplane.controllers.nodelifecycle_decide import LifecycleConfig
-from controlplane.controllers.state_metrics import ObjectMetrics
 from controlplane.etcd import metrics as etcd_metrics
-from controlplane.etcd.gateway import BODY_BYTES_MAX as GATEWAY_BODY_BYTES_MAX
 from controlplane.joining import find_place
 from controlplane.pb.k8s.core_v1_pb2 import Pod
 from controlplane.pb.quarterdeck.v1 import node_pb2_grpc
 from controlplane.raft.founding import Founding
-from controlplane.scheduler.scheduler import Scheduler
 from controlplane.supervision import health_port, supervise
 from controlplane.transport import server as grpc_server
 from controlplane.transport.authorization import AuthorizationInterceptor
 from controlplane.transport.tls import Reloader, TlsFiles, server_context
+
+if TYPE_CHECKING:
+    from controlplane.second_stage import ObservabilityServer, Workers
 
 __all__ = ["App", "run"]
 
@@ -67,8 +69,23 @@ _SERVICES = (
 )
 _READ_CHECK_TIMEOUT_MS = 2_000
 _SERVER_GRACE_S = 0.3
+#: How long the parts of the second stage are held back for the first election.
+_TAKING_PART_MS = 1_000
 #: What agents need to move from a replica that lets them go to another, and to be heard of there.
 _MOVING_S = 2.0
+
+
+class _Hangup(asyncio.Protocol):
+    """Of who speaks HTTP/1 to the client port before that is served."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+def _second_stage() -> ModuleType:
+    from controlplane import second_stage
+
+    return second_stage
 
 
 class App:
@@ -104,37 +121,19 @@ class App:
             rand=rand,
         )
         self.recorder = EventRecorder(self.client, component="quarterdeck", host=config.name, clock=clock, rand=rand)
-        table = self.sessions.table
-        lifecycle = LifecycleConfig(replica_grace_s=self.backbone.isolation_ms / 1000 + _MOVING_S)
-        factories = (*all_controllers(), lambda env: NodeLifecycle(env, table, lifecycle))
-        self.controllers = ControllerManager(
-            self.client, self.informers, factories, events=self.recorder, clock=clock, rand=rand
-        )
-        self.scheduler = Scheduler(self.client, self.informers, events=self.recorder, clock=clock, rand=rand)
+        self._rand = rand
+        self._workers: Workers | None = None
+        self._staffed = asyncio.Event()
         self._gc_pauses = GcPauses(clock)
         self._garbage = GarbageCollector(clock)
-        self._object_metrics = ObjectMetrics(self.informers, lambda: self._led_term is not None)
-        self._http = ObservabilityServer(
-            config.me.metrics,
-            routes=self.backbone.routes,
-            body_bytes_max=GATEWAY_BODY_BYTES_MAX,
-            versions=self.backbone.versions,
-            ready={
-                "leader": self._check_leader,
-                "linearizable_read": self._check_read,
-                "caches": self._check_caches,
-                **self.backbone.ready_checks,
-            },
-            live={"store": self._check_store, **self.backbone.live_checks},
-            outcomes=(KUBERNETES, etcd_metrics.HEALTH),
-            tls=self.tls.server("http/1.1") if self.tls is not None else None,
-        )
+        self._http_socket: socket.socket | None = None
+        self._http: ObservabilityServer | None = None
         guard = [AuthorizationInterceptor()] if self.tls is not None else []
         self._server = grpc_server.new_server(
             grpc_server.ServerOptions(front=config.grpc_front),
             clock=clock,
             interceptors=guard,
-            http1=self._http.connection,
+            http1=self._http_connection,
         )
         self._services = (*self.backbone.services, *_SERVICES)
         self._health = grpc_server.Health(self._server, self._services)
@@ -162,26 +161,74 @@ class App:
         grpc_server.add_reflection(self._server, self._services)
         self.cell.on_leadership(self._on_leadership)
         grpc_server.listen(self._server, self._config.me.client, self.tls)
+        self._http_socket = bind(*split_address(self._config.me.metrics))
         await self.backbone.start()
-        for collector in (*self.backbone.collectors, self._object_metrics, etcd_metrics.ClientBytes(self._server)):
-            REGISTRY.register(collector)
-            self._collectors.append(collector)
-        await self._http.start()
+        for collector in (*self.backbone.collectors, etcd_metrics.ClientBytes(self._server)):
+            self._collect(collector)
         await self._server.start()
         await self._health.set_serving(True)
         if self.tls is not None:
             self._spawn(self.tls.run(), "certificates")
         self._gc_pauses.start()
         self._spawn(watch_loop(self._clock), "loop-lag")
-        self._spawn(self.informers.run(), "informers")
-        self._spawn(self._note_synced(), "informers-synced")
         self._spawn(self.sessions.run(), "sessions")
         self._spawn(self.recorder.run(), "events")
-        self._spawn(self.controllers.run(), "controllers")
-        self._spawn(self.scheduler.run(), "scheduler")
         self._spawn(self._govern(), "leadership")
         self._garbage.start()
         self._spawn(self._garbage.run(lambda: self._led_term is not None), "garbage")
+        self._spawn(self._start_rest(), "second-stage")
+
+    async def _start_rest(self) -> None:
+        """The HTTP port, controllers and scheduler, once this replica takes part or has waited for that long enough."""
+        with contextlib.suppress(StatusError):
+            await self.cell.read_barrier(timeout_ms=_TAKING_PART_MS)
+        # On a thread: the loop gets its turns between the interpreter's switches.
+        stage = await asyncio.to_thread(_second_stage)
+        await self._serve_http(stage.ObservabilityServer, body_bytes_max=stage.gateway.BODY_BYTES_MAX)
+        workers: Workers = stage.Workers(
+            self.client,
+            self.informers,
+            events=self.recorder,
+            sessions=self.sessions.table,
+            replica_grace_s=self.backbone.isolation_ms / 1000 + _MOVING_S,
+            leading=lambda: self._led_term is not None,
+            clock=self._clock,
+            rand=self._rand,
+        )
+        self._collect(workers.metrics)
+        self._spawn(self.informers.run(), "informers")
+        self._spawn(self._note_synced(), "informers-synced")
+        self._spawn(workers.controllers.run(), "controllers")
+        self._spawn(workers.scheduler.run(), "scheduler")
+        self._workers = workers
+        self._staffed.set()
+
+    async def _serve_http(self, server: type[ObservabilityServer], *, body_bytes_max: int) -> None:
+        http = server(
+            self._config.me.metrics,
+            routes=self.backbone.routes(),
+            body_bytes_max=body_bytes_max,
+            versions=self.backbone.versions,
+            ready={
+                "leader": self._check_leader,
+                "linearizable_read": self._check_read,
+                "caches": self._check_caches,
+                **self.backbone.ready_checks,
+            },
+            live={"store": self._check_store, **self.backbone.live_checks},
+            outcomes=(KUBERNETES, etcd_metrics.HEALTH),
+            tls=self.tls.server("http/1.1") if self.tls is not None else None,
+        )
+        listening, self._http_socket = self._http_socket, None
+        await http.start(listening)
+        self._http = http
+
+    def _http_connection(self) -> asyncio.BaseProtocol:
+        return _Hangup() if self._http is None else self._http.connection()
+
+    def _collect(self, collector: Collector) -> None:
+        REGISTRY.register(collector)
+        self._collectors.append(collector)
 
     @property
     def has_data(self) -> bool:
@@ -218,7 +265,10 @@ class App:
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.logs.close()
         await self.backbone.close()
-        await self._http.stop()
+        if self._http is not None:
+            await self._http.stop()
+        if self._http_socket is not None:
+            self._http_socket.close()
         self._garbage.stop()
         self._gc_pauses.stop()
         for collector in self._collectors:
@@ -272,12 +322,13 @@ class App:
         log.info("event=leading name=%s term=%d fence=%d", self._config.name, term, fence.mod_revision)
         try:
             await self.api.bootstrap()
-            await self.controllers.lead(fence)
-            await self.scheduler.lead(fence)
+            await self._staffed.wait()
+            assert self._workers is not None
+            await self._workers.lead(fence)
             await self.backbone.keep_house()
         finally:
-            await self.controllers.stop_leading()
-            await self.scheduler.stop_leading()
+            if self._workers is not None:
+                await self._workers.stop_leading()
 
     async def _end_reign(self) -> None:
         self._led_term = None

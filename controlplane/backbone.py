@@ -10,20 +10,17 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
-from aiohttp import web
 from prometheus_client.registry import Collector
 
 from controlplane import quarantine
 from controlplane.api.cell import Cell
 from controlplane.api.operator import OperatorService
-from controlplane.backup.notes import NotedStore
-from controlplane.backup.service import Backups
 from controlplane.base.clock import Clock
 from controlplane.base.errors import StatusError
-from controlplane.base.http import Check
+from controlplane.base.health import Check
 from controlplane.base.rand import Rand
 from controlplane.base.retention import parse_retention
 from controlplane.client.charge import take_charge
@@ -31,12 +28,10 @@ from controlplane.config import ReplicaConfig
 from controlplane.etcd import service as etcd_service
 from controlplane.etcd.cluster_service import ETCD_VERSION
 from controlplane.etcd.compactor import AutoCompactor
-from controlplane.etcd.gateway import Gateway
 from controlplane.etcd.integrity import CorruptMemberError, Integrity
 from controlplane.etcd.local import LocalKV
 from controlplane.etcd.metrics import StateMetrics
 from controlplane.etcd.restoring import LiveRestore
-from controlplane.external.backbone import External
 from controlplane.joining import keep_published
 from controlplane.pb.etcd import rpc_pb2
 from controlplane.pb.quarterdeck.v1 import api_pb2, operator_pb2_grpc
@@ -49,6 +44,11 @@ from controlplane.transport.authorization import AuthorizationInterceptor
 from controlplane.transport.handlers import Both, HandlerTable
 from controlplane.transport.interceptors import StatusInterceptor
 from controlplane.transport.tls import Reloader, auth_context_of
+
+if TYPE_CHECKING:  # imported by replicas that have them, and the gateway once the replica takes part
+    from aiohttp import web
+
+    from controlplane.backup.service import Backups
 
 __all__ = ["Backbone", "Embedded", "backbone_of"]
 
@@ -69,9 +69,8 @@ class Backbone(Protocol):
         """Full names of the gRPC services :meth:`add_services` adds, for health and reflection."""
         ...
 
-    @property
     def routes(self) -> Iterable[Any]:
-        """HTTP routes beside health and metrics."""
+        """HTTP routes beside health and metrics. Not asked before ``second_stage`` is imported."""
         ...
 
     @property
@@ -162,7 +161,11 @@ class Embedded:
         self._cluster_id = cluster_id
         self._rand = rand
         self.store = Store(cluster_id=cluster_id)
-        self._noted = NotedStore(self.store, clock) if config.backup is not None else None
+        self._noted = None
+        if config.backup is not None:
+            from controlplane.backup.notes import NotedStore
+
+            self._noted = NotedStore(self.store, clock)
         self._backups: Backups | None = None
         self.raft = Replica(
             config=RaftConfig.of(
@@ -207,7 +210,6 @@ class Embedded:
         self.services = etcd_service.SERVICE_NAMES
         guard = [AuthorizationInterceptor()] if tls is not None else []
         self._gateway_table = HandlerTable([StatusInterceptor(clock), *guard])
-        self.routes = Gateway(self._gateway_table, _certificate_behind).routes()
         self.versions = {"etcdserver": ETCD_VERSION, "etcdcluster": ETCD_VERSION}
         # By etcd's names.
         self.live_checks: Mapping[str, Check] = {"serializable_read": self._check_local_read}
@@ -219,6 +221,11 @@ class Embedded:
         self.collectors = (
             StateMetrics(self.store, self.raft, version=ETCD_VERSION, quota_bytes=config.quota_backend_bytes),
         )
+
+    def routes(self) -> Iterable[Any]:
+        from controlplane.etcd.gateway import Gateway
+
+        return Gateway(self._gateway_table, _certificate_behind).routes()
 
     @property
     def has_data(self) -> bool:
@@ -274,6 +281,8 @@ class Embedded:
         config = self._config
         if config.backup is None or self._noted is None:
             return None
+        from controlplane.backup.service import Backups
+
         return Backups(
             config.backup, self.raft, self._noted.note, cluster_id=self._cluster_id, name=config.name,
             data_dir=config.data_dir, clock=self._clock, rand=self._rand,
@@ -343,5 +352,7 @@ def backbone_of(
     """What the configuration asks for. ``tls``: this member's certificate, if it has one. Raises ConfigError."""
     if config.store is None:
         return Embedded(config, had_data=had_data, place=place, clock=clock, rand=rand, tls=tls)
+    from controlplane.external.backbone import External
+
     me = config.me
     return External(config.store, name=me.name, client=me.client, metrics=me.metrics, clock=clock, rand=rand, tls=tls)

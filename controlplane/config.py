@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from controlplane.backup.config import BackupConfig
 from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
 from controlplane.base.limits import MIB
@@ -20,6 +20,9 @@ from controlplane.base.retention import parse_retention
 from controlplane.external.config import StoreConfig
 from controlplane.transport.server import Front
 from controlplane.transport.tls import TlsFiles
+
+if TYPE_CHECKING:  # who is not backed up starts without what it takes
+    from controlplane.backup.config import BackupConfig
 
 __all__ = ["MemberConfig", "ReplicaConfig", "parse_dial", "parse_initial_cluster"]
 

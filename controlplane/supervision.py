@@ -23,7 +23,6 @@ from typing import Protocol
 from controlplane.base.aio import wait_event
 from controlplane.base.clock import Clock
 from controlplane.base.errors import ConfigError, StorageError
-from controlplane.base.http import ObservabilityServer
 from controlplane.raft.metrics import DISK_FAILED, DISK_FAILURES
 
 __all__ = ["ROOM_BYTES", "Life", "Outage", "health_port", "supervise"]
@@ -152,6 +151,8 @@ def health_port(listen: str, tls: Callable[[], ssl.SSLContext] | None = None) ->
 
     @asynccontextmanager
     async def serve(reason: Callable[[], str]) -> AsyncIterator[None]:
+        from controlplane.base.http import ObservabilityServer  # most processes never need it here
+
         server = ObservabilityServer(listen, ready={"disk": reason}, tls=tls() if tls is not None else None)
         try:
             await server.start()

@@ -13,6 +13,7 @@ import asyncio
 import inspect
 import logging
 import platform
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
@@ -21,23 +22,19 @@ from prometheus_client import (
     CONTENT_TYPE_LATEST,
     REGISTRY,
     CollectorRegistry,
-    Counter,
     Gauge,
     disable_created_metrics,
     generate_latest,
 )
 
 from controlplane.base.addresses import split_address
-from controlplane.base.errors import ConfigError
-from controlplane.base.http_listener import HttpListener
+from controlplane.base.health import KUBERNETES, Check, CheckOutcomes
+from controlplane.base.http_listener import HttpListener, bind
 from controlplane.base.version import VERSION
 
-__all__ = ["KUBERNETES", "Check", "CheckOutcomes", "ObservabilityServer"]
+__all__ = ["ObservabilityServer"]
 
 log = logging.getLogger("quarterdeck.http")
-
-#: A named check: None (or an awaitable of it) means fine, a text says what is wrong.
-Check = Callable[[], "str | Awaitable[str | None] | None"]
 
 _CHECK_TIMEOUT_S = 3.0
 
@@ -47,24 +44,6 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _BUILD = Gauge("kubernetes_build_info", "1, labelled with the version that runs.", ["git_version", "platform"])
 _BUILD.labels(f"v{VERSION}", f"{platform.system().lower()}/{platform.machine()}").set(1)
-
-
-class CheckOutcomes:
-    """Metrics of how checks went: ``PREFIX_healthcheck`` and ``PREFIX_healthchecks_total``."""
-
-    def __init__(self, prefix: str) -> None:
-        self._last = Gauge(f"{prefix}_healthcheck", "1 if the check last went well, by endpoint.", ["name", "type"])
-        self._all = Counter(
-            f"{prefix}_healthchecks_total", "Checks made, by how they went.", ["name", "type", "status"]
-        )
-
-    def count(self, name: str, endpoint: str, *, well: bool) -> None:
-        """A check of an endpoint (``readyz``) has been made."""
-        self._last.labels(name, endpoint).set(well)
-        self._all.labels(name, endpoint, "success" if well else "error").inc()
-
-
-KUBERNETES = CheckOutcomes("kubernetes")
 
 
 class ObservabilityServer:
@@ -113,27 +92,20 @@ class ObservabilityServer:
         """The port in use, once started."""
         return self._port
 
-    async def start(self) -> None:
-        """Bind and serve.
+    async def start(self, listening: socket.socket | None = None) -> None:
+        """Serve, on a socket that :func:`~controlplane.base.http_listener.bind` made of the same address, or bind one.
 
         Raises:
             ConfigError: the address cannot be bound; the message names it and why.
         """
+        listening = listening or bind(self._host, self._port)
         self._reading = await _set_up(self._own_paths(body_bytes_max=1_024))
         app = self._own_paths(body_bytes_max=self._body_bytes_max)
         app.router.add_routes(self._routes)
         runner = await _set_up(app)
         assert runner.server is not None
         listener = HttpListener(runner.server, self._tls)
-        try:
-            self._port = listener.start(self._host, self._port)
-        except OSError as error:
-            await runner.cleanup()
-            await self._reading.cleanup()
-            raise ConfigError(
-                f"cannot serve metrics on {self._host}:{self._port}: {error.strerror or error}; "
-                "stop what uses the port, or choose another"
-            ) from error
+        self._port = listener.start(listening)
         self._runner, self._listener = runner, listener
 
     async def stop(self) -> None:

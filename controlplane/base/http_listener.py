@@ -1,7 +1,7 @@
 """One TCP port for HTTP and HTTPS: the first byte of a connection says which (a TLS handshake begins with 0x16).
 
-Owns the listening socket and the connections that have not said anything yet: they are few, and closed after a while.
-Knows nothing of what is served.
+Owns a listening socket once it is given one, and the connections that have not said anything yet: they are few, and
+closed after a while. Knows nothing of what is served.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import ssl
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["HttpListener"]
+from controlplane.base.errors import ConfigError
+
+__all__ = ["HttpListener", "bind"]
 
 _log = logging.getLogger("quarterdeck.http")
 
@@ -23,6 +25,28 @@ _NEW_MAX: Final = 256
 _FIRST_BYTE_S: Final = 10.0
 _HANDSHAKE_S: Final = 10.0
 _BACKLOG: Final = 128
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 picks a free one. Who connects waits until somebody takes the connection.
+
+    Raises:
+        ConfigError: the address cannot be bound; the message names it and why.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(_BACKLOG)
+        listening.setblocking(False)
+    except OSError as error:
+        listening.close()
+        raise ConfigError(
+            f"cannot serve metrics on {host}:{port}: {error.strerror or error}; "
+            "stop what uses the port, or choose another"
+        ) from error
+    return listening
 
 
 class HttpListener:
@@ -39,22 +63,8 @@ class HttpListener:
         self._accepting: asyncio.Task[None] | None = None
         self._new: set[asyncio.Task[None]] = set()
 
-    def start(self, host: str, port: int) -> int:
-        """Listen; returns the port in use.
-
-        Raises:
-            OSError: the address cannot be bound.
-        """
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind((host, port))
-            listening.listen(_BACKLOG)
-            listening.setblocking(False)
-        except OSError:
-            listening.close()
-            raise
+    def start(self, listening: socket.socket) -> int:
+        """Take a socket that :func:`bind` made, and its connections; returns the port."""
         self._socket = listening
         self._accepting = asyncio.get_running_loop().create_task(self._accept(listening))
         return int(listening.getsockname()[1])

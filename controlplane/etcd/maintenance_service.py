@@ -8,18 +8,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from controlplane.base.clock import Clock
 from controlplane.etcd import metrics
 from controlplane.etcd.authorizer import Authorizer
 from controlplane.etcd.cluster_service import ETCD_VERSION
 from controlplane.etcd.context import Context, timeout_ms_of
-from controlplane.etcd.export import Export, hash_kv
 from controlplane.etcd.local import DEFAULT_TIMEOUT_MS, LocalKV
 from controlplane.pb.etcd import rpc_pb2, rpc_pb2_grpc
 from controlplane.raft.types import RaftHandle
 from controlplane.store.store import Store
+
+if TYPE_CHECKING:  # it needs numpy, which is imported once the replica takes part
+    from controlplane.etcd.export import Export
 
 __all__ = ["MaintenanceService"]
 
@@ -104,6 +106,8 @@ class MaintenanceService(rpc_pb2_grpc.MaintenanceServicer):
 
     async def HashKV(self, request: rpc_pb2.HashKVRequest, context: Context) -> rpc_pb2.HashKVResponse:  # noqa: N802
         """etcd's own hash of the keys' history: the same requests to an etcd give the same hash."""
+        from controlplane.etcd.export import hash_kv
+
         await self._authorizer.require_root(context)
         found = await hash_kv(self._store, request.revision)
         return rpc_pb2.HashKVResponse(
@@ -129,6 +133,8 @@ class MaintenanceService(rpc_pb2_grpc.MaintenanceServicer):
 
     @contextmanager
     def _export(self) -> Iterator[Export]:
+        from controlplane.etcd.export import Export
+
         export = Export(self._store, self._raft.status(), tls=self._tls)
         try:
             yield export

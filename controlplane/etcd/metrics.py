@@ -12,7 +12,7 @@ from typing import Final
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, UnknownMetricFamily
 
-from controlplane.base.http import CheckOutcomes
+from controlplane.base.health import CheckOutcomes
 from controlplane.raft.types import RaftHandle
 from controlplane.store.store import Store
 

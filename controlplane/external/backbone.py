@@ -10,7 +10,7 @@ import grpc
 from prometheus_client.registry import Collector
 
 from controlplane.base.clock import Clock
-from controlplane.base.http import Check
+from controlplane.base.health import Check
 from controlplane.base.rand import Rand
 from controlplane.etcd.compactor import Compactor
 from controlplane.external.cell import ExternalCell
@@ -56,7 +56,6 @@ class External:
             credentials=tls,
         )
         self.services: Sequence[str] = (SERVICE_NAME,)
-        self.routes: Iterable[Any] = ()
         self.versions: Mapping[str, str] = {}
         self.collectors: Sequence[Collector] = ()
         self.ready_checks: Mapping[str, Check] = {}
@@ -72,6 +71,9 @@ class External:
         if self._failed is None:
             self._failed = asyncio.get_running_loop().create_future()
         return self._failed
+
+    def routes(self) -> Iterable[Any]:
+        return ()
 
     def add_services(self, server: grpc.aio.Server) -> None:
         """No etcd API: whoever wants it speaks to the etcd cluster itself."""

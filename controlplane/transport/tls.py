@@ -23,15 +23,17 @@ import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 
 from controlplane.base.clock import Clock, SystemClock
 from controlplane.base.errors import ConfigError
 from controlplane.base.identity import Identity, IdentityError, IdentityKind
-from controlplane.base.pki import Certificate, read_certificate
 from controlplane.transport import tls_metrics as metrics
+
+if TYPE_CHECKING:
+    from controlplane.base.pki import Certificate
 
 __all__ = [
     "GRPC_PROTOCOL",
@@ -117,6 +119,12 @@ def _context(side: Any, files: TlsFiles, protocols: Sequence[str]) -> ssl.SSLCon
     return context
 
 
+def _read_certificate(certificate: bytes) -> Certificate:
+    from controlplane.base.pki import read_certificate  # cryptography: who speaks plainly starts without it
+
+    return read_certificate(certificate)
+
+
 def identity_of(certificate: bytes) -> Identity:
     """Who a certificate (PEM or DER) that passed a handshake speaks for.
 
@@ -124,7 +132,7 @@ def identity_of(certificate: bytes) -> Identity:
         IdentityError: nobody.
     """
     try:
-        return read_certificate(certificate).identity
+        return _read_certificate(certificate).identity
     except ConfigError as error:
         raise IdentityError(str(error)) from error
 
@@ -134,7 +142,7 @@ def auth_context_of(ssl_object: ssl.SSLObject | ssl.SSLSocket | None) -> Mapping
     der = ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None
     if der is None:
         return {}
-    found = read_certificate(der)
+    found = _read_certificate(der)
     return {
         "transport_security_type": [b"ssl"],
         "x509_common_name": [found.common_name.encode()],
@@ -265,7 +273,7 @@ class Reloader:
             ca, cert, key = (path.read_bytes() for path in (self.files.ca, self.files.cert, self.files.key))
         except OSError as error:
             raise ConfigError(f"TLS files: cannot read {error.filename}: {error.strerror}") from error
-        leaf, authority = read_certificate(cert), read_certificate(ca)
+        leaf, authority = _read_certificate(cert), _read_certificate(ca)
         if not leaf.not_before_s <= self._clock.wall_ms() / 1000 < leaf.not_after_s:
             raise ConfigError(f"{self.files.cert}: expired, or not valid yet; `qd certs renew` makes it anew")
         return _Loaded(stamp, ca, cert, key, leaf, authority, leaf.identity, client)
