@@ -186,10 +186,7 @@ class Replica:
                 rand=self._rand,
                 membership=None if self._storage.snapshot is None else membership_of(self._storage.snapshot.header),
             )
-            if (
-                self._storage.snapshot_ref is not None
-                and self._core.engine.last_index == self._storage.snapshot_ref.index
-            ):
+            if ran_before:
                 self._core.engine.no_leader_yet()
             self._roster = Roster(self._core.engine, self._me)
             self._roster.compare_settings(self._settings)

@@ -60,8 +60,8 @@ class Elections:
         self._pre_votes = PreVotes()
         #: Connected peers of a version that does not know the question: their answer is taken for granted.
         self._without_pre_vote: set[int] = set()
-        #: Nobody has led since these members were seeded: whoever meets the others need not wait to hear of a leader.
-        #: That there is one after all, the question before an election tells.
+        #: Nobody has been heard to lead since this process began: whoever meets the others need not wait out a timeout.
+        #: That there is a leader after all, its heartbeat tells, or the question before an election.
         self.eager = False
         #: The election of the present tick was asked for by the leader.
         self.for_transfer = False

@@ -253,7 +253,8 @@ class Engine:
         self._elections.peer_died(peer_id)
 
     def no_leader_yet(self) -> None:
-        """The log holds nothing but a snapshot: most likely all members were just seeded with it, and none leads."""
+        """This process has just begun, on data of before: perhaps all have, and none leads. Until a leader is heard,
+        the question before an election is asked soon after each link comes up, not after an election timeout."""
         self._elections.eager = True
 
     def receive(self, peer_id: int, message: raft_pb2.RaftMessage) -> None:

@@ -18,10 +18,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
+from controlplane.base.aio import wait_event
 from controlplane.base.clock import Clock
 from controlplane.base.errors import Code, ConfigError, StatusError
 from controlplane.base.limits import FRAME_BYTES_MAX, PEER_QUEUE_BYTES_MAX
@@ -247,6 +249,8 @@ class PeerLinks:
         self._epochs: dict[int, bytes] = {}
         self._revisions: dict[int, int] = {}
         self._keepers: dict[int, asyncio.Task[None]] = {}
+        #: Set when the peer has called us: so it is up, and to wait on before it is dialled again is of no use.
+        self._called: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self._peer_counts: dict[int, metrics.PeerCounts] = {}
         self._started = False
         self._pings: dict[int, float] = {}
@@ -389,7 +393,9 @@ class PeerLinks:
     async def _keep_link(self, peer: PeerAddress) -> None:
         backoff_s = _BACKOFF_MIN_S
         just_lost = False
+        called = self._called[peer.id]
         while True:
+            called.clear()
             try:
                 connection = await self._dial(peer)
             except TimeoutError:
@@ -408,7 +414,7 @@ class PeerLinks:
                 await self._use(peer, connection)
                 just_lost = True
                 continue
-            await self._clock.sleep(backoff_s * (0.5 + self._rand.random()))
+            await wait_event(called, self._clock, backoff_s * (0.5 + self._rand.random()))
             backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
 
     async def _dial(self, peer: PeerAddress) -> _Connection:
@@ -591,6 +597,7 @@ class PeerLinks:
         connection.frame_bytes_max = FRAME_BYTES_MAX
         older = self._incoming.get(hello.member_id)
         self._incoming[hello.member_id] = connection
+        self._called[hello.member_id].set()
         if older is not None:
             older.abort()
 

@@ -132,6 +132,30 @@ async def test_a_restarted_replica_recovers_its_log_and_catches_up(cluster: Clus
     assert cluster.machines["r3"].log == [b"before", b"while away"]
 
 
+async def test_replicas_that_all_come_back_do_not_wait_out_an_election_timeout(cluster: Cluster) -> None:
+    await cluster.until(cluster.leader)
+    await cluster.put("r1", b"before")
+    await asyncio.gather(*(cluster.stop(name) for name in cluster.names))
+    cluster.config = RaftConfig(election_min_ms=60_000, election_max_ms=120_000)
+    await asyncio.gather(*(cluster.start(name) for name in cluster.names))
+    await cluster.until(cluster.leader)
+    await cluster.put("r1", b"after")
+    assert cluster.machines["r1"].log == [b"before", b"after"]
+
+
+async def test_a_replica_that_comes_back_in_haste_leaves_the_leader_in_place(cluster: Cluster) -> None:
+    await cluster.until(lambda: all(r.status().ready for r in cluster.replicas.values()))
+    leader = cluster.leader()
+    assert leader is not None
+    term = cluster.replicas[leader].status().term
+    other = next(name for name in cluster.names if name != leader)
+    for _ in range(3):
+        await cluster.stop(other)
+        await cluster.start(other)
+        await cluster.until(lambda: cluster.replicas[other].status().ready)
+    assert (cluster.leader(), cluster.replicas[other].status().term) == (leader, term)
+
+
 async def test_a_follower_behind_the_compacted_log_gets_a_snapshot(cluster: Cluster) -> None:
     await cluster.stop("r3")
     for name in ("r1", "r2"):

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from controlplane.base.clock import SystemClock
+from controlplane.base.clock import Clock, SystemClock
 from controlplane.base.errors import Code, ConfigError, StatusError
 from controlplane.base.rand import SeededRand
 from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import Forward, Frame, Hello, HelloAck, Ping, RaftMessage
@@ -61,13 +61,13 @@ class Pair:
         self.events = {1: Events(), 2: Events()}
         self.links: dict[int, PeerLinks] = {}
 
-    async def start(self, n: int, cluster_id: int = 9) -> PeerLinks:
+    async def start(self, n: int, cluster_id: int = 9, clock: Clock | None = None) -> PeerLinks:
         links = PeerLinks(
             cluster_id=cluster_id,
             me=self.addresses[n],
             peers=[self.addresses[3 - n]],
             events=self.events[n],
-            clock=SystemClock(),
+            clock=clock or SystemClock(),
             rand=SeededRand(n),
         )
         await links.start()
@@ -121,6 +121,27 @@ async def test_a_peer_that_goes_away_is_down_and_dead_and_comes_back(pair: Pair)
     await pair.start(2)
     await events.until(lambda: len(events.up) == 2)
     assert events.died == [2]
+
+
+class _EndlessSleep(SystemClock):
+    """``sleeping`` is set when somebody begins to wait, and nobody's wait ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sleeping = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        self.sleeping.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_peer_that_calls_is_dialled_at_once_however_long_it_was_away(pair: Pair) -> None:
+    patient = _EndlessSleep()
+    await pair.start(1, clock=patient)
+    async with asyncio.timeout(5):
+        await patient.sleeping.wait()  # its dial was refused
+    await pair.start(2)
+    await pair.events[1].until(lambda: pair.events[1].up)
 
 
 async def test_a_peer_that_was_never_there_is_not_dead(pair: Pair) -> None:
