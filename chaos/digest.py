@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from controlplane.client import EtcdClient
-from controlplane.local.restore import contents
+from controlplane.local.snapshot_file import contents
 from controlplane.pb.etcd import kv_pb2, rpc_pb2
 
 __all__ = ["digest", "digest_of_snapshot", "read_everything"]

@@ -18,7 +18,7 @@ from chaos.stage import Stage, catalogue_of
 from controlplane.cli.common import Settings
 from controlplane.cli.snapshot.save import save_snapshot
 from controlplane.local.etcd_restore import save_store, snapshot_revision
-from controlplane.local.restore import verify
+from controlplane.local.snapshot_file import verify
 from controlplane.pb.etcd import kv_pb2
 
 __all__ = ["STEPS", "Step", "catalogue"]

@@ -202,6 +202,7 @@ class App:
         self._spawn(workers.scheduler.run(), "scheduler")
         self._workers = workers
         self._staffed.set()
+        self._garbage.keep()
 
     async def _serve_http(self, server: type[ObservabilityServer], *, body_bytes_max: int) -> None:
         http = server(

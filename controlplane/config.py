@@ -18,11 +18,11 @@ from controlplane.base.errors import ConfigError
 from controlplane.base.limits import MIB
 from controlplane.base.retention import parse_retention
 from controlplane.external.config import StoreConfig
-from controlplane.transport.server import Front
 from controlplane.transport.tls import TlsFiles
 
-if TYPE_CHECKING:  # who is not backed up starts without what it takes
+if TYPE_CHECKING:  # who is not backed up, or only reads settings, starts without what it takes
     from controlplane.backup.config import BackupConfig
+    from controlplane.transport.server import Front
 
 __all__ = ["MemberConfig", "ReplicaConfig", "parse_dial", "parse_initial_cluster"]
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import psutil
 
-from controlplane.base.version import VERSION
+from controlplane.base.version import version
 from controlplane.pb.k8s.core_v1_pb2 import Node, Taint
 from controlplane.pb.k8s.resource_pb2 import Quantity
 from node.config import AgentConfig
@@ -50,7 +50,7 @@ def node_object(config: AgentConfig, runtime: Runtime, *, agent_port: int) -> No
     info.kernelVersion = platform.release()
     info.osImage = _os_image()
     info.containerRuntimeVersion = f"{runtime.name}://{runtime.version}"
-    info.kubeletVersion = info.kubeProxyVersion = f"v{VERSION}"
+    info.kubeletVersion = info.kubeProxyVersion = f"v{version()}"
     info.operatingSystem = platform.system().lower()
     info.architecture = machine
     return node

@@ -15,7 +15,8 @@ from chaos.ground import Ground, aside
 from controlplane.base.errors import ConfigError
 from controlplane.base.rand import Rand
 from controlplane.local.etcd_restore import restore_store
-from controlplane.local.restore import Restored, restore_replicas
+from controlplane.local.restore import restore_replicas
+from controlplane.local.snapshot_file import Restored
 
 __all__ = ["FAULTS", "restore"]
 

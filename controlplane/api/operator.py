@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from controlplane.base.clock import Clock
 from controlplane.base.errors import Code, StatusError
-from controlplane.base.version import VERSION
+from controlplane.base.version import version
 from controlplane.etcd.restoring import LiveRestore
 from controlplane.pb.quarterdeck.internal.v1 import command_pb2
 from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader
@@ -68,7 +68,7 @@ class OperatorService(operator_pb2_grpc.OperatorServicer):
             ready=raft.ready and raft.leader is not None,
             keys=store.key_count,
             size_bytes=store.size_bytes,
-            version=VERSION,
+            version=version(),
             pid=os.getpid(),
             state_hash=store.state_hash(),
             uptime_seconds=self._clock.monotonic() - self._started_s,

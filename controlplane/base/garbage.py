@@ -37,12 +37,17 @@ class GarbageCollector:
         self._before: tuple[int, int, int] | None = None
 
     def start(self) -> None:
-        """What exists now lives as long as the process: no collection has to walk over it again."""
+        """From here on collections are rare, and what exists now is :meth:`keep`-ed."""
         self._before = gc.get_threshold()
         gc.set_threshold(*_THRESHOLDS)
-        gc.collect()
-        gc.freeze()
+        self.keep()
         gc.callbacks.append(self._on_phase)
+
+    def keep(self) -> None:
+        """What exists now lives as long as the process: no collection walks over it again, but for those of
+        :meth:`run`. Nor is one made now: it would take as long as all that was imported and read is big, and a replica
+        that starts is waited for."""
+        gc.freeze()
 
     async def run(self, busy: Callable[[], bool]) -> None:
         """Look at everything now and then, until cancelled. ``busy``: a pause would now be in everybody's way."""

@@ -30,7 +30,7 @@ from prometheus_client import (
 from controlplane.base.addresses import split_address
 from controlplane.base.health import KUBERNETES, Check, CheckOutcomes
 from controlplane.base.http_listener import HttpListener, bind
-from controlplane.base.version import VERSION
+from controlplane.base.version import version
 
 __all__ = ["ObservabilityServer"]
 
@@ -43,7 +43,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 _BUILD = Gauge("kubernetes_build_info", "1, labelled with the version that runs.", ["git_version", "platform"])
-_BUILD.labels(f"v{VERSION}", f"{platform.system().lower()}/{platform.machine()}").set(1)
+_BUILD.labels(f"v{version()}", f"{platform.system().lower()}/{platform.machine()}").set(1)
 
 
 class ObservabilityServer:
@@ -142,7 +142,7 @@ class ObservabilityServer:
     async def _version(self, _request: web.Request) -> web.Response:
         return web.json_response(
             {
-                "gitVersion": f"v{VERSION}",
+                "gitVersion": f"v{version()}",
                 "pythonVersion": platform.python_version(),
                 "platform": platform.system(),
                 **self._versions,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from importlib import metadata
+from functools import cache
 
-__all__ = ["VERSION"]
+__all__ = ["version"]
 
-try:
-    VERSION = metadata.version("quarterdeck")
-except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-    VERSION = "0.0.0+checkout"
+
+@cache
+def version() -> str:
+    """As installed. Looked up when first asked for: that takes 10 ms, which no start should wait for."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("quarterdeck")
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "0.0.0+checkout"

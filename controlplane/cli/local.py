@@ -16,14 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from controlplane.base.errors import ConfigError, StatusError
-from controlplane.cli import status as status_module
 from controlplane.cli.common import Settings, coroutine, err, settings_of
-from controlplane.cli.printers import node_status
 from controlplane.cli.tables import table
-from controlplane.cli.write import read_manifests
 from controlplane.client import GrpcClient, NotFoundError
 from controlplane.local.cluster import FOLDER, LocalCluster, etcdctl_environment, etcdctl_line
-from controlplane.local.etcd_restore import restore_store
 from controlplane.local.processes import ProcessError
 from controlplane.local.restore import restore_replicas
 from controlplane.local.spec import ARCHIVE, HOSTS, STORES, ClusterSpec, plan
@@ -101,6 +97,8 @@ async def wait_replicas(cluster: LocalCluster, waiter: Waiter) -> None:
 
 async def wait_nodes(cluster: LocalCluster, client: GrpcClient, waiter: Waiter) -> None:
     """Return once every node of the plan is Ready."""
+    from controlplane.cli.printers import node_status
+
     wanted = {node.name for node in cluster.spec.nodes}
     while True:
         try:
@@ -250,6 +248,8 @@ async def bring_up(
         ProcessError: a process ended, or the time is up.
         KeyboardInterrupt: SIGINT or SIGTERM.
     """
+    from controlplane.cli.write import read_manifests
+
     manifests = read_manifests([str(manifest)]) if manifest is not None else []  # before anything is started
     wanted = plan(
         replicas=replicas, nodes=nodes, port_base=port_base, store=store, tls=tls, hosts=hosts, archive=archive
@@ -333,6 +333,8 @@ def _undo(cluster: LocalCluster, before: list[str]) -> None:
 async def _show(settings: Settings, cluster: LocalCluster) -> None:
     console = Console(highlight=False, soft_wrap=True)
     scoped = Settings(tuple(cluster.spec.endpoints), cluster.root)
+    from controlplane.cli import status as status_module
+
     found = await status_module.gather(scoped)
     status_module.render(found, console)
     spec = cluster.spec
@@ -470,6 +472,8 @@ async def restore_local(
     began = time.monotonic()
     # etcd's restore drives a member of its own: it has its own loop.
     if cluster.spec.store:
+        from controlplane.local.etcd_restore import restore_store
+
         restored = await asyncio.to_thread(restore_store, cluster, path)
     else:
         restored = await asyncio.to_thread(restore_replicas, cluster, path, force=force)

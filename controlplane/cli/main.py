@@ -11,7 +11,6 @@ from pathlib import Path
 
 import click
 
-from controlplane.base.version import VERSION
 from controlplane.cli.lazy import LazyGroup
 
 __all__ = ["cli", "main"]
@@ -51,7 +50,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 @click.group(
     cls=LazyGroup, table=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
-@click.version_option(VERSION, prog_name="quarterdeck")
+@click.version_option(package_name="quarterdeck", prog_name="quarterdeck")
 @click.option(
     "--endpoints",
     "-e",

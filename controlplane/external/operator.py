@@ -10,7 +10,7 @@ import grpc
 
 from controlplane.base.clock import Clock
 from controlplane.base.errors import Code, StatusError
-from controlplane.base.version import VERSION
+from controlplane.base.version import version
 from controlplane.external.cell import ExternalCell
 from controlplane.pb.quarterdeck.v1 import operator_pb2, operator_pb2_grpc
 
@@ -51,7 +51,7 @@ class ExternalOperator(operator_pb2_grpc.OperatorServicer):
             ],
             ready=status.ready and status.leader is not None,
             size_bytes=max((member.size_bytes for member in store), default=0),
-            version=VERSION,
+            version=version(),
             pid=os.getpid(),
             uptime_seconds=self._clock.monotonic() - self._started_s,
             store_members=store,

@@ -29,7 +29,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from controlplane.base import failpoints, identity
 from controlplane.base.addresses import split_address
@@ -38,13 +38,14 @@ from controlplane.local import damage, etcd, pods
 from controlplane.local.clocks import Clocks
 from controlplane.local.hosts import Hosts
 from controlplane.local.hosts import missing as hosts_missing
-from controlplane.local.pki import FOLDER as PKI_FOLDER
-from controlplane.local.pki import Pki
 from controlplane.local.processes import ProcessError, Processes
 from controlplane.local.procfs import catches, stat_of
 from controlplane.local.relay import RelayFiles
 from controlplane.local.spec import EDGE, RELAY, ClusterSpec, NodeSpec, ReplicaSpec, StoreMemberSpec
 from controlplane.transport.tls import Reloader
+
+if TYPE_CHECKING:
+    from controlplane.local.pki import Pki
 
 __all__ = ["FOLDER", "LocalCluster", "etcdctl_environment", "etcdctl_line"]
 
@@ -86,8 +87,8 @@ class LocalCluster:
             for part in ("run", "logs", "replicas", "nodes", "snapshots", *(("etcd",) if spec.store else ())):
                 (root / part).mkdir(parents=True, exist_ok=True)
             spec.save(root / "cluster.json")
-            if spec.tls and not Pki(root / PKI_FOLDER).exists:
-                Pki.create(root / PKI_FOLDER)
+            if spec.tls and not (pki := _pki(root)).exists:
+                pki.create(pki.folder)
         except OSError as error:
             raise ConfigError(f"cannot write {root}: {error.strerror}; run from a folder you may write to") from error
         return cls(root, spec)
@@ -107,7 +108,7 @@ class LocalCluster:
     @property
     def pki(self) -> Pki:
         """The cluster's certificates, where TLS is on."""
-        return Pki(self.root / PKI_FOLDER)
+        return _pki(self.root)
 
     def credentials(self) -> Reloader | None:
         """The administrator's, to speak with replicas; None where TLS is off."""
@@ -473,6 +474,12 @@ class LocalCluster:
         self.spec = self.spec.without_node(name)
         self.spec.save(self.root / "cluster.json")
         shutil.rmtree(self.node_dir(name), ignore_errors=True)
+
+
+def _pki(root: Path) -> Pki:
+    from controlplane.local import pki  # cryptography: a cluster that speaks plainly is started without it
+
+    return pki.Pki(root / pki.FOLDER)
 
 
 def _unmount(directory: Path) -> None:

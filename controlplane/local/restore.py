@@ -1,7 +1,6 @@
 """A new control plane for a local cluster, from a snapshot file: the recipe of ``recovery`` on every replica's folder.
 
-Agents and pods are not touched: they run on, and find the restored replicas under the old addresses. What tells about a
-snapshot file (``verify``, ``contents``) is handed on, for those who see local clusters only.
+Agents and pods are not touched: they run on, and find the restored replicas under the old addresses.
 """
 
 from __future__ import annotations
@@ -9,15 +8,18 @@ from __future__ import annotations
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from controlplane.backup.checks import check_cluster, check_room
 from controlplane.config import parse_initial_cluster
 from controlplane.local.cluster import LocalCluster
 from controlplane.local.spec import ClusterSpec
 from controlplane.raft.config import cluster_id_of
-from controlplane.recovery import Restored, Seed, contents, prepare, verify
 
-__all__ = ["Restored", "contents", "restore_replicas", "verify"]
+if TYPE_CHECKING:
+    from controlplane.recovery import Restored, Seed
+
+__all__ = ["restore_replicas"]
 
 
 def restore_replicas(cluster: LocalCluster, path: Path, *, force: bool = True) -> Restored:
@@ -54,6 +56,9 @@ def _prepare(cluster: LocalCluster, path: Path, names: list[str], former: Cluste
     try:
         for name in names:
             cluster.start_held(name)
+        # The store and more: imported while the replicas, which are waited for, import theirs.
+        from controlplane.recovery import prepare
+
         seed = prepare(path, members=members, cluster_token=cluster.spec.token)
         check_cluster(seed.source_cluster_id, cluster_id_of(former.token, names), force=force)
         check_room(cluster.root, len(names) * seed.file_bytes, what="the replicas' new data")

@@ -27,7 +27,7 @@ from pathlib import Path
 from controlplane.base.aio import wait_event
 from controlplane.base.clock import Clock
 from controlplane.base.rand import Rand
-from controlplane.base.version import VERSION
+from controlplane.base.version import version
 from node import logs
 from node.layout import Layout, read_json, write_json
 from node.runtime import procs
@@ -78,7 +78,7 @@ class ProcessRuntime:
     """A :class:`~node.runtime.base.Runtime` of plain processes."""
 
     name = "process"
-    version = VERSION
+    version = version()
 
     def __init__(self, layout: Layout, *, clock: Clock, rand: Rand) -> None:
         self._layout = layout

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from controlplane.base.errors import ConfigError, StatusError
 from controlplane.cli.common import EXIT_USAGE, Settings, coroutine, err, fail, find_folder, settings_of
@@ -19,7 +18,6 @@ from controlplane.cli.snapshot.source import Source, snapshot_file, source_optio
 from controlplane.client import OperatorClient
 from controlplane.config import parse_initial_cluster
 from controlplane.local.cluster import LocalCluster
-from controlplane.recovery import restore_member
 
 if TYPE_CHECKING:
     from controlplane.live_restore import LiveRestored, Plan
@@ -143,6 +141,8 @@ async def serving(settings: Settings) -> list[str]:
 
 
 def _seed(path: Path, name: str, data_dir: Path, initial_cluster: str, cluster_token: str) -> None:
+    from controlplane.recovery import restore_member
+
     restored = restore_member(
         path, data_dir, name=name, members=parse_initial_cluster(initial_cluster), cluster_token=cluster_token
     )
@@ -191,6 +191,8 @@ async def _restore_live(settings: Settings, path: Path, endpoints: list[str], *,
 
 
 async def _with_progress(settings: Settings, plan: Plan, endpoints: list[str], *, force: bool) -> LiveRestored:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
     from controlplane.live_restore import restore_live
 
     columns = (TextColumn("staging"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
