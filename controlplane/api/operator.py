@@ -1,10 +1,11 @@
-"""``quarterdeck.v1.Operator``: how this replica is, and a snapshot of everything, for operators and their tools.
+"""``quarterdeck.v1.Operator``: how this replica is, a snapshot of everything, and one cut now, for operators and their tools.
 
 Owns the translation of Raft's and the store's own words into the messages; decides nothing.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,7 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from controlplane.base.clock import Clock
-from controlplane.base.errors import Code, StatusError
+from controlplane.base.errors import Code, StatusError, StorageError
 from controlplane.base.version import version
 from controlplane.etcd.restoring import LiveRestore
 from controlplane.pb.quarterdeck.internal.v1 import command_pb2
@@ -102,11 +103,7 @@ class OperatorService(operator_pb2_grpc.OperatorServicer):
         restoring, restore_id = self._restoring, request.id
         if restoring is None:
             raise StatusError(Code.UNIMPLEMENTED, "this replica cannot restore into a running cluster")
-        identity = caller_of(context)
-        if self._store.auth.enabled and (identity is None or not identity.is_admin):
-            raise StatusError(
-                Code.PERMISSION_DENIED, "authentication is on: a restore needs an administrator's certificate"
-            )
+        self._check_administrator(context, "a restore")
         absent: list[str] = []
         match request.WhichOneof("step"):
             case "begin":
@@ -127,6 +124,37 @@ class OperatorService(operator_pb2_grpc.OperatorServicer):
             keys=progress.staged_keys,
             absent=absent,
         )
+
+    async def CutSnapshot(  # noqa: N802 - as above
+        self, request: operator_pb2.CutSnapshotRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> operator_pb2.CutSnapshotResponse:
+        """A snapshot of this replica's own, saved in its data directory now, and the log behind it dropped. For whom
+        Restore is.
+
+        Raises:
+            StatusError: ResourceExhausted or Internal, the disk refused it; PermissionDenied.
+        """
+        self._check_administrator(context, "cutting a snapshot")
+        try:
+            cut = await self._raft.cut_snapshot()
+        except StorageError as error:
+            code = Code.RESOURCE_EXHAUSTED if error.errno == errno.ENOSPC else Code.INTERNAL
+            raise StatusError(code, f"the snapshot was not saved: {error}") from error
+        return operator_pb2.CutSnapshotResponse(
+            name=self._raft.status().name,
+            index=cut.index,
+            term=cut.term,
+            revision=cut.revision,
+            size_bytes=cut.size_bytes,
+            log_first_index=cut.log_first_index,
+        )
+
+    def _check_administrator(self, context: Any, what: str) -> None:
+        identity = caller_of(context)
+        if self._store.auth.enabled and (identity is None or not identity.is_admin):
+            raise StatusError(
+                Code.PERMISSION_DENIED, f"authentication is on: {what} needs an administrator's certificate"
+            )
 
 
 def _begin_of(request: operator_pb2.RestoreRequest) -> command_pb2.RestoreBegin:

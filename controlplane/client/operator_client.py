@@ -66,6 +66,16 @@ class OperatorClient:
             raise to_api_error(error, write=True) from error
         return response
 
+    async def cut_snapshot(self, *, timeout_ms: int = 60_000) -> operator_pb2.CutSnapshotResponse:
+        """Have the replica save a snapshot of its own now and drop the log that it holds."""
+        try:
+            response: operator_pb2.CutSnapshotResponse = await self._stub().CutSnapshot(
+                operator_pb2.CutSnapshotRequest(), timeout=timeout_ms / 1000
+            )
+        except grpc.aio.AioRpcError as error:
+            raise to_api_error(error, write=True) from error
+        return response
+
     def _stub(self) -> Any:
         if self._channel is None:
             self._channel = new_channel(self.endpoint, CLIENT_CHANNEL_OPTIONS, credentials=self._credentials)

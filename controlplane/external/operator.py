@@ -76,3 +76,11 @@ class ExternalOperator(operator_pb2_grpc.OperatorServicer):
         raise StatusError(
             Code.UNIMPLEMENTED, "the state lives in an etcd cluster: etcdctl snapshot restore there (qd local restore)"
         )
+
+    async def CutSnapshot(  # noqa: N802 - as above
+        self, request: operator_pb2.CutSnapshotRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> operator_pb2.CutSnapshotResponse:
+        """Refused: the log is not here. Raises: StatusError."""
+        raise StatusError(
+            Code.UNIMPLEMENTED, "the state lives in an etcd cluster, which cuts its snapshots itself (--snapshot-count)"
+        )

@@ -47,6 +47,7 @@ from controlplane.raft.types import (
     Outcome,
     PeerHandler,
     RaftStatus,
+    SnapshotCut,
     StateMachine,
 )
 from controlplane.raft.wal import Identity
@@ -274,6 +275,8 @@ class Replica:
             self._turns.wake_waiters()
         if self._snapshot_work is not None:
             await self._snapshot_work.stop()
+        if self._snapshotting is not None:
+            self._snapshotting.abandon()
         if self._links is not None:
             await self._links.stop()
         self._close_files()
@@ -559,6 +562,16 @@ class Replica:
         if self._snapshotting is None:
             raise StoppedError("the replica is not running")
         return self._snapshotting.file()
+
+    async def cut_snapshot(self) -> SnapshotCut:
+        """See RaftHandle."""
+        if self._snapshotting is None or self._stopping:
+            raise StoppedError("the replica is not running")
+        if self._the_core().engine.applied_index == 0:
+            raise StatusError(Code.UNAVAILABLE, "nothing has been applied yet: there is nothing to cut a snapshot of")
+        asked = self._snapshotting.ask()
+        self._kick()
+        return await asked
 
     def _the_core(self) -> Core:
         if self._core is None:

@@ -17,16 +17,17 @@ in a helper thread and the simulator at once; everything else happens on the loo
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
 from controlplane.base import failpoints
 from controlplane.base.clock import Clock
-from controlplane.base.errors import CorruptStateError, StorageError
+from controlplane.base.errors import CorruptStateError, StoppedError, StorageError
 from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import RaftMessage, SnapshotAck, SnapshotChunk
 from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader
 from controlplane.raft import metrics
@@ -35,7 +36,7 @@ from controlplane.raft.journal import RaftJournal
 from controlplane.raft.membership import Membership, membership_of, to_wire
 from controlplane.raft.snapshot_format import SnapshotEncoder
 from controlplane.raft.snapshots import SnapshotReceiver, SnapshotRef, SnapshotSource, SnapshotStore
-from controlplane.raft.types import StateMachine
+from controlplane.raft.types import SnapshotCut, StateMachine
 
 __all__ = ["Io", "Snapshotting"]
 
@@ -113,6 +114,8 @@ class Snapshotting:
         self._budget = _Budget(core.config.catch_up_bytes_per_s)
         self._receiving: SnapshotReceiver | None = None
         self._cutting = False
+        #: Who wants a snapshot cut now, whatever the log's length.
+        self._asked: list[asyncio.Future[SnapshotCut]] = []
         self._retry_at = 0.0
         #: The log on disk may be compacted to this index, between two flushes; None when there is nothing to do.
         self.compact_to: int | None = None
@@ -126,6 +129,8 @@ class Snapshotting:
     def due(self) -> bool:
         """A snapshot should be cut: enough log has been applied since the last one."""
         config = self._core.config
+        if self._asked and not self._cutting:
+            return True
         if self._cutting or self._clock.monotonic() < self._retry_at:
             return False
         return (
@@ -135,33 +140,63 @@ class Snapshotting:
 
     # -- cutting -----------------------------------------------------------------------------------------------
 
+    def ask(self) -> asyncio.Future[SnapshotCut]:
+        """Have one cut as soon as none is being cut, whether it is due or not, and all of the log dropped that it
+        holds. Resolves when both are done; fails with StorageError if the disk refuses, StoppedError by
+        :meth:`abandon`."""
+        asked: asyncio.Future[SnapshotCut] = asyncio.get_running_loop().create_future()
+        self._asked.append(asked)
+        return asked
+
+    def abandon(self) -> None:
+        """The replica stops: nobody's wish is fulfilled any more."""
+        asked, self._asked = self._asked, []
+        _refuse(asked, StoppedError("the replica stopped"))
+
     def cut(self) -> Coroutine[None, None, None]:
         """Save a snapshot of the state as applied now, then compact the log behind it. Await the result.
 
         A disk that refuses the snapshot leaves everything as it was; it is tried again later.
         """
         self._cutting = True
-        return self._cut()
+        asked, self._asked = self._asked, []
+        return self._cut(asked)
 
-    async def _cut(self) -> None:
+    async def _cut(self, asked: Sequence[asyncio.Future[SnapshotCut]]) -> None:
         try:
-            header, chunks = self._begin_cut()
-            self._core.bytes_since_snapshot = 0
-            writer = await self._io(lambda: self._store.begin(header))
-            for chunk in chunks:
-                await self._io(partial(writer.add, chunk))
-            ref = await self._io(writer.commit)
+            ref, revision = await self._save()
         except StorageError as error:
             _log.error("snapshot not saved, trying again later error=%r", str(error))
             self._retry_at = self._clock.monotonic() + _RETRY_S
+            _refuse(asked, error)
             return
+        except BaseException:
+            _refuse(asked, StoppedError("the replica stopped"))
+            raise
         finally:
             self._cutting = False
         if self._newest is None or ref > self._newest:
             self._newest = ref
-        _log.info("snapshot saved index=%d term=%d", ref.index, ref.term)
-        self._compact_memory()
+        _log.info("snapshot saved index=%d term=%d asked=%s", ref.index, ref.term, bool(asked))
+        self._compact_memory(keep_tail=not asked)
         await self._prune()
+        for wish in asked:
+            if not wish.done():
+                first = self._journal.first_index
+                wish.set_result(SnapshotCut(ref.index, ref.term, revision, self._store.size(ref), first))
+
+    async def _save(self) -> tuple[SnapshotRef, int]:
+        """The snapshot and its revision."""
+        if self._newest is not None and self._newest.index == self._core.engine.applied_index:
+            # It holds all there is, and may be on its way to somebody.
+            return self._newest, self._state_machine.revision
+        header, chunks = self._begin_cut()
+        self._core.bytes_since_snapshot = 0
+        writer = await self._io(lambda: self._store.begin(header))
+        for chunk in chunks:
+            await self._io(partial(writer.add, chunk))
+        ref = await self._io(writer.commit)
+        return ref, header.revision
 
     async def file(self) -> AsyncIterator[bytes]:
         """The bytes of a snapshot file of the state as applied now, without saving it here."""
@@ -192,14 +227,14 @@ class Snapshotting:
         first = next(chunks, b"")
         return header, itertools.chain([first], chunks)
 
-    def _compact_memory(self) -> None:
-        """Drop entries the newest snapshot holds, but for a tail bounded in entries and bytes."""
+    def _compact_memory(self, *, keep_tail: bool) -> None:
+        """Drop entries the newest snapshot holds, but for a tail bounded in entries and bytes, if one is to be kept."""
         config, journal = self._core.config, self._journal
         first = journal.first_index
         # What a follower will need right after the snapshot it is being sent stays too, or it would need another one.
         keep_from = min([self.newest_index, *(sending.ref.index for sending in self._sending.values())])
         room_bytes = config.snapshot_log_bytes // 2
-        floor = max(first, keep_from - config.catch_up_entries)
+        floor = max(first, keep_from - (config.catch_up_entries if keep_tail else 0))
         while keep_from > floor:
             room_bytes -= len(journal[keep_from - first][0])
             if room_bytes < 0:
@@ -359,3 +394,9 @@ class Snapshotting:
         ack = SnapshotAck(index=ref.index, snapshot_term=ref.term, offset=offset, installed=installed)
         if self._core.engine.term == term:
             self._core.send(peer_id, RaftMessage(term=term, snapshot_ack=ack))
+
+
+def _refuse(asked: Sequence[asyncio.Future[SnapshotCut]], error: Exception) -> None:
+    for wish in asked:
+        if not wish.done():
+            wish.set_exception(error)

@@ -209,6 +209,18 @@ LeadershipListener = Callable[[int, bool], None]
 PeerHandler = Callable[[str, bytes], Awaitable[bytes]]
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotCut:
+    """A snapshot that was asked for. It holds everything up to entry ``index`` and to ``revision``; the log that can
+    be sent to others begins at ``log_first_index``."""
+
+    index: int
+    term: int
+    revision: int
+    size_bytes: int
+    log_first_index: int
+
+
 class RaftHandle(Protocol):
     """One running replica, as the services use it. All methods are called on its loop."""
 
@@ -277,6 +289,16 @@ class RaftHandle(Protocol):
 
     def snapshot_file(self) -> AsyncIterator[bytes]:
         """The bytes of a snapshot file cut now: what `qd snapshot save` writes and restore reads."""
+        ...
+
+    async def cut_snapshot(self) -> SnapshotCut:
+        """Save a snapshot here now, of everything applied when this is called, and drop the log that it holds. Returns
+        when it is durable and the log is dropped.
+
+        Raises:
+            StorageError: the disk refused; the log is as it was.
+            StoppedError: the replica stopped meanwhile.
+        """
         ...
 
 

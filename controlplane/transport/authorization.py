@@ -6,7 +6,7 @@ holder       may call
 admin        everything (a user of the group ``system:masters``)
 user         everything that has its own permission checks or none yet: the etcd API, where etcd's users and
              roles decide once they are enabled, the resource API (no RBAC yet), health and reflection; no snapshot
-             of everything, no restore
+             of everything, none cut, no restore
 node         the node session, and the reads of the resource API an agent makes; the writes of its events
 member       who else is a member (a new one asks that before it has links), calls between processes, health
 nobody       nothing
@@ -48,6 +48,7 @@ _NOT_USER: Final = (
     "/quarterdeck.v1.Nodes/",
     "/quarterdeck.internal.v1.",
     "/quarterdeck.v1.Operator/Restore",
+    "/quarterdeck.v1.Operator/CutSnapshot",
     "/quarterdeck.v1.Operator/Snapshot",  # it holds password hashes, the token key, and every object
 )
 

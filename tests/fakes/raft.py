@@ -26,6 +26,7 @@ from controlplane.raft.types import (
     PromoteMember,
     RaftStatus,
     RemoveMember,
+    SnapshotCut,
     StateMachine,
     Unknown,
 )
@@ -235,6 +236,9 @@ class FakeRaft:
     async def snapshot_file(self) -> AsyncIterator[bytes]:
         for chunk in self.machine.snapshot():
             yield chunk
+
+    async def cut_snapshot(self) -> SnapshotCut:
+        raise NotImplementedError("no fake of a data directory")
 
     # -- inside -------------------------------------------------------------------------------------------------
 

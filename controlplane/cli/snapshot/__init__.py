@@ -14,6 +14,7 @@ __all__ = ["snapshot"]
 _HERE = "controlplane.cli.snapshot"
 _VERBS = {
     "save": (f"{_HERE}.save", "save", "Save a snapshot, online, and verify it"),
+    "cut": (f"{_HERE}.cut", "cut", "Have replicas cut a snapshot of their own now, and drop their log"),
     "list": (f"{_HERE}.list", "list_", "List the backups, and what can be restored"),
     "inspect": (f"{_HERE}.inspect", "inspect", "Show what is in a snapshot"),
     "verify": (f"{_HERE}.verify", "verify", "Check a snapshot, or all backups, wholly"),

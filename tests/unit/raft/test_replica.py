@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,7 @@ from controlplane.raft.config import RaftConfig, make_members
 from controlplane.raft.core import Turn
 from controlplane.raft.driver import Replica
 from controlplane.raft.snapshot_format import read_snapshot_file
+from controlplane.raft.snapshots import SnapshotStore
 from controlplane.raft.types import Applied, NeverSent, Unknown
 from controlplane.raft.wal import Flush, Wal
 from tests.unit.raft.toy import ToyMachine
@@ -178,6 +180,46 @@ async def test_a_follower_behind_the_compacted_log_gets_a_snapshot(cluster: Clus
     await cluster.start("r3")
     await cluster.replicas["r3"].read_barrier(timeout_ms=5_000)
     assert cluster.machines["r3"].log[-1] == b"after"
+
+
+async def test_a_snapshot_cut_on_demand_drops_the_log_it_holds_so_that_who_was_away_is_sent_it(
+    cluster: Cluster,
+) -> None:
+    await cluster.until(cluster.leader)
+    await cluster.put("r1", b"before")
+    await cluster.until(lambda: len(cluster.machines["r3"].log) == 1)
+    await cluster.stop("r3")
+    for n in range(5):
+        await cluster.put("r1", f"s{n}".encode())
+    for name in ("r1", "r2"):
+        cut = await cluster.replicas[name].cut_snapshot()
+        assert cut.index == cluster.replicas[name].status().snapshot_index > 0
+        assert cut.log_first_index >= cut.index, "a tail is kept of snapshots that come by themselves only"
+        assert cut.size_bytes > 0
+        again = await cluster.replicas[name].cut_snapshot()
+        assert again.index >= cut.index
+    await cluster.start("r3")
+    await cluster.replicas["r3"].read_barrier(timeout_ms=5_000)
+    assert cluster.replicas["r3"].status().snapshot_index > 0
+    assert cluster.machines["r3"].state_hash == cluster.machines["r1"].state_hash
+
+
+async def test_a_snapshot_asked_for_on_a_disk_that_refuses_is_refused_and_the_log_stays(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.until(cluster.leader)
+    await cluster.put("r1", b"before")
+
+    def refuse(*_: object) -> None:
+        raise StorageError("no space", errno=errno.ENOSPC)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SnapshotStore, "begin", refuse)
+        with pytest.raises(StorageError, match="no space"):
+            await cluster.replicas["r1"].cut_snapshot()
+    assert cluster.replicas["r1"].status().snapshot_index == 0
+    await cluster.put("r1", b"after")
+    assert (await cluster.replicas["r1"].cut_snapshot()).index > 0, "asked again, it is tried at once"
 
 
 async def test_a_snapshot_file_of_a_running_replica_verifies_and_restores(cluster: Cluster, tmp_path: Path) -> None:

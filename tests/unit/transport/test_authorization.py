@@ -41,6 +41,7 @@ def allowed(who: Identity | None, method: str) -> bool:
         ("/etcdserverpb.Maintenance/Snapshot", {ADMIN, ALICE}),
         ("/quarterdeck.v1.Operator/Restore", {ADMIN}),
         ("/quarterdeck.v1.Operator/Snapshot", {ADMIN}),
+        ("/quarterdeck.v1.Operator/CutSnapshot", {ADMIN}),
         ("/quarterdeck.v1.Operator/Status", {ADMIN, ALICE}),
         ("/etcdserverpb.Cluster/MemberList", {ADMIN, ALICE, R1}),
         ("/etcdserverpb.Cluster/MemberAdd", {ADMIN, ALICE}),

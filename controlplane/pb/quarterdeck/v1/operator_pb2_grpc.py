@@ -49,6 +49,11 @@ class OperatorStub:
                 request_serializer=controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.RestoreRequest.SerializeToString,
                 response_deserializer=controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.RestoreResponse.FromString,
                 _registered_method=True)
+        self.CutSnapshot = channel.unary_unary(
+                '/quarterdeck.v1.Operator/CutSnapshot',
+                request_serializer=controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.CutSnapshotRequest.SerializeToString,
+                response_deserializer=controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.CutSnapshotResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
@@ -76,6 +81,14 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CutSnapshot(self, request, context):
+        """CutSnapshot makes this replica save a snapshot of its own in its data directory now, and drop the log that it holds:
+        a member that lacks any of that log is sent the snapshot. Returns when it is durable. For administrators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +106,11 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.Restore,
                     request_deserializer=controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.RestoreRequest.FromString,
                     response_serializer=controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.RestoreResponse.SerializeToString,
+            ),
+            'CutSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.CutSnapshot,
+                    request_deserializer=controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.CutSnapshotRequest.FromString,
+                    response_serializer=controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.CutSnapshotResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +194,33 @@ class Operator:
             '/quarterdeck.v1.Operator/Restore',
             controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.RestoreRequest.SerializeToString,
             controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.RestoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CutSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quarterdeck.v1.Operator/CutSnapshot',
+            controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.CutSnapshotRequest.SerializeToString,
+            controlplane_dot_pb_dot_quarterdeck_dot_v1_dot_operator__pb2.CutSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,10 @@ class OperatorStub:
     """Restore is one step of putting a snapshot's state in the place of the present one, on all replicas at one entry of
     the log. Any replica takes any step; a step whose answer was lost is sent again. For administrators.
     """
+    CutSnapshot: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CutSnapshotRequest, _operator_pb2.CutSnapshotResponse]
+    """CutSnapshot makes this replica save a snapshot of its own in its data directory now, and drop the log that it holds:
+    a member that lacks any of that log is sent the snapshot. Returns when it is durable. For administrators.
+    """
 
 @_typing.type_check_only
 class OperatorAsyncStub(OperatorStub):
@@ -52,6 +56,10 @@ class OperatorAsyncStub(OperatorStub):
     Restore: _aio.UnaryUnaryMultiCallable[_operator_pb2.RestoreRequest, _operator_pb2.RestoreResponse]  # type: ignore[assignment]
     """Restore is one step of putting a snapshot's state in the place of the present one, on all replicas at one entry of
     the log. Any replica takes any step; a step whose answer was lost is sent again. For administrators.
+    """
+    CutSnapshot: _aio.UnaryUnaryMultiCallable[_operator_pb2.CutSnapshotRequest, _operator_pb2.CutSnapshotResponse]  # type: ignore[assignment]
+    """CutSnapshot makes this replica save a snapshot of its own in its data directory now, and drop the log that it holds:
+    a member that lacks any of that log is sent the snapshot. Returns when it is durable. For administrators.
     """
 
 class OperatorServicer(metaclass=_abc_1.ABCMeta):
@@ -80,6 +88,16 @@ class OperatorServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operator_pb2.RestoreResponse, _abc.Awaitable[_operator_pb2.RestoreResponse]]:
         """Restore is one step of putting a snapshot's state in the place of the present one, on all replicas at one entry of
         the log. Any replica takes any step; a step whose answer was lost is sent again. For administrators.
+        """
+
+    @_abc_1.abstractmethod
+    def CutSnapshot(
+        self,
+        request: _operator_pb2.CutSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.CutSnapshotResponse, _abc.Awaitable[_operator_pb2.CutSnapshotResponse]]:
+        """CutSnapshot makes this replica save a snapshot of its own in its data directory now, and drop the log that it holds:
+        a member that lacks any of that log is sent the snapshot. Returns when it is durable. For administrators.
         """
 
 def add_OperatorServicer_to_server(servicer: OperatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

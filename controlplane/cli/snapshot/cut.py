@@ -1,0 +1,63 @@
+"""``qd snapshot cut``: replicas save a snapshot in their own data directories now, and drop the log that it holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import click
+
+from controlplane.base.errors import ConfigError, StatusError
+from controlplane.cli.common import EXIT_UNREACHABLE, Settings, coroutine, fail, settings_of
+from controlplane.cli.tables import table
+from controlplane.client import OperatorClient
+from controlplane.pb.quarterdeck.v1 import operator_pb2
+
+__all__ = ["cut"]
+
+
+@click.command()
+@click.argument("replicas", nargs=-1, metavar="[REPLICA]...")
+@click.pass_context
+@coroutine
+async def cut(context: click.Context, replicas: Sequence[str]) -> None:
+    """Have replicas (by name; all of them by default) cut a Raft snapshot of their own now, and drop the log it holds.
+
+    They do that by themselves every so many log entries (--snapshot-entries). Writes go on meanwhile. A member that is
+    away, and lacks any of the log that is dropped, is sent the snapshot when it returns. For administrators. To have
+    the state as a file: qd snapshot save.
+    """
+    settings = settings_of(context)
+    by_name = await _by_name(settings)
+    if unknown := [name for name in replicas if name not in by_name]:
+        raise ConfigError(f"no replica {', '.join(unknown)}; there are: {', '.join(sorted(by_name))}")
+    names = list(replicas) or sorted(by_name)
+    answers = await asyncio.gather(*(_cut(settings, by_name[name]) for name in names))
+    done = [answer for answer in answers if isinstance(answer, operator_pb2.CutSnapshotResponse)]
+    rows = [[a.name, str(a.index), str(a.revision), str(a.size_bytes), str(a.log_first_index)] for a in done]
+    if rows:
+        click.echo(table(["REPLICA", "ENTRY", "REVISION", "BYTES", "LOG BEGINS AT"], rows))
+    failed = [f"{name}: {a.message}" for name, a in zip(names, answers, strict=True) if isinstance(a, StatusError)]
+    if failed:
+        fail(f"not cut: {'; '.join(failed)}", EXIT_UNREACHABLE)
+
+
+async def _by_name(settings: Settings) -> dict[str, str]:
+    """Every member's name and client endpoint, as the first replica that answers knows them."""
+    failure: StatusError | None = None
+    for endpoint in settings.resolve_endpoints():
+        async with OperatorClient(endpoint, credentials=settings.credentials()) as client:
+            try:
+                return {m.name: m.client_endpoint for m in (await client.status()).members if m.client_endpoint}
+            except StatusError as error:
+                failure = error  # another may be up
+    assert failure is not None
+    fail(f"no replica answers: {failure.message}", EXIT_UNREACHABLE)
+
+
+async def _cut(settings: Settings, endpoint: str) -> operator_pb2.CutSnapshotResponse | StatusError:
+    async with OperatorClient(endpoint, credentials=settings.credentials()) as client:
+        try:
+            return await client.cut_snapshot()
+        except StatusError as error:
+            return error
