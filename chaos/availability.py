@@ -14,6 +14,7 @@ __all__ = ["Second", "Served", "Window", "longest_gap_s", "per_second", "served"
 #: What is said to a write on a lease that has run out: an answer, and a true one. No failure of the service: whether
 #: the lease ended too early has a rule of its own.
 _LEASE_GONE: Final = "requested lease not found"
+_LEASING: Final = frozenset({"grant", "keepalive", "revoke"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,9 @@ class Served:
     http_requests: int
     http_attempts_failed: int
     http_requests_failed: int
+    #: Grants, renewals and revocations, and those of them that failed or were not answered, and not made good.
+    leases_asked: int = 0
+    leases_failed: int = 0
 
 
 def longest_gap_s(moments_ns: Iterable[int], window: Window) -> float:
@@ -62,6 +66,7 @@ def served(ops: Sequence[Op], window: Window) -> Served:
     acked = [op.return_ns for op in answered if op.kind in WRITES]
     read = [op.return_ns for op in answered if op.kind == "get"]
     keyed = [op for op in touching if op.kind in KEYED and _LEASE_GONE not in op.error]
+    leases = [op for op in touching if op.kind in _LEASING and _LEASE_GONE not in op.error]
     http = [op for op in touching if op.kind == "http"]
     return Served(
         writes_acknowledged=len(acked),
@@ -73,7 +78,24 @@ def served(ops: Sequence[Op], window: Window) -> Served:
         http_requests=len(http),
         http_attempts_failed=sum(op.attempts_failed for op in http),
         http_requests_failed=sum(1 for op in http if op.outcome != "ok"),
+        leases_asked=len(leases),
+        leases_failed=_leases_failed(leases),
     )
+
+
+def _leases_failed(leases: Iterable[Op]) -> int:
+    """Grants, renewals and revocations that failed or were not answered, but for renewals made good: the next one of
+    that lease was answered."""
+    failed = 0
+    open_renewals: dict[int, int] = {}
+    for op in sorted(leases, key=lambda op: op.call_ns):
+        if op.kind != "keepalive":
+            failed += op.outcome != "ok"
+        elif op.outcome == "ok":
+            open_renewals.pop(op.lease, None)
+        else:
+            open_renewals[op.lease] = open_renewals.get(op.lease, 0) + 1
+    return failed + sum(open_renewals.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ class Budgets:
     replaced_s: from the fault until all pods are Ready on other nodes.
     converged_s: from the end of the fault until everything is as it should be.
     first_write_s: from a loss of service to the first acknowledged write.
+    leases_failed: grants, renewals and revocations of leases that failed or were not answered.
+    steady_gap_s: longest time in which a probe of the steady state was out of its tolerance while a fault lasted.
     downtime: a loss of service is expected: the gap and unanswered operations are not judged unless they are given.
     """
 
@@ -35,7 +37,9 @@ class Budgets:
     requests_failed: int | None = 0
     operations_failed: int | None = 0
     operations_unknown: int | None = 0
+    leases_failed: int | None = 0
     pods_restarted: int | None = 0
+    steady_gap_s: float | None = None
     downtime: bool = False
 
     @classmethod
@@ -58,7 +62,7 @@ class Budgets:
                 raise ConfigError(f"budget {name} is {value!r}, must be a number >= 0, or null for no judgement")
         base = cls()
         if given.get("downtime"):
-            base = replace(base, write_gap_s=None, operations_failed=None, operations_unknown=None)
+            base = replace(base, write_gap_s=None, operations_failed=None, operations_unknown=None, leases_failed=None)
         return replace(base, **given)
 
 

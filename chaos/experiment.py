@@ -13,18 +13,18 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-from chaos.budgets import Budgets
 from chaos.catalogue import Catalogue
 from chaos.fault import JSON
-from chaos.load import PARTS
+from chaos.reading import Reader, near
 from chaos.schedule import Choice, Schedule
+from chaos.settings import Settings, read_settings
 from chaos.targets import MODES, check_selector
 from controlplane.base.errors import ConfigError
 from controlplane.base.yaml_limits import check_yaml
@@ -32,10 +32,6 @@ from controlplane.base.yaml_limits import check_yaml
 __all__ = ["Activity", "Experiment", "Settings", "names", "parse", "read"]
 
 FOLDER: Final = Path(__file__).with_name("experiments")
-BUDGETS: Final = (
-    "write_gap_s", "read_gap_s", "leader_s", "replaced_s", "converged_s", "first_write_s", "requests_failed",
-    "operations_failed", "operations_unknown", "pods_restarted", "downtime",
-)  # fmt: skip
 _FILE_BYTES_MAX: Final = 1024 * 1024
 _DEPTH_MAX: Final = 32
 _TOP: Final = (
@@ -44,9 +40,6 @@ _TOP: Final = (
 )  # fmt: skip
 _ACTIVITY: Final = ("type", "name", "provider", "pauses", "background", "tolerance", "controls", "ref")
 _PROVIDER: Final = ("type", "module", "func", "arguments", "secrets")
-_SETTINGS: Final = (
-    "name", "budgets", "workload", "allow-quorum-loss", "repeatable", "steady_s", "store", "replicas_min", "nodes_min",
-)  # fmt: skip
 _SCHEDULE: Final = ("duration_s", "every_s", "at_most", "faults")
 _CHOICE: Final = ("fault", "weight", "target", "mode", "value", "for_s", "params", "optional")
 _MODULES: Final = ("chaos.ctk.actions", "chaos.ctk.probes")
@@ -66,22 +59,6 @@ class Activity:
     background: bool = False
     tolerance: JSON = None
     raw: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The ``quarterdeck`` extension. ``budgets``: what the verdict judges by. ``workload``: parts of the load.
-    ``allow_quorum_loss``: the blast radius. ``repeatable``: may be repeated under one load. ``store``: the one it is
-    made for; empty: any."""
-
-    budgets: Mapping[str, JSON] = field(default_factory=dict)
-    workload: tuple[str, ...] = ("kv", "watch", "http")
-    allow_quorum_loss: bool = False
-    repeatable: bool = True
-    steady_s: float = 2.0
-    store: str = ""
-    replicas_min: int = 1
-    nodes_min: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +135,7 @@ def parse(raw: Any, name: str, file: str, catalogue: Catalogue) -> Experiment:
         method=reader.activities(top["method"], "method"),
         rollbacks=reader.activities(top.get("rollbacks"), "rollbacks"),
         schedule=None if schedule is None else reader.schedule(schedule),
-        settings=reader.settings(top.get("extensions") or []),
+        settings=read_settings(reader, top.get("extensions") or []),
         raw=top,
     )
     if not found.method and found.schedule is None:
@@ -166,62 +143,13 @@ def parse(raw: Any, name: str, file: str, catalogue: Catalogue) -> Experiment:
     return found
 
 
-class _Reader:
-    """Reads parts of one file; refuses with their place."""
+class _Reader(Reader):
+    """Reads an experiment's own parts."""
 
     def __init__(self, file: str, catalogue: Catalogue) -> None:
-        self._file = file
+        super().__init__(file)
         self._catalogue = catalogue
         self._configuration: dict[str, Any] = {}
-
-    def refuse(self, where: str, why: str) -> Any:
-        raise ConfigError(f"{self._file}: {f'{where}: ' if where else ''}{why}")
-
-    def mapping(self, value: Any, where: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            self.refuse(where, f"want a mapping, not {_kind(value)}")
-        return {str(key): item for key, item in value.items()}
-
-    def items(self, value: Any, where: str) -> list[Any]:
-        if value is not None and not isinstance(value, list):
-            self.refuse(where, f"want a list, not {_kind(value)}")
-        return value or []
-
-    def text(self, value: Any, where: str) -> str:
-        if not isinstance(value, str) or not value.strip():
-            self.refuse(where, "want a text")
-        return str(value).strip()
-
-    def number(self, value: Any, where: str, low: float = 0.0, high: float = 86_400.0) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            self.refuse(where, f"{value!r}: want a number from {low:g} to {high:g}")
-        return float(value)
-
-    def whole(self, value: Any, where: str, low: int, high: int) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            self.refuse(where, f"{value!r}: want a whole number from {low} to {high}")
-        return int(value)
-
-    def yes_or_no(self, value: Any, where: str) -> bool:
-        if not isinstance(value, bool):
-            self.refuse(where, f"{value!r}: want true or false")
-        return bool(value)
-
-    def bounds(self, value: Any, where: str) -> tuple[float, float]:
-        if isinstance(value, list):
-            if len(value) != 2:
-                self.refuse(where, "want a number, or [shortest, longest]")
-            low, high = (self.number(item, where) for item in value)
-            if low > high:
-                self.refuse(where, f"[{low:g}, {high:g}]: the first is the shortest")
-            return low, high
-        only = self.number(value, where)
-        return only, only
-
-    def keys(self, value: Mapping[str, Any], where: str, allowed: Iterable[str]) -> None:
-        for key in value:
-            if key not in allowed:
-                self.refuse(f"{where}.{key}" if where else key, f"unknown field{_near(key, allowed)}")
 
     def configure(self, value: Any) -> None:
         """Chaos Toolkit's configuration: literals, and ``{type: env, key: NAME, default: …}``."""
@@ -252,7 +180,7 @@ class _Reader:
         func = self._provider(provider, f"{where}.provider")
         known = self._catalogue.actions if provider["module"] == _MODULES[0] else self._catalogue.probes
         if func not in known:
-            self.refuse(f"{where}.provider.func", f"{func!r}: unknown{_near(func, known)}")
+            self.refuse(f"{where}.provider.func", f"{func!r}: unknown{near(func, known)}")
         arguments = self._arguments(provider.get("arguments") or {}, func, known[func], f"{where}.provider.arguments")
         pauses = self.mapping(raw.get("pauses") or {}, f"{where}.pauses")
         self.keys(pauses, f"{where}.pauses", ("before", "after"))
@@ -281,7 +209,7 @@ class _Reader:
         arguments = {key: self._substituted(item, f"{where}.{key}") for key, item in self.mapping(value, where).items()}
         for key in arguments:
             if key not in known:
-                self.refuse(f"{where}.{key}", f"{func} has no such argument{_near(key, known)}")
+                self.refuse(f"{where}.{key}", f"{func} has no such argument{near(key, known)}")
         if "target" in arguments:
             self._selector(arguments["target"], f"{where}.target")
         if arguments.get("mode") is not None and arguments["mode"] not in MODES:
@@ -299,7 +227,7 @@ class _Reader:
     def _substituted(self, value: Any, where: str) -> Any:
         if isinstance(value, str) and (match := re.fullmatch(r"\$\{(\w+)\}", value)):
             if match[1] not in self._configuration:
-                self.refuse(where, f"{value}: not in configuration{_near(match[1], self._configuration)}")
+                self.refuse(where, f"{value}: not in configuration{near(match[1], self._configuration)}")
             return self._configuration[match[1]]
         return value
 
@@ -333,7 +261,7 @@ class _Reader:
         self.keys(raw, where, _CHOICE)
         fault = self.text(raw.get("fault"), f"{where}.fault")
         if fault not in self._catalogue.faults:
-            self.refuse(f"{where}.fault", f"{fault!r}: unknown{_near(fault, self._catalogue.faults)}")
+            self.refuse(f"{where}.fault", f"{fault!r}: unknown{near(fault, self._catalogue.faults)}")
         target = str(raw.get("target") or self._catalogue.faults[fault])
         if target:
             self._selector(target, f"{where}.target")
@@ -349,53 +277,3 @@ class _Reader:
             params=params,
             optional=self.yes_or_no(raw.get("optional", False), f"{where}.optional"),
         )
-
-    def settings(self, value: Any) -> Settings:
-        ours = [
-            (n, self.mapping(item, f"extensions[{n}]"))
-            for n, item in enumerate(self.items(value, "extensions"))
-            if isinstance(item, dict) and item.get("name") == "quarterdeck"
-        ]
-        if not ours:
-            return Settings()
-        where, raw = f"extensions[{ours[0][0]}]", ours[0][1]
-        self.keys(raw, where, _SETTINGS)
-        budgets = self.mapping(raw.get("budgets") or {}, f"{where}.budgets")
-        self.keys(budgets, f"{where}.budgets", BUDGETS)
-        try:
-            Budgets.of(budgets)
-        except ConfigError as error:
-            self.refuse(f"{where}.budgets", str(error))
-        workload = tuple(str(part) for part in self.items(raw.get("workload"), f"{where}.workload"))
-        for part in workload:
-            if part not in PARTS:
-                self.refuse(f"{where}.workload", f"{part!r}: unknown{_near(part, PARTS)}")
-        store = raw.get("store", "")
-        if store not in ("", "embedded", "etcd"):
-            self.refuse(f"{where}.store", f"{store!r}: want embedded or etcd")
-        return Settings(
-            budgets=budgets,
-            workload=workload or Settings().workload,
-            allow_quorum_loss=self.yes_or_no(raw.get("allow-quorum-loss", False), f"{where}.allow-quorum-loss"),
-            repeatable=self.yes_or_no(raw.get("repeatable", True), f"{where}.repeatable"),
-            steady_s=self.number(raw.get("steady_s", 2), f"{where}.steady_s", 0.5, 600.0),
-            store=str(store),
-            replicas_min=self.whole(raw.get("replicas_min", 1), f"{where}.replicas_min", 1, 9),
-            nodes_min=self.whole(raw.get("nodes_min", 1), f"{where}.nodes_min", 0, 200),
-        )
-
-
-def _near(name: str, among: Iterable[str]) -> str:
-    found = list(among)
-    near = difflib.get_close_matches(name, found, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(found) or 'none'}"
-
-
-def _kind(value: Any) -> str:
-    names: Sequence[tuple[type, str]] = (
-        (dict, "a mapping"),
-        (list, "a list"),
-        (str, "a text"),
-        (bool, "true or false"),
-    )
-    return next((text for kind, text in names if isinstance(value, kind)), "nothing" if value is None else "a number")

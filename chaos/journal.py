@@ -12,9 +12,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from chaos.during import Played
 from chaos.experiment import Experiment
 from chaos.findings import Verdict
-from chaos.trial import Played, TrialLog
+from chaos.trial import TrialLog
 from chaos.verdict import ActReport, Report
 
 __all__ = ["journal"]
@@ -53,7 +54,7 @@ def journal(trials: Sequence[tuple[Experiment, TrialLog]], report: Report, *, se
         "steady_states": {
             "before": _state(log.before),
             "after": _state(log.after) if log.after else None,
-            "during": [],
+            "during": [_state(sample) for sample in log.during],
         },
         "run": [_run(each) for each in log.run],
         "rollbacks": [_run(each) for each in log.rollbacks],

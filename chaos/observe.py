@@ -12,7 +12,7 @@ from typing import Final, Self
 
 from chaos.remote import RemoteCluster
 from controlplane.base.clock import Clock
-from controlplane.base.errors import StatusError
+from controlplane.base.errors import Code, StatusError
 from controlplane.base.rand import Rand
 from controlplane.client import ApiClient, Informer, OperatorClient
 from controlplane.client.operator_client import leader_of
@@ -29,6 +29,7 @@ __all__ = [
     "Pods",
     "Replicas",
     "compare",
+    "containers_of_pods",
     "processes_by_node",
     "processes_of_pods",
     "view",
@@ -48,16 +49,23 @@ class PodView:
     restarts: int
     ready: bool
     deleting: bool
+    #: (name, restarts) of each container.
+    containers: tuple[tuple[str, int], ...] = ()
+    #: Its restartPolicy starts a killed container again.
+    starts_again: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class PodChanges:
-    """Between two looks, among pods that had no reason to stop: how many there were, restarts of those that are still
-    there, and how many are gone or going."""
+    """Between two looks, among pods that had no reason to stop: how many there were, restarts without need of those
+    that are still there, and how many are gone or going. Of containers that were killed: restarts that had to come, and
+    those of them that were seen."""
 
     watched: int
     restarted: int
     replaced: int
+    expected: int = 0
+    seen: int = 0
 
 
 def view(pod: Pod) -> PodView:
@@ -69,13 +77,23 @@ def view(pod: Pod) -> PodView:
         restarts=sum(status.restartCount for status in pod.status.containerStatuses),
         ready=any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions),
         deleting=pod.metadata.HasField("deletionTimestamp"),
+        containers=tuple((status.name, status.restartCount) for status in pod.status.containerStatuses),
+        starts_again=pod.spec.restartPolicy != "Never",
     )
 
 
-def compare(before: Iterable[PodView], after: Iterable[PodView], *, excused: Collection[str] = ()) -> PodChanges:
-    """What became of the pods of ``before``; ``excused`` uids had a reason to go."""
+def compare(
+    before: Iterable[PodView],
+    after: Iterable[PodView],
+    *,
+    excused: Collection[str] = (),
+    killed: Mapping[tuple[str, str], int] | None = None,
+) -> PodChanges:
+    """What became of the pods of ``before``; ``excused`` uids had a reason to go. ``killed``: (pod's name, container)
+    -> how often it was killed: so often it starts again, and everything else of its pod does not."""
     later = {pod.uid: pod for pod in after}
-    watched = restarted = replaced = 0
+    killed = killed or {}
+    watched = restarted = replaced = expected = seen = 0
     for pod in before:
         if pod.uid in excused or pod.deleting:
             continue
@@ -84,8 +102,13 @@ def compare(before: Iterable[PodView], after: Iterable[PodView], *, excused: Col
         if now is None or now.deleting:
             replaced += 1
         else:
-            restarted += max(0, now.restarts - pod.restarts)
-    return PodChanges(watched, restarted, replaced)
+            due = {name: n for (of, name), n in killed.items() if of == pod.name} if pod.starts_again else {}
+            then, came = dict(pod.containers), dict(now.containers)
+            known = sum(min(n, max(0, came.get(name, 0) - then.get(name, 0))) for name, n in due.items())
+            expected += sum(due.values())
+            seen += known
+            restarted += max(0, now.restarts - pod.restarts - known)
+    return PodChanges(watched, restarted, replaced, expected, seen)
 
 
 def processes_of_pods(cluster: LocalCluster) -> Mapping[str, Sequence[int]]:
@@ -101,6 +124,15 @@ def processes_by_node(cluster: LocalCluster) -> Mapping[str, Mapping[str, Sequen
     if isinstance(cluster, RemoteCluster):
         return cluster.pods_by_node()
     return {node.name: local_pods.running(cluster.node_dir(node.name)) for node in cluster.spec.nodes}
+
+
+def containers_of_pods(cluster: LocalCluster) -> Mapping[str, Mapping[str, int]]:
+    """Pod uid -> container -> its process group on this machine now; of other machines' pods nothing is known."""
+    found: dict[str, Mapping[str, int]] = {}
+    if not isinstance(cluster, RemoteCluster):
+        for node in cluster.spec.nodes:
+            found.update(local_pods.containers(cluster.node_dir(node.name)))
+    return found
 
 
 class Pods:
@@ -210,6 +242,13 @@ class Replicas:
             return await client.status() if client is not None else None
         except StatusError:
             return None
+
+    async def cut_snapshot(self, name: str) -> operator_pb2.CutSnapshotResponse:
+        """Have one replica cut a snapshot and drop its log. Raises StatusError."""
+        client = self._clients.get(name)
+        if client is None:
+            raise StatusError(Code.NOT_FOUND, f"no replica {name!r}")
+        return await client.cut_snapshot()
 
     async def until_leader(self, *, other_than: str | None, timeout_s: float) -> tuple[str, int] | None:
         """The leader and its term, once a majority names one that is not ``other_than``; None: not within the time."""

@@ -22,6 +22,12 @@ def observed_findings(act: str, observed: Mapping[str, Any], budgets: Budgets) -
     findings = []
     if "pods_watched" in observed and budgets.pods_restarted is not None:
         findings.append(_untouched(observed, int(budgets.pods_restarted)))
+    if "containers_killed" in observed:
+        findings.append(_started_again(observed))
+    if "states" in observed:
+        findings.append(_agreed(observed["states"]))
+    if "during" in observed:
+        findings.append(_during(observed["during"], budgets.steady_gap_s))
     if "leader_before" in observed and "leader_after" in observed:
         findings.append(_new_leader(observed))
     if budgets.leader_s is not None:
@@ -111,3 +117,34 @@ def _restored(observed: Mapping[str, Any]) -> Finding:
         broken.append(f"revision {observed['restored_revision']} is not above {observed['revision_before_loss']}")
     note = f"{observed['keys']} keys of revision {observed['snapshot_revision']}"
     return judge("restored exactly, at a higher revision", int(observed["keys"]), broken, note=note)
+
+
+def _started_again(observed: Mapping[str, Any]) -> Finding:
+    """Each killed container runs again: as often as it was killed, and by its pod's restartPolicy. One too many is
+    among the restarts without need."""
+    wanted, found = int(observed["containers_restarts_expected"]), int(observed["containers_restarts_seen"])
+    broken = [f"{wanted} restarts expected, {found} seen"] if found < wanted else []
+    note = f"{int(observed['containers_killed'])} killed, {found} restarts"
+    return judge("every killed container started again", int(observed["containers_killed"]), broken, note=note)
+
+
+def _agreed(states: Mapping[str, Any]) -> Finding:
+    """After healing. ``agree`` None: somebody was silent, or never seen at a revision of another's."""
+    note = str(states.get("text", ""))
+    broken = [note] if states.get("agree") is False else []
+    checked = len(states.get("members", ())) if states.get("agree") is not None else 0
+    return judge("state hashes agree at an equal revision on all members", checked, broken, note=note)
+
+
+def _during(during: Mapping[str, Any], allowed_s: float | None) -> Finding:
+    """The steady state while faults lasted: shown, and judged where the experiment says how long it may be lost."""
+    said, broken = [], []
+    for name, found in during.get("probes", {}).items():
+        if found["deviated"]:
+            longest_s = float(found["longest_s"])
+            text = f"{name}: {found['deviated']} of {found['asked']}, longest {longest_s:.1f} s"
+            (broken if allowed_s is not None and longest_s > allowed_s else said).append(text)
+    samples = int(during.get("samples", 0))
+    note = f"asked {samples} times; " + ("deviated: " + "; ".join(said) if said else "it held" if not broken else "")
+    rule = "steady state during" if allowed_s is None else f"steady state during: lost for at most {allowed_s:g} s"
+    return judge(rule, samples, broken, at_least=1 if allowed_s is not None else 0, note=note.rstrip("; "))

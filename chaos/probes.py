@@ -13,20 +13,24 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from chaos.claims import BINDS_IN_FLIGHT
 from chaos.fault import JSON, DeviationError
 from chaos.ground import NAMESPACE, WORKLOAD
 from chaos.stage import Stage
 from chaos.workload import fetch
 from controlplane.base.errors import StatusError
-from controlplane.client import ApiClient
+from controlplane.client import ApiClient, EtcdClient
 from controlplane.client.etcd_client import Acknowledged
-from controlplane.pb.k8s.core_v1_pb2 import Node, Service
+from controlplane.client.fenced import LEADER_KEY
+from controlplane.pb.etcd import kv_pb2, rpc_pb2
+from controlplane.pb.k8s.core_v1_pb2 import Node, Pod, Service
+from controlplane.pb.k8s.runtime_pb2 import Unknown
 
-__all__ = ["PROBES", "Probe", "node_ready", "service_address", "store_leader", "within"]
+__all__ = ["PROBES", "Probe", "node_ready", "service_address", "states_of", "store_leader", "within"]
 
 _WITHIN: Final = {"within_s": "seconds it may take"}
 _KEY: Final = b"/chaos/probe"
-_HASH_TRIES: Final = 100
+_HASH_TRIES: Final = 300
 _PATIENCE_S: Final = 5.0
 _POLL_S: Final = 0.1
 
@@ -71,7 +75,7 @@ async def _all_replicas_serve(stage: Stage) -> bool:
     """Asked for a few seconds: on a busy machine an answer may be late."""
     deadline_s = stage.now_s() + _PATIENCE_S
     while await _replicas_serving(stage) != len(stage.ground.replicas.names):
-        if stage.now_s() > deadline_s:
+        if stage.at_once or stage.now_s() > deadline_s:
             return False
         await stage.ground.clock.sleep(_POLL_S)
     return True
@@ -101,32 +105,87 @@ async def _service_answers(stage: Stage) -> bool:
 
 async def _write_acknowledged(stage: Stage) -> bool:
     value = stage.ground.rand.token(8).hex().encode()
-    if not isinstance(await stage.ground.kv.put(_KEY, value), Acknowledged):
+    key = _KEY + b"-during" if stage.at_once else _KEY  # two that ask at a time do not read each other's
+    if not isinstance(await stage.ground.kv.put(key, value), Acknowledged):
         return False
-    found = await stage.ground.kv.get(_KEY)
+    found = await stage.ground.kv.get(key)
     return found is not None and found.value == value
 
 
-async def _states_agree(stage: Stage) -> bool:
-    """Asked until each has been compared: writes go on, and replicas are asked one after the other, so that few are
-    seen at one revision at once. A revision has one hash whenever it is asked for, so earlier answers count too."""
-    hashes: dict[int, str] = {}
+async def states_of(stage: Stage) -> dict[str, JSON]:
+    """Whether the replicas' states agree (``agree``: None if that is not known), of whom (``members``), and ``text``.
+
+    Asked until each has been compared: writes go on, and replicas are asked one after the other, so that few are seen
+    at one revision at once. A revision has one hash whenever it is asked for, so earlier answers count too."""
+    hashes: dict[int, tuple[str, str]] = {}
     seen_at: dict[int, set[str]] = {}
     alike: set[str] = set()  # who is known to agree with the first
+    names = stage.ground.replicas.names
     for _ in range(_HASH_TRIES):
         for name, answer in (await stage.ground.replicas.statuses()).items():
-            if hashes.setdefault(answer.revision, answer.state_hash) != answer.state_hash:
-                return False
+            other, known = hashes.setdefault(answer.revision, (name, answer.state_hash))
+            if known != answer.state_hash:
+                text = f"at revision {answer.revision} {other} has {known}, {name} has {answer.state_hash}"
+                return {"agree": False, "members": names, "text": text}
             seen_at.setdefault(answer.revision, set()).add(name)
-        names = stage.ground.replicas.names
         alike = alike or set(names[:1])
         for group in seen_at.values():
             if group & alike:
                 alike |= group
         if alike >= set(names):
-            return True
+            text = f"{', '.join(names)} at revision {max(seen_at)}"
+            return {"agree": True, "members": names, "text": text}
         await stage.ground.clock.sleep(0.01)
-    return False  # somebody was silent, or never seen at a revision of another's: not known to agree
+    left = ", ".join(sorted(set(names) - alike))
+    return {"agree": None, "members": names, "text": f"{left} silent, or never seen at a revision of another's"}
+
+
+async def _states_agree(stage: Stage) -> bool:
+    """Not known to agree is not agreed."""
+    return (await states_of(stage))["agree"] is True
+
+
+async def _bound_by_next_leader(stage: Stage) -> bool:
+    """Whether pods that had no node when the next leader took office, which is the write of its fence, have one now:
+    they were there when the last leader was killed, and it had not bound them. Proof of what the experiment claims."""
+    took_office = await _next_office(stage.ground.kv, int(stage.observed.get("office_at_kill", 0)))
+    unbound: set[str] = set()
+    if took_office:
+        then = await stage.ground.kv.get_prefix(f"/registry/pods/{NAMESPACE}/".encode(), revision=took_office)
+        unbound = {pod.metadata.name for pod in map(_pod_of, then.kvs) if not pod.spec.nodeName}
+    bound = [pod.name for pod in stage.ground.pods.views() if pod.name in unbound and pod.node]
+    stage.observed["pods_bound_by_next_leader"] = len(bound)
+    seen = f"{len(bound)} pods that had no node when the next leader took office were bound by it"
+    stage.prove(BINDS_IN_FLIGHT, seen if bound else "")
+    return bool(bound)
+
+
+async def _next_office(kv: EtcdClient, last: int) -> int:
+    """The revision at which the leader after that of revision ``last`` took office; 0: none has, or ``last`` is 0.
+    Others may have followed since."""
+    found = await kv.get(LEADER_KEY)
+    at = found.mod_revision if found is not None and last else 0
+    while at > last:
+        request = rpc_pb2.RangeRequest(key=LEADER_KEY, revision=at - 1)
+        earlier = max((each.mod_revision for each in (await kv.range(request)).kvs), default=0)
+        if earlier <= last:
+            return at
+        at = earlier
+    return 0
+
+
+def _pod_of(kv: kv_pb2.KeyValue) -> Pod:
+    """The pod in a value as Kubernetes keeps it in etcd."""
+    return Pod.FromString(Unknown.FromString(kv.value.removeprefix(b"k8s\0")).raw)
+
+
+async def _containers_started_again(stage: Stage, within_s: float = 30.0) -> bool:
+    census = stage.census
+    if census is None:
+        raise DeviationError("no pods were counted before: there is nothing to compare with")
+    took_s = await stage.until(census.started_again, within_s, "every killed container runs again")
+    stage.observed["containers_again_s"] = round(took_s, 4)
+    return True
 
 
 # -- waits -------------------------------------------------------------------------------------------------------------
@@ -262,6 +321,12 @@ PROBES: Final[Mapping[str, Probe]] = {
         {"count": "how many", "times": "or how many times as many as at the beginning", **_WITHIN},
     ),
     "new_nodes_ready": Probe("wait for nodes that joined", _new_nodes_ready, _WITHIN),
+    "bound_by_next_leader": Probe(
+        "whether pods without a node at the kill were bound by the next leader; proves it", _bound_by_next_leader, {}
+    ),
+    "containers_started_again": Probe(
+        "wait until killed containers run again, by their restart counts", _containers_started_again, _WITHIN
+    ),
     "replicas_whole": Probe("wait until every replica serves and has caught up", _replicas_whole, _WITHIN),
     "writes_go_on": Probe("wait for an acknowledged write", _writes_go_on, _WITHIN),
 }  # fmt: skip

@@ -38,7 +38,7 @@ _FRESH_S: Final = 0.1
 _POSSIBLE: Final = frozenset(
     {
         "kill", "stop", "pause", "node-death", "zone-loss", "cpu-throttle", "disk-error", "disk-full",
-        "lose-unsynced", "tear", "compact", "scale", "rollout", "drain",
+        "lose-unsynced", "tear", "compact", "scale", "rollout", "drain", "pod-add", "snapshot-cut",
     }
 )  # fmt: skip
 

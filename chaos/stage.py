@@ -6,18 +6,18 @@ strike*. Actions and probes act on a Stage; so does Chaos Toolkit's own `chaos r
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from chaos.catalogue import Catalogue
+from chaos.census import Census
 from chaos.fault import JSON, DeviationError, FaultError, ImpossibleError, Strike
 from chaos.faults import REGISTRY, fault_named
 from chaos.ground import Ground
 from chaos.history import Mark, Recorder
 from chaos.load import Load
 from chaos.lookout import Lookout
-from chaos.observe import PodView, compare, processes_of_pods
 from chaos.targets import resolve
 from chaos.undo import Entry
 from controlplane.base.errors import ConfigError, QuarterdeckError
@@ -44,7 +44,7 @@ class Struck:
     """A strike of this trial, while it lasts."""
 
     entry: Entry
-    facts: Mapping[str, JSON] = field(default_factory=dict)
+    facts: dict[str, JSON] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -78,10 +78,17 @@ class Stage:
     leader_before: str | None = None
     leader_fault_s: float = 0.0
     term_before: int = 0
+    #: Asked while faults are in force, of what is true at the moment: nothing is waited for.
+    at_once: bool = False
 
     def mark(self, name: str, **detail: Any) -> Mark | None:
         """Into the history, if there is one."""
         return self.recorder.mark(self.act, self.n, name, **detail) if self.recorder is not None else None
+
+    def prove(self, claim: str, seen: str) -> None:
+        """What was seen of a coincidence that the experiment claims (``claims``); empty: nothing."""
+        self.ground.say(f"proven: {seen}" if seen else f"no proof of {claim}")
+        self.mark("proved", what=claim, seen=seen)
 
     def now_s(self) -> float:
         """Now, on the ground's clock."""
@@ -137,7 +144,13 @@ class Stage:
             "fault", id=struck.entry.id, fault=name, victims=list(strike.victims), params=dict(arguments),
             says=strike.says,
         )  # fmt: skip
-        struck.facts = await REGISTRY[name].strike(self.ground, strike)
+        if self.census is not None:
+            self.census.include(strike.victims)
+        struck.facts = dict(await REGISTRY[name].strike(self.ground, strike))
+        if self.census is not None and name == "kill":
+            self.census.killed(strike.victims)
+        for claim, seen_then in struck.facts.pop("proved", {}).items():
+            self.prove(claim, seen_then)
         for key, value in struck.facts.items():
             old = self.observed.get(key)
             self.observed[key] = old + value if isinstance(old, int) and isinstance(value, int) else value
@@ -158,6 +171,8 @@ class Stage:
         if fault.name == "scale":
             # What asks for fewer pods again does not say which: pods are compared before.
             self.changes = self.pod_changes()
+        if self.census is not None and fault.name == "pod-add":
+            self.census.leave(struck.entry.strike.victims)
         await heal_entry(self.ground, struck.entry)
         self.last_heal_s = self.now_s()
         if struck in self.struck:
@@ -216,34 +231,6 @@ async def heal_entry(ground: Ground, entry: Entry) -> None:
         except (QuarterdeckError, OSError) as error:
             raise FaultError(f"{entry.strike.says}: not healed: {error}") from error
     ground.undo.remove(entry)
-
-
-class Census:
-    """The pods at the beginning of a trial, by the API and by their processes, to compare with later."""
-
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
-        self._pods: Sequence[PodView] = ground.pods.views()
-        self._processes = processes_of_pods(ground.cluster)
-
-    def on(self, nodes: Collection[str]) -> int:
-        """How many there were on these nodes."""
-        return sum(1 for pod in self._pods if pod.node in nodes)
-
-    def changes(self, excused: Collection[str]) -> dict[str, Any]:
-        """What became of the pods that had no reason to stop. ``excused``: nodes, ``pod/NAME``, or ``*`` for all."""
-        gone = {pod.uid for pod in self._pods if "*" in excused or pod.node in excused or f"pod/{pod.name}" in excused}
-        found = compare(self._pods, self._ground.pods.views(), excused=gone)
-        now = processes_of_pods(self._ground.cluster)
-        mine = {pod.uid for pod in self._pods if pod.uid not in gone}
-        ended = sum(1 for uid in mine if not set(self._processes.get(uid, ())) <= set(now.get(uid, ())))
-        return {
-            "pods_watched": found.watched,
-            "pods_restarted": found.restarted,
-            "pods_replaced_without_need": found.replaced,
-            "processes_ended": ended,
-            "pods_excused": len(gone),
-        }
 
 
 def fault_arguments() -> dict[str, dict[str, str]]:

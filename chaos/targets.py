@@ -3,7 +3,8 @@
 Selectors: ``r1`` ``node-2`` (a process by name) | ``leader`` | ``scheduler`` ``controllers`` (they live in the leader's
 process, so they are the leader's) | ``follower`` | ``replica`` (any) | ``majority`` ``minority`` ``all-replicas`` |
 ``node`` (any) ``all-nodes`` ``busiest-node`` ``node-of-pod`` (one with pods of the workload) | ``zone`` (any)
-``zone-1``… | ``pod`` (any of the workload) ``pod/NAME`` ``all-pods`` | ``cluster`` (nobody in particular).
+``zone-1``… | ``pod`` (any of the workload) ``pod/NAME`` ``all-pods`` | ``container`` (any of the workload)
+``container/POD/NAME`` | ``cluster`` (nobody in particular).
 
 A local cluster has as many zones as replicas: zone i holds replica i and every node counted off to it, as racks do.
 
@@ -56,6 +57,7 @@ SELECTORS: Final[Mapping[str, str]] = {
     "zone": "all",
     "pod": "one",
     "all-pods": "all",
+    "container": "one",
     "cluster": "all",
 }
 
@@ -126,10 +128,14 @@ def check_selector(selector: str) -> None:
         return
     if selector[:1] == "r" and selector[1:].isdigit():
         return
+    if selector.startswith("container/"):
+        if len(parts := selector.split("/")) != 3 or not all(parts):
+            raise ConfigError(f"target {selector!r}: want container/POD/NAME, of one container of one pod")
+        return
     near = difflib.get_close_matches(selector, SELECTORS, n=1)
     raise ConfigError(
         f"target {selector!r}: unknown{f'; did you mean {near[0]!r}?' if near else ''}; there are: "
-        f"{', '.join(SELECTORS)}, and names such as r1, node-2, zone-1, pod/NAME"
+        f"{', '.join(SELECTORS)}, and names such as r1, node-2, zone-1, pod/NAME, container/POD/NAME"
     )
 
 
@@ -171,10 +177,26 @@ def _candidates(seen: Seen, selector: str, rand: Rand) -> tuple[str, ...]:
         return tuple(f"pod/{pod.name}" for pod in seen.pods if pod.ready and not pod.deleting)
     if selector.startswith("pod/"):
         return (selector,) if any(f"pod/{pod.name}" == selector for pod in seen.pods) else ()
+    if selector == "container":
+        live = [pod for pod in seen.pods if pod.ready and not pod.deleting]
+        return tuple(f"container/{pod.name}/{name}" for pod in live for name, _ in pod.containers)
+    if selector.startswith("container/"):
+        return _container(seen, selector)
     groups = {"replica": up, "all-replicas": seen.replicas, "node": seen.nodes, "all-nodes": seen.nodes, "cluster": ()}
     if selector in groups:
         return groups[selector]
     return (selector,) if selector in {*seen.replicas, *seen.nodes, *seen.store} else ()
+
+
+def _container(seen: Seen, selector: str) -> tuple[str, ...]:
+    _, pod_name, name = selector.split("/")
+    pod = next((pod for pod in seen.pods if pod.name == pod_name), None)
+    if pod is None:
+        return ()
+    names = [each for each, _ in pod.containers]
+    if name not in names:
+        raise TargetError(f"target {selector!r}: {pod_name} has no container {name!r}; it has: {', '.join(names)}")
+    return (selector,)
 
 
 def _narrow(found: Sequence[str], mode: str, value: int, rand: Rand) -> tuple[str, ...]:

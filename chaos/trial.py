@@ -15,11 +15,12 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from chaos.during import During, Played
 from chaos.experiment import Activity, Experiment
 from chaos.fault import DeviationError, FaultError, ImpossibleError
 from chaos.faults import REGISTRY
 from chaos.load import LoadError
-from chaos.probes import PROBES, within
+from chaos.probes import PROBES, states_of, within
 from chaos.schedule import Choice, Drawn, draw
 from chaos.stage import BlastRadiusError, Census, Stage
 from chaos.steps import STEPS
@@ -29,23 +30,9 @@ from controlplane.base.errors import ConfigError, QuarterdeckError, StatusError
 from controlplane.base.rand import SeededRand
 from controlplane.local.processes import ProcessError
 
-__all__ = ["Played", "TrialLog", "play_trial", "possible_choices", "trial_rand"]
+__all__ = ["TrialLog", "play_trial", "possible_choices", "trial_rand"]
 
 _EXPECTED: Final = (StatusError, ProcessError, NotWholeError, DeviationError)
-
-
-@dataclass(slots=True)
-class Played:
-    """One activity that was done. Times in wall-clock milliseconds. ``status``: succeeded or failed."""
-
-    activity: Activity
-    start_ms: int
-    end_ms: int = 0
-    status: str = "succeeded"
-    output: Any = None
-    error: str = ""
-    #: For probes of the steady state.
-    tolerated: bool | None = None
 
 
 @dataclass(slots=True)
@@ -56,6 +43,8 @@ class TrialLog:
     before: list[Played] = field(default_factory=list)
     run: list[Played] = field(default_factory=list)
     rollbacks: list[Played] = field(default_factory=list)
+    #: The steady state while the method was played and healed, each time it was asked.
+    during: list[list[Played]] = field(default_factory=list)
     after: list[Played] = field(default_factory=list)
     deviations: list[str] = field(default_factory=list)
     impossible: str = ""
@@ -104,7 +93,7 @@ class _Trial:
         stage, experiment, settings = self._stage, self._experiment, self._experiment.settings
         stage.mark(
             "begin", title=experiment.title, seed=self._seed, budgets=dict(settings.budgets),
-            workload=list(settings.workload), steady_s=settings.steady_s,
+            workload=list(settings.workload), steady_s=settings.steady_s, proves=list(settings.proves),
         )  # fmt: skip
         stage.census = Census(stage.ground)
         await self._steady()
@@ -112,9 +101,14 @@ class _Trial:
             stage.mark("deviated", what="steady state", when="before", text="; ".join(self._log.deviations))
             self._log.whole = True  # nothing was broken here
             return self._log
-        await self._guarded(self._method(), "the method")
-        await self._guarded(self._play_all(experiment.rollbacks, self._log.rollbacks), "rollbacks")
-        if await self._heal():
+        async with During(stage, experiment.hypothesis) as during:
+            await self._guarded(self._method(), "the method")
+            await self._guarded(self._play_all(experiment.rollbacks, self._log.rollbacks), "rollbacks")
+            whole = await self._heal()
+        self._log.during = during.samples
+        if during.samples:
+            stage.observed["during"] = during.summary()
+        if whole:
             await self._after()
         return self._log
 
@@ -297,4 +291,6 @@ class _Trial:
             stage.mark("deviated", what="steady state", when="after", text=text)
         if "term_after" in stage.observed and not stage.ground.cluster.spec.store:
             stage.observed["elections_after"] = stage.lookout.leader()[1] - int(stage.observed["term_after"])
+        if not stage.ground.cluster.spec.store:
+            stage.observed["states"] = await states_of(stage)
         stage.mark("observed", **stage.observed, **stage.pod_changes())

@@ -14,6 +14,7 @@ from typing import Any, Final
 from chaos.availability import Second, Served, Window, per_second, served
 from chaos.budgets import Budgets, budgets_of_act
 from chaos.checkers import check_all
+from chaos.claims import claim_findings
 from chaos.findings import Finding, Verdict, judge, worst
 from chaos.history import KEYED, History, Mark
 from chaos.observed import observed_findings
@@ -128,6 +129,7 @@ class _Trial:
         steady = [finding.verdict for finding in findings if finding.rule in _STEADY_RULES] == [Verdict.PASS] * 2
         findings += self._served_findings(found, steady=steady)
         findings += observed_findings(self._act, observed, self._budgets)
+        findings += self._claimed()
         detail = self._begin.detail
         return ActReport(
             self._act, self._n, (self._window.end_ns - self._window.begin_ns) / 1e9, found, observed, findings,
@@ -141,11 +143,12 @@ class _Trial:
 
     def _went_through(self) -> list[Finding]:
         """It broke something, under load, and came to its end."""
-        if "impossible" in self._first:
-            reason = str(self._first["impossible"].detail.get("reason", "it cannot be made here"))
-            return [Finding("the fault can be made here", Verdict.INCONCLUSIVE, 0, note=reason)]
+        # What has been seen to be wrong is wrong, also where not all of the experiment could be done.
+        impossible = self._impossible()
         if deviations := self._deviations():
-            return deviations
+            return [*deviations, *impossible]
+        if impossible:
+            return impossible
         if not {"recovered", "observed"} <= self._first.keys():
             return [Finding("the act went through to its end", Verdict.INCONCLUSIVE, 0, note="it was cut short")]
         if not self._faults:
@@ -155,6 +158,12 @@ class _Trial:
         findings.append(self._steady("before", Window(self._begin.at_ns, self._faults[0].at_ns)))
         findings.append(self._steady("after", Window(recovered.at_ns, self._window.end_ns)))
         return findings
+
+    def _impossible(self) -> list[Finding]:
+        if "impossible" not in self._first:
+            return []
+        reason = str(self._first["impossible"].detail.get("reason", "it cannot be made here"))
+        return [Finding("the fault can be made here", Verdict.INCONCLUSIVE, 0, note=reason)]
 
     def _traces(self) -> list[Finding]:
         """Every kind of fault left its trace at least once, as far as it can be told; nothing if all did."""
@@ -186,6 +195,13 @@ class _Trial:
             note = "; ".join(said)
             return [Finding("all was well before anything was broken", Verdict.INCONCLUSIVE, len(said), note=note)]
         return [judge("the cluster did what the experiment expects", len(said), said)]
+
+    def _claimed(self) -> list[Finding]:
+        """What its name says happened at the same time; nothing where no fault was struck, which is told already."""
+        claims = self._begin.detail.get("proves") or ()
+        if not self._faults:
+            return []
+        return claim_findings(claims, self._marks, self._history.ops, self._workload, self._window.end_ns)
 
     def _steady(self, when: str, window: Window) -> Finding:
         """Without load there is nothing a fault could have disturbed."""
@@ -226,6 +242,8 @@ class _Trial:
                 )
             )
         findings.append(self._operations(found))
+        if found.leases_asked:
+            findings.append(self._leases(found))
         if "http" in self._workload and budgets.requests_failed is not None:
             over = found.http_requests_failed > budgets.requests_failed
             findings.append(
@@ -261,3 +279,14 @@ class _Trial:
         strict = budgets.operations_failed == 0 and budgets.operations_unknown == 0
         rule = "no operation failed" if strict else "no more operations failed than allowed"
         return judge(rule, keyed, broken, note="; ".join(said))
+
+    def _leases(self, found: Served) -> Finding:
+        """Grants, renewals and revocations are operations too: who loses a lease because nobody renewed it is not
+        helped by its having run out in time."""
+        most = self._budgets.leases_failed
+        if not self._once and self._begin.detail.get("budgets", {}).get("leases_failed") is None:
+            most = None
+        count = found.leases_failed
+        broken = [f"{count} of {found.leases_asked}"] if most is not None and count > most else []
+        rule = "no lease operation failed" if most == 0 else "no more lease operations failed than allowed"
+        return judge(rule, found.leases_asked, broken, note=f"{count} failed" if count and not broken else "")

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Final
 
 from chaos.fault import Fault
-from chaos.faults import clocks, disks, members, network, objects, process, resources, state
+from chaos.faults import clocks, disks, members, moments, network, objects, process, resources, state
 from controlplane.base.errors import ConfigError
 
 __all__ = ["REGISTRY", "fault_named"]
 
 REGISTRY: Final[Mapping[str, Fault]] = {
     fault.name: fault
-    for module in (process, network, disks, clocks, resources, members, objects, state)
+    for module in (process, network, disks, clocks, resources, members, moments, objects, state)
     for fault in module.FAULTS
 }
 

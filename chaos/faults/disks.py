@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from chaos.claims import UNSYNCED_TAIL
 from chaos.fault import JSON, Fault, FaultError, Strike, Undo
 from chaos.faults.again import restart, until_serving
 from chaos.faults.params import integer, known, word
@@ -30,14 +31,16 @@ from controlplane.base.errors import ConfigError
 from controlplane.base.rand import Rand
 from controlplane.local import damage
 
-__all__ = ["FAULTS"]
+__all__ = ["FAULTS", "OnDisk", "armed", "until_dead"]
 
 _DIES_S: Final = 15.0
 _POLL_S: Final = 0.02
 _FULL_SPEC: Final = "wal.write.before=error:ENOSPC,wal.open.write.after=error:ENOSPC"
 
 
-class _OnDisk(Fault):
+class OnDisk(Fault):
+    """A fault of a replica's own directory; healed by starting it with no failpoint armed."""
+
     target = "leader"
 
     def missing(self, ground: Ground) -> str | None:
@@ -71,7 +74,7 @@ class _OnDisk(Fault):
         return {"bit": len(out) == len(strike.victims), "out_of_service": out}
 
 
-class DiskFull(_OnDisk):
+class DiskFull(OnDisk):
     """No space left on device."""
 
     name = "disk-full"
@@ -94,7 +97,7 @@ class DiskFull(_OnDisk):
                 await restart(ground, name, disk.move_in)
                 await aside(disk.fill)
             else:
-                _armed(ground, name, await aside(ground.cluster.arm, name, _FULL_SPEC))
+                armed(ground, name, await aside(ground.cluster.arm, name, _FULL_SPEC))
         return {"means": "small disk" if strike.args["real"] else "failpoint"}
 
     async def heal(self, ground: Ground, undo: Undo) -> None:
@@ -117,7 +120,7 @@ class DiskFull(_OnDisk):
         await super().heal(ground, undo)
 
 
-class DiskError(_OnDisk):
+class DiskError(OnDisk):
     """The device answers with an error."""
 
     name = "disk-error"
@@ -136,11 +139,11 @@ class DiskError(_OnDisk):
 
     async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
         for name in strike.victims:
-            _armed(ground, name, await aside(ground.cluster.arm, name, strike.args["spec"]))
+            armed(ground, name, await aside(ground.cluster.arm, name, strike.args["spec"]))
         return {"means": "failpoint"}
 
 
-class LoseUnsynced(_OnDisk):
+class LoseUnsynced(OnDisk):
     """A power cut, seen by the disk."""
 
     name = "lose-unsynced"
@@ -161,18 +164,12 @@ class LoseUnsynced(_OnDisk):
     async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
         lost = 0
         for name in strike.victims:
-            _armed(ground, name, await aside(ground.cluster.arm, name, "wal.sync.before=kill"))
-            await self._until_dead(ground, name)
+            armed(ground, name, await aside(ground.cluster.arm, name, "wal.sync.before=kill"))
+            await until_dead(ground, name, "wrote nothing: there is nothing unsynced to lose")
             await aside(ground.cluster.arm, name, "")
             lost += await aside(ground.cluster.cut_tail, name, strike.args["keep"][name])
-        return {"bytes_lost": lost}
-
-    async def _until_dead(self, ground: Ground, name: str) -> None:
-        deadline_s = ground.clock.monotonic() + _DIES_S
-        while ground.cluster.processes.pid(name) is not None:
-            if ground.clock.monotonic() > deadline_s:
-                raise FaultError(f"{name} wrote nothing within {_DIES_S:g} s: there is nothing unsynced to lose")
-            await ground.clock.sleep(_POLL_S)
+        seen = f"{', '.join(strike.victims)} died with {lost} bytes of the last frame lost" if lost else ""
+        return {"bytes_lost": lost, "proved": {UNSYNCED_TAIL: seen}}
 
 
 class Tear(LoseUnsynced):
@@ -186,7 +183,7 @@ class Tear(LoseUnsynced):
         return "the end"
 
 
-class Flip(_OnDisk):
+class Flip(OnDisk):
     """Rot."""
 
     name = "flip"
@@ -251,6 +248,16 @@ class Flip(_OnDisk):
 FAULTS: Final[tuple[Fault, ...]] = (DiskFull(), DiskError(), LoseUnsynced(), Tear(), Flip())
 
 
-def _armed(ground: Ground, name: str, heard: bool) -> None:
+def armed(ground: Ground, name: str, heard: bool) -> None:
+    """Raises FaultError: nobody heard that failpoints were armed."""
     if not heard:
         raise FaultError(f"{name} does not run, or was started without a file for failpoints (an older version?)")
+
+
+async def until_dead(ground: Ground, name: str, otherwise: str, within_s: float = _DIES_S) -> None:
+    """Return when its process has ended. Raises FaultError: not within the time; ``otherwise`` says what that means."""
+    deadline_s = ground.clock.monotonic() + within_s
+    while ground.cluster.processes.pid(name) is not None:
+        if ground.clock.monotonic() > deadline_s:
+            raise FaultError(f"{name} did not die within {within_s:g} s: it {otherwise}")
+        await ground.clock.sleep(_POLL_S)

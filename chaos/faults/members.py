@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Final
 
 from chaos.fault import JSON, DeviationError, Fault, FaultError, Strike, Undo
-from chaos.faults.params import integer, known
+from chaos.faults.params import known
 from chaos.faults.process import start
 from chaos.ground import Ground, aside
 from chaos.targets import quorum_lost
@@ -158,46 +157,7 @@ class RollingRestart(Fault):
         await start(ground, undo.args["start"])
 
 
-class SnapshotOften(Fault):
-    """The log is cut short all the time, so that who was away must be sent a snapshot."""
-
-    name = "snapshot-often"
-    doc = "replicas restarted in turn to cut a snapshot and drop their log every few entries; as before when healed"
-    target = "all-replicas"
-    params: Mapping[str, str] = {"entries": "log entries from one snapshot to the next, 100 by default"}
-
-    def plan(self, ground: Ground, targets: Sequence[str], params: Mapping[str, JSON], rand: Rand) -> Strike:
-        known(self.name, params, self.params)
-        entries = integer(self.name, params, "entries", 100, 100, 1_000_000)
-        order = sorted(targets, key=lambda name: (name == ground.seen.leader, name))
-        before = list(ground.cluster.spec.extra_replica_args)
-        undo = (Undo(self.name, {"extra_replica_args": before, "restart": order}),)
-        one = [name for name in order if name in ground.seen.replicas][:1]
-        return Strike(
-            self.name, tuple(order), {"extra_replica_args": [*before, "--snapshot-entries", str(entries)]}, undo,
-            quorum_lost=bool(one) and quorum_lost(ground.seen, one),
-            says=f"a snapshot every {entries} entries on {', '.join(order)}, restarted in turn",
-        )  # fmt: skip
-
-    async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
-        self._set(ground, strike.args["extra_replica_args"])
-        for name in strike.victims:
-            if not strike.quorum_lost:
-                await _until_spared(ground, name)
-            await restart(ground, name)
-        return {}
-
-    async def heal(self, ground: Ground, undo: Undo) -> None:
-        self._set(ground, undo.args["extra_replica_args"])
-        for name in undo.args["restart"]:
-            await restart(ground, name)
-
-    def _set(self, ground: Ground, extra: Sequence[str]) -> None:
-        ground.cluster.spec = replace(ground.cluster.spec, extra_replica_args=tuple(extra))
-        ground.cluster.spec.save(ground.cluster.root / "cluster.json")
-
-
-FAULTS: Final[tuple[Fault, ...]] = (MemberReplace(), MemberRemove(), MemberAdd(), RollingRestart(), SnapshotOften())
+FAULTS: Final[tuple[Fault, ...]] = (MemberReplace(), MemberRemove(), MemberAdd(), RollingRestart())
 
 
 async def restart(ground: Ground, name: str) -> None:

@@ -17,14 +17,17 @@ from controlplane.cli.rollout import rollout_state
 from controlplane.client import ConflictError, NotFoundError
 from controlplane.local.spec import NODES_MAX
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment
-from controlplane.pb.k8s.core_v1_pb2 import Node
+from controlplane.pb.k8s.core_v1_pb2 import Node, Pod
 
 __all__ = ["FAULTS"]
 
 _PODS_MAX: Final = 500
 _ROLLOUT_TIMEOUT_S: Final = 60.0
 _DRAIN_TIMEOUT_S: Final = 60.0
+_POD_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.05
+#: The pod of ``pod-add``.
+_BESIDE_POD: Final = "chaos-pair"
 _RESTARTED_AT: Final = "quarterdeck.dev/restarted-at"
 
 
@@ -168,7 +171,41 @@ class NodeAdd(Fault):
             pass  # it was stopped before it had joined
 
 
-FAULTS: Final[tuple[Fault, ...]] = (Scale(), Rollout(), Drain(), NodeAdd())
+class PodAdd(Fault):
+    """One more pod, which nobody manages."""
+
+    name = "pod-add"
+    doc = "one more pod like the workload's, with a second container beside; it leaves again when healed"
+    target = ""
+    params: Mapping[str, str] = {"name": f"the pod's name, {_BESIDE_POD} by default; the second container is `beside`"}
+
+    def plan(self, ground: Ground, targets: Sequence[str], params: Mapping[str, JSON], rand: Rand) -> Strike:
+        known(self.name, params, self.params)
+        name = str(params.get("name", _BESIDE_POD))
+        undo = (Undo(self.name, {"delete": name}),)
+        return Strike(self.name, (f"pod/{name}",), {"name": name}, undo, quorum_lost=False, says=f"pod {name} joins")
+
+    async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
+        template = (await ground.client.get(Deployment, WORKLOAD, namespace=NAMESPACE)).spec.template
+        pod = Pod(metadata=template.metadata, spec=template.spec)
+        pod.metadata.name, pod.metadata.namespace = strike.args["name"], NAMESPACE
+        pod.spec.containers.add(name="beside", image="host", command=["sleep", "86400"])
+        await ground.client.create(pod)
+        began_s = ground.clock.monotonic()
+        while not any(pod.name == strike.args["name"] for pod in ground.pods.ready()):
+            if ground.clock.monotonic() - began_s > _POD_TIMEOUT_S:
+                raise DeviationError(f"pod {strike.args['name']} is not Ready after {_POD_TIMEOUT_S:g} s")
+            await ground.clock.sleep(_POLL_S)
+        return {}
+
+    async def heal(self, ground: Ground, undo: Undo) -> None:
+        try:
+            await ground.patiently(lambda: ground.client.delete(Pod, undo.args["delete"], namespace=NAMESPACE))
+        except NotFoundError:
+            pass  # it was not made, or has gone
+
+
+FAULTS: Final[tuple[Fault, ...]] = (Scale(), Rollout(), Drain(), NodeAdd(), PodAdd())
 
 
 async def _ask(ground: Ground, replicas: int) -> None:

@@ -1,8 +1,9 @@
 """Faults of processes: kill -9, SIGTERM, SIGSTOP for a while; a machine that dies with its pods; a zone.
 
-A target is a replica, an agent or a pod (``pod/NAME``: all its containers). Killed replicas and agents stay down until
-healed; the agent restarts a pod's containers by itself. Scheduler and controllers have no process of their own: they
-live in the leader's, and the selector says so.
+A target is a replica, an agent, a pod (``pod/NAME``: all its containers) or one container of a pod
+(``container/POD/NAME``: the others are untouched). Killed replicas and agents stay down until healed; the agent starts
+containers again by itself, as the pod's restartPolicy says. Scheduler and controllers have no process of their own:
+they live in the leader's, and the selector says so.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Final
 from chaos.fault import JSON, Fault, FaultError, Strike, Undo
 from chaos.faults.params import known
 from chaos.ground import Ground, aside
-from chaos.observe import processes_of_pods
-from chaos.targets import quorum_lost
+from chaos.in_pods import INSIDE, identified, signal_pods, split
+from chaos.targets import TargetError, quorum_lost
 from controlplane.base.errors import ConfigError
 from controlplane.base.rand import Rand
 from controlplane.local.procfs import stat_of
@@ -29,7 +30,7 @@ class Kill(Fault):
     """kill -9."""
 
     name = "kill"
-    doc = "kill -9 of a replica, an agent (its pods run on), both down until healed; or of a pod's processes"
+    doc = "kill -9 of a replica, an agent (its pods run on), both down until healed; or of a pod or one container"
     target = "leader"
     params: Mapping[str, str] = {}
 
@@ -40,9 +41,12 @@ class Kill(Fault):
         return _strike(self.name, ground, targets, f"kill -9 {_names(ground, targets)}", starts=True, excused=nodes)
 
     async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
-        pods, processes = _split(strike.victims)
+        inside, processes = split(strike.victims)
         await aside(lambda: [ground.cluster.kill(name) for name in processes])
-        signal_pods(ground, pods, signal.SIGKILL)
+        killed = signal_pods(ground, inside, signal.SIGKILL)
+        missed = [name for name in inside if name.startswith("container/") and not killed[name]]
+        if missed:
+            raise TargetError(f"{', '.join(missed)} does not run now: it cannot be killed")
         return {}
 
     async def heal(self, ground: Ground, undo: Undo) -> None:
@@ -75,7 +79,7 @@ class Pause(Fault):
     """SIGSTOP, and SIGCONT when healed."""
 
     name = "pause"
-    doc = "SIGSTOP of a replica, an agent or a pod's processes, until healed (SIGCONT)"
+    doc = "SIGSTOP of a replica, an agent, a pod or one container, until healed (SIGCONT)"
     target = "leader"
     params: Mapping[str, str] = {}
 
@@ -83,20 +87,23 @@ class Pause(Fault):
         known(self.name, params, self.params)
         struck = _strike(self.name, ground, targets, f"SIGSTOP {_names(ground, targets)}", starts=False)
         # The process groups themselves: who heals may not be able to ask the API which pod had which.
-        undo = tuple(Undo(self.name, {"continue": name, "groups": _groups(ground, name)}) for name in targets)
+        undo = tuple(Undo(self.name, {"continue": name, "groups": identified(ground, name)}) for name in targets)
         return replace(struck, undo=undo)
 
     async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
-        pods, processes = _split(strike.victims)
+        inside, processes = split(strike.victims)
         for name in processes:
             if not ground.cluster.kill(name, signal.SIGSTOP):
                 raise FaultError(f"{name} does not run: it cannot be paused")
-        signal_pods(ground, pods, signal.SIGSTOP)
+        signal_pods(ground, inside, signal.SIGSTOP)
         return {}
 
     async def proof(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
-        _, processes = _split(strike.victims)
+        inside, processes = split(strike.victims)
         states = {name: await aside(ground.cluster.state, name) for name in processes}
+        for name in inside:
+            groups = [stat_of(group) for group, _ in identified(ground, name)]
+            states[name] = "T" if groups and all(stat is not None and stat.state == "T" for stat in groups) else "gone"
         return {"bit": all(state == "T" for state in states.values()), "states": states}
 
     async def heal(self, ground: Ground, undo: Undo) -> None:
@@ -169,61 +176,28 @@ async def start(ground: Ground, name: str) -> None:
         await aside(ground.cluster.start, name)
 
 
-def signal_pods(ground: Ground, names: Sequence[str], signum: signal.Signals) -> int:
-    """Send a signal to every container's process group of these pods; returns how many groups."""
-    if not names:
-        return 0
-    groups = processes_of_pods(ground.cluster)
-    uids = {pod.name: pod.uid for pod in ground.pods.views()}
-    sent = 0
-    for name in names:
-        for group in groups.get(uids.get(name, ""), ()):
-            try:
-                os.killpg(group, signum)
-                sent += 1
-            except ProcessLookupError:
-                pass  # it ended between the look and the signal
-    return sent
-
-
 def _strike(
     fault: str, ground: Ground, targets: Sequence[str], says: str, *, starts: bool, excused: tuple[str, ...] = ()
 ) -> Strike:
     for name in targets:
-        if not name.startswith("pod/") and name not in ground.cluster.names:
+        if not name.startswith(INSIDE) and name not in ground.cluster.names:
             raise ConfigError(f"{fault}: no process {name!r}; there are: {', '.join(ground.cluster.names)}")
-    pods, processes = _split(targets)
-    if pods and ground.cluster.remote:
-        raise ConfigError(f"{fault}: {', '.join(targets)}: pods of other machines cannot be signalled from here")
+    inside, processes = split(targets)
+    if inside and ground.cluster.remote:
+        raise ConfigError(f"{fault}: {', '.join(targets)}: what runs on other machines cannot be signalled from here")
     undo = tuple(Undo(fault, {"start": name}) for name in processes) if starts else ()
     gone = [name for name in processes if name in {*ground.seen.replicas, *ground.seen.store}]
     return Strike(
         fault=fault, victims=tuple(targets), args={}, undo=undo, says=says,
         quorum_lost=bool(gone) and quorum_lost(ground.seen, gone),
-        excused=(*excused, *(f"pod/{name}" for name in pods)),
+        # Of a container that is killed the restart is expected, and counted; a paused one has no reason to restart.
+        excused=(*excused, *(name for name in inside if name.startswith("pod/"))),
     )  # fmt: skip
 
 
-def _groups(ground: Ground, target: str) -> list[tuple[int, int]]:
-    """(process group, start time of its leader) of a pod's containers; of any other target none."""
-    if not target.startswith("pod/"):
-        return []
-    uid = next((pod.uid for pod in ground.pods.views() if f"pod/{pod.name}" == target), "")
-    stats = ((group, stat_of(group)) for group in processes_of_pods(ground.cluster).get(uid, ()))
-    return [(group, stat.start_ticks) for group, stat in stats if stat is not None]
-
-
-def _split(victims: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Pods (without ``pod/``) and processes."""
-    return (
-        [name.removeprefix("pod/") for name in victims if name.startswith("pod/")],
-        [name for name in victims if not name.startswith("pod/")],
-    )
-
-
 def _no_pods(fault: str, targets: Sequence[str]) -> None:
-    if any(name.startswith("pod/") for name in targets):
-        raise ConfigError(f"{fault}: {', '.join(targets)}: wants a replica or a node, not a pod")
+    if any(name.startswith(INSIDE) for name in targets):
+        raise ConfigError(f"{fault}: {', '.join(targets)}: wants a replica or a node, not a pod or a container")
 
 
 def _pods_on(ground: Ground, nodes: Sequence[str]) -> int:

@@ -27,6 +27,7 @@ __all__ = ["LeaseClient", "LeaseHolder", "LockUser"]
 
 TTL_S: Final = 2
 _RENEW_EVERY_S: Final = 0.6
+_RENEW_TRIES: Final = 3
 _KEYS: Final = 3
 _REST_S: Final = 0.25
 _LEASE_ID_BYTES: Final = 7
@@ -61,7 +62,15 @@ class _Leases:
         return await self._do("revoke", lease, lambda: self.client.lease_revoke(lease), lambda _: 0)
 
     async def renew(self, lease: int) -> Op:
-        """One renewal; the record's ``ttl_s`` is 0 if the lease is gone."""
+        """One renewal, asked of another replica when one does not answer, as clients do that live by a lease; each
+        asking is recorded. The record's ``ttl_s`` is 0 if the lease is gone, or nobody answered."""
+        op = await self._renew(lease)
+        for _ in range(_RENEW_TRIES - 1):
+            if op.outcome == "info":
+                op = await self._renew(lease)
+        return op
+
+    async def _renew(self, lease: int) -> Op:
 
         async def call() -> etcd.Outcome[Any]:
             endpoint = self.client.pool.current

@@ -1,4 +1,4 @@
-"""``quarterdeck.v1.Operator``: how this replica is, a snapshot of everything, and one cut now, for operators and their tools.
+"""``quarterdeck.v1.Operator``: how this replica is, a snapshot of everything, and one cut now, for operators and tools.
 
 Owns the translation of Raft's and the store's own words into the messages; decides nothing.
 """

@@ -16,7 +16,8 @@ A process that runs is armed anew through a file, if :data:`FILE_VARIABLE` named
 then, and at each SIGUSR2. The file holds such a specification; an empty or missing one arms nothing.
 
 Every name is in :data:`FAILPOINTS`, so that the test that kills a process at each of them
-(``tests/integration/test_crash_points.py``) covers a new one without being told.
+(``tests/integration/test_crash_points.py``) covers a new one without being told; the scheduler's is met in the
+experiment ``scheduler-kill``.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ FAILPOINTS: Final[Mapping[str, str]] = {
     "raft.answer.before": "its messages have left, its waiters have not heard",
     "apply.before": "a committed entry is about to be applied",
     "apply.after": "it is applied",
+    "bind.before": "the scheduler has a node for pods, and is about to write it",
 }
 
 

@@ -16,6 +16,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
+from controlplane.base import failpoints
 from controlplane.base.aio import wait_event
 from controlplane.base.clock import Clock
 from controlplane.base.rand import Rand
@@ -238,6 +239,7 @@ class Scheduler:
         if not placements:
             return
         bindings = [_binding(p) for p in placements]
+        failpoints.hit("bind.before")
         bound: set[str] = set()
         unknown = False
         try:

@@ -203,6 +203,10 @@ async def under_writes(cluster: Cluster, victim: Member, failpoint: str) -> None
     await victim.ask("arm", spec=failpoint)
 
 
+#: These replicas have a log and a state, and nothing to schedule.
+STEPS = tuple(name for name in FAILPOINTS if not name.startswith("bind."))
+
+
 def provocation(name: str) -> Any:
     if name.startswith("wal.open."):
         return at_start
@@ -221,7 +225,7 @@ async def test_a_kill_at_every_failpoint_loses_nothing_acknowledged(tmp_path: Pa
         for member in cluster.members:
             await member.start()
         await cluster.leader(cluster.members)
-        for turn, name in enumerate(FAILPOINTS):
+        for turn, name in enumerate(STEPS):
             victim = cluster.members[turn % 3]
             # A transfer is stopped in its middle, so that there is something to go on with.
             spec = f"{name}=kill" + ("@3" if name == "snapshot.receive.write.after" else "")
@@ -239,7 +243,7 @@ async def test_a_kill_at_every_failpoint_loses_nothing_acknowledged(tmp_path: Pa
             await cluster.lose_nothing()
         logs = "".join(member.log.read_text() for member in cluster.members)
         assert "snapshot goes on arriving" in logs, "a half-received snapshot was begun anew after the restart"
-        assert len(cluster.acknowledged) > len(FAILPOINTS)
+        assert len(cluster.acknowledged) > len(STEPS)
     finally:
         for member in cluster.members:
             await member.kill()

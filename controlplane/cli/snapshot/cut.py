@@ -52,7 +52,7 @@ async def _by_name(settings: Settings) -> dict[str, str]:
             except StatusError as error:
                 failure = error  # another may be up
     assert failure is not None
-    fail(f"no replica answers: {failure.message}", EXIT_UNREACHABLE)
+    raise failure
 
 
 async def _cut(settings: Settings, endpoint: str) -> operator_pb2.CutSnapshotResponse | StatusError:

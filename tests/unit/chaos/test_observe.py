@@ -18,7 +18,8 @@ def test_a_pod_object_is_seen_with_all_its_containers_restarts() -> None:
     pod.metadata.uid, pod.metadata.name, pod.spec.nodeName = "u", "web-1", "node-1"
     pod.status.containerStatuses.extend([ContainerStatus(restartCount=1), ContainerStatus(restartCount=2)])
     pod.status.conditions.append(PodCondition(type="Ready", status="True"))
-    assert view(pod) == PodView("u", "web-1", "node-1", 3, ready=True, deleting=False)
+    names = (("", 1), ("", 2))
+    assert view(pod) == PodView("u", "web-1", "node-1", 3, ready=True, deleting=False, containers=names)
     pod.metadata.deletionTimestamp.seconds = 1
     assert view(pod).deleting
 
@@ -30,6 +31,25 @@ def test_pods_that_stay_are_no_change_and_new_ones_do_not_count() -> None:
 
 def test_a_container_started_again_is_a_restart() -> None:
     assert compare([A, B], [A, replace(B, restarts=5)]) == PodChanges(watched=2, restarted=2, replaced=0)
+
+
+def test_of_a_container_that_was_killed_so_many_restarts_are_expected_and_no_other() -> None:
+    pair = replace(A, containers=(("main", 0), ("beside", 4)), restarts=4)
+    killed = {("web-a", "beside"): 2}
+
+    def after(main: int, beside: int) -> PodChanges:
+        return compare(
+            [pair],
+            [replace(pair, containers=(("main", main), ("beside", beside)), restarts=main + beside)],
+            killed=killed,
+        )
+
+    assert after(0, 6) == PodChanges(watched=1, restarted=0, replaced=0, expected=2, seen=2)
+    assert after(0, 5) == PodChanges(watched=1, restarted=0, replaced=0, expected=2, seen=1)
+    assert after(0, 7) == PodChanges(watched=1, restarted=1, replaced=0, expected=2, seen=2), "once more than killed"
+    assert after(1, 6) == PodChanges(watched=1, restarted=1, replaced=0, expected=2, seen=2), "the other container"
+    never = replace(pair, starts_again=False)
+    assert compare([never], [never], killed=killed).expected == 0
 
 
 def test_a_pod_gone_or_going_without_need_is_replaced() -> None:

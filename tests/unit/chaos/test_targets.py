@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from chaos.observe import PodView
@@ -100,3 +102,17 @@ def test_a_quorum_is_lost_with_what_is_down_already() -> None:
 def test_every_process_is_in_one_zone() -> None:
     names = [name for zone in zones(SEEN).values() for name in zone]
     assert sorted(names) == sorted([*SEEN.replicas, *SEEN.nodes])
+
+
+def test_one_container_of_a_pod_is_named_or_any_of_the_workload() -> None:
+    pods = (replace(PODS[0], containers=(("web", 0), ("beside", 0))), PODS[5])
+    seen = replace(SEEN, pods=pods)
+    assert resolve(seen, "container/web-0/beside", SeededRand(1)) == ("container/web-0/beside",)
+    found = {resolve(seen, "container", SeededRand(seed)) for seed in range(20)}
+    assert found == {("container/web-0/web",), ("container/web-0/beside",)}
+    with pytest.raises(TargetError, match="web-0 has no container 'bside'; it has: web, beside"):
+        resolve(seen, "container/web-0/bside", SeededRand(1))
+    with pytest.raises(TargetError, match="nobody fits"):
+        resolve(seen, "container/web-9/web", SeededRand(1))
+    with pytest.raises(ConfigError, match="want container/POD/NAME"):
+        resolve(seen, "container/web-0", SeededRand(1))

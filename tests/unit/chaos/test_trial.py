@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -50,12 +51,25 @@ class FakeLookout:
         return "r3", 5
 
 
+class FakeReplicas:
+    """All at one revision; with one state, or not."""
+
+    def __init__(self) -> None:
+        self.names = ["r1", "r2", "r3"]
+        self.hashes = dict.fromkeys(self.names, "a")
+
+    async def statuses(self) -> dict[str, Any]:
+        return {name: SimpleNamespace(revision=7, state_hash=found) for name, found in self.hashes.items()}
+
+
 class Rig:
     """One stage, and what it wrote."""
 
     def __init__(self, folder: Path, *, whole: str = "", allow: bool = False) -> None:
         self.ground, self.cluster = ground(folder)
         self.ground.clock = QuickClock()
+        self.replicas = FakeReplicas()
+        self.ground.replicas = cast(Any, self.replicas)
         self.said: list[str] = []
         self.ground.say = self.said.append
         self.recorder = Recorder(folder / "history.jsonl", Header("t", "/t/", "now", []), self.ground.clock)
@@ -330,3 +344,26 @@ def test_a_strike_says_what_it_needs() -> None:
     args: Mapping[str, Any] = {}
     victims: Sequence[str] = ()
     assert Strike("kill", tuple(victims), args, (), quorum_lost=False, says="").excused == ()
+
+
+async def test_after_healing_the_states_of_all_replicas_are_compared(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.replicas.hashes["r3"] = "b"
+    await rig.play(act("kill", target="r1"))
+    states = next(mark.detail["states"] for mark in rig.marks() if mark.name == "observed")
+    assert (states["agree"], states["members"]) == (False, ["r1", "r2", "r3"])
+    assert states["text"] == "at revision 7 r1 has a, r3 has b"
+
+
+async def test_what_was_seen_of_a_claimed_coincidence_is_a_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def strike(self: Any, ground: Ground, strike: Strike) -> Mapping[str, Any]:
+        return {"proved": {"unsynced-tail": "9 bytes"}, "bytes_lost": 9}
+
+    monkeypatch.setattr(type(REGISTRY["kill"]), "strike", strike)
+    rig = Rig(tmp_path)
+    await rig.play(act("kill", target="r1"))
+    marks = {mark.name: mark.detail for mark in rig.marks()}
+    assert marks["proved"] == {"what": "unsynced-tail", "seen": "9 bytes"}
+    assert marks["observed"]["bytes_lost"] == 9

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chaos.findings import Finding, Verdict, judge, worst
-from chaos.history import History, Outcome
+from chaos.history import History, Op, Outcome
 from chaos.report import as_dict, render, render_repeats
 from chaos.verdict import Report, judge_history
 from tests.unit.chaos.stories import SECOND, Story
@@ -354,3 +354,108 @@ def test_where_every_pod_had_a_reason_to_go_there_is_none_to_watch() -> None:
     nobody: dict[str, Any] = {**UNTOUCHED, "pods_watched": 0}
     assert judged(tried(**nobody).history())[0].verdict is Verdict.INCONCLUSIVE
     assert judged(tried(**nobody, pods_excused=6).history())[0].verdict is Verdict.PASS
+
+
+def test_a_deviation_that_was_seen_outweighs_a_fault_that_could_not_be_made() -> None:
+    for order in (("impossible", "deviated"), ("deviated", "impossible")):
+        made = Story()
+        made.mark("begin", "isolate")
+        made.steady(30)
+        made.mark("fault", "isolate")
+        for name in order:
+            detail = {"reason": "needs root"} if name == "impossible" else {"what": "the method", "text": "no leader"}
+            made.mark(name, "isolate", **detail)
+        report, found = judged(made.history())
+        assert report.verdict is Verdict.FAIL
+        assert found["the cluster did what the experiment expects"].verdict is Verdict.FAIL
+        assert found["the fault can be made here"].verdict is Verdict.INCONCLUSIVE
+
+
+def claiming(*claims: str, **proved: str) -> dict[str, Finding]:
+    made = Story()
+    made.mark("begin", "mine", proves=list(claims), workload=["kv"])
+    made.steady(30)
+    made.mark("fault", "mine", id="1")
+    made.steady(30)
+    for what, seen in proved.items():
+        made.mark("proved", "mine", what=what.replace("_", "-"), seen=seen)
+    made.mark("healed", "mine", id="1")
+    made.mark("recovered", "mine")
+    made.steady(30)
+    made.mark("observed", "mine", **UNTOUCHED)
+    _, found = judged(made.history())
+    return {rule: finding for rule, finding in found.items() if rule.startswith("proven: ")}
+
+
+@pytest.mark.parametrize(
+    ("proved", "verdict"),
+    [
+        ({}, Verdict.INCONCLUSIVE),
+        ({"binds_in_flight": ""}, Verdict.INCONCLUSIVE),
+        ({"snapshot_cut_at_kill": "something else"}, Verdict.INCONCLUSIVE),
+        ({"binds_in_flight": "3 pods"}, Verdict.PASS),
+    ],
+)
+def test_a_coincidence_that_is_claimed_and_not_proven_proves_nothing(proved: dict[str, str], verdict: Verdict) -> None:
+    (finding,) = claiming("binds-in-flight", **proved).values()
+    assert finding.verdict is verdict
+    assert claiming(**proved) == {}
+
+
+def test_load_under_a_fault_is_counted_between_its_strike_and_its_healing() -> None:
+    (finding,) = claiming("load-under-fault").values()
+    assert (finding.verdict, finding.note.split(",")[0]) == (Verdict.PASS, "30 writes acknowledged")
+    (finding,) = claiming("faults-overlap").values()
+    assert finding.verdict is Verdict.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("states", "verdict"),
+    [
+        ({"agree": True, "members": ["r1", "r2"], "text": "at revision 7"}, Verdict.PASS),
+        ({"agree": False, "members": ["r1", "r2"], "text": "at revision 7 r1 has a"}, Verdict.FAIL),
+        ({"agree": None, "members": ["r1", "r2"], "text": "r2 silent"}, Verdict.INCONCLUSIVE),
+    ],
+)
+def test_the_state_hashes_of_all_members_are_part_of_every_verdict(states: dict[str, Any], verdict: Verdict) -> None:
+    _, found = judged(played(states=states).history())
+    assert found["state hashes agree at an equal revision on all members"].verdict is verdict
+
+
+def test_a_steady_state_lost_during_a_fault_is_shown_and_judged_only_by_a_budget() -> None:
+    during = {"samples": 9, "probes": {"the Service answers": {"asked": 9, "deviated": 3, "longest_s": 2.4}}}
+    _, found = judged(played(during=during).history())
+    shown = found["steady state during"]
+    assert (shown.verdict, "the Service answers: 3 of 9, longest 2.4 s" in shown.note) == (Verdict.PASS, True)
+    made = played(during=during)
+    begin = made.marks[0]
+    made.marks[0] = replace(begin, detail={**begin.detail, "budgets": {"steady_gap_s": 2.0}})
+    assert failed(made.history()) == ["steady state during: lost for at most 2 s"]
+
+
+def test_a_lease_that_could_not_be_granted_or_renewed_counts_as_a_failed_operation_does() -> None:
+    made = played()
+    history = made.history()
+    asked_ns = made.marks[1].at_ns
+    for n, outcome in enumerate(("ok", "fail", "info")):
+        kind = ("grant", "keepalive", "keepalive")[n]
+        history.ops.append(
+            Op(9_000 + n, "l1", kind, "e1", "", asked_ns, asked_ns + 1, outcome, part="lease", lease=7)  # type: ignore[arg-type]
+        )
+    gone = Op(
+        9_009, "l1", "revoke", "e1", "", asked_ns, asked_ns + 1, "fail", lease=7, error="requested lease not found"
+    )
+    history.ops.append(gone)
+    assert failed(history) == ["no lease operation failed"]
+    begin = history.marks[0]
+    history.marks[0] = replace(begin, detail={**begin.detail, "budgets": {"leases_failed": 2}})
+    assert failed(history) == []
+    history.marks[0] = begin
+    history.ops.append(Op(9_010, "l1", "keepalive", "e2", "", asked_ns + 2, asked_ns + 3, "ok", lease=7, ttl_s=2))
+    assert failed(history) == [], "a renewal that another replica answers at once is made good"
+
+
+@pytest.mark.parametrize(("seen", "fails"), [(2, []), (1, ["every killed container started again"])])
+def test_killed_containers_start_again_as_often_as_they_were_killed(seen: int, fails: list[str]) -> None:
+    killed = {"containers_killed": 2, "containers_restarts_expected": 2, "containers_restarts_seen": seen}
+    assert failed(played(**killed).history()) == fails

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 
 from chaos.fault import FaultError
 from chaos.faults import REGISTRY, fault_named
+from chaos.targets import TargetError
 from controlplane.base.errors import ConfigError
 from controlplane.base.rand import SeededRand
+from controlplane.local.procfs import boot_id, stat_of
 from controlplane.local.spec import plan
 from tests.unit.chaos.faults.rig import ground
 
@@ -83,6 +89,7 @@ def test_pods_of_a_dead_node_have_a_reason_to_go(tmp_path: Path) -> None:
         ("node-death", ["r1"], {}, "r1 is no node"),
         ("node-death", ["node-1", "node-2", "node-3"], {}, "nothing would be left"),
         ("stop", ["pod/web-1"], {}, "not a pod"),
+        ("stop", ["container/web-1/web"], {}, "not a pod or a container"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -114,3 +121,57 @@ def test_every_fault_says_what_it_is() -> None:
     for name, fault in REGISTRY.items():
         assert fault.name == name
         assert len(fault.doc.split()) > 4
+
+
+class Containers:
+    """Two real process groups that stand for the containers of web-1, as their agent's records name them."""
+
+    def __init__(self, node_dir: Path) -> None:
+        self.running = {name: Popen(["sleep", "60"], start_new_session=True) for name in ("web", "beside")}
+        for name, process in self.running.items():
+            stat = stat_of(process.pid)
+            assert stat is not None
+            record = {
+                "name": name, "pid": process.pid, "pgid": process.pid, "start_ticks": stat.start_ticks,
+                "boot_id": boot_id(), "finished_at_ms": 0,
+            }  # fmt: skip
+            path = node_dir / "pods" / "u1" / ".agent" / "containers" / f"{name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(record))
+
+    def state(self, name: str) -> str:
+        stat = stat_of(self.running[name].pid)
+        return stat.state if stat is not None else "gone"
+
+
+@pytest.fixture
+def containers(tmp_path: Path) -> Iterator[Containers]:
+    made = Containers(tmp_path / "nodes" / "node-2")
+    yield made
+    for process in made.running.values():
+        process.kill()
+        process.wait()
+
+
+async def test_one_container_is_killed_and_the_others_of_its_pod_are_untouched(
+    tmp_path: Path, containers: Containers
+) -> None:
+    on, _ = ground(tmp_path)
+    strike = fault_named("kill").plan(on, ["container/web-1/beside"], {}, RAND)
+    assert (strike.excused, strike.undo, strike.quorum_lost) == ((), (), False)
+    await fault_named("kill").strike(on, strike)
+    assert containers.running["beside"].wait(5) == -signal.SIGKILL
+    assert containers.state("web") in "SR"
+    with pytest.raises(TargetError, match="container/web-1/beside does not run now"):
+        await fault_named("kill").strike(on, strike)
+
+
+async def test_one_container_is_paused_and_goes_on_when_healed(tmp_path: Path, containers: Containers) -> None:
+    on, _ = ground(tmp_path)
+    strike = fault_named("pause").plan(on, ["container/web-1/beside"], {}, RAND)
+    await fault_named("pause").strike(on, strike)
+    assert (await fault_named("pause").proof(on, strike))["bit"] is True
+    assert (containers.state("beside"), containers.state("web") in "SR") == ("T", True)
+    for undo in strike.undo:
+        await fault_named("pause").heal(on, undo)
+    assert containers.state("beside") in "SR"
