@@ -138,7 +138,8 @@ def _agreed(states: Mapping[str, Any]) -> Finding:
 
 def _during(during: Mapping[str, Any], allowed_s: float | None) -> Finding:
     """The steady state while faults lasted: shown, and judged where the experiment says how long it may be lost."""
-    said, broken = [], []
+    said: list[str] = []
+    broken: list[str] = []
     for name, found in during.get("probes", {}).items():
         if found["deviated"]:
             longest_s = float(found["longest_s"])

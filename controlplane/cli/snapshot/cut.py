@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Final
 
 import click
 
-from controlplane.base.errors import ConfigError, StatusError
+from controlplane.base.errors import Code, ConfigError, StatusError
 from controlplane.cli.common import EXIT_UNREACHABLE, Settings, coroutine, fail, settings_of
 from controlplane.cli.tables import table
 from controlplane.client import OperatorClient
 from controlplane.pb.quarterdeck.v1 import operator_pb2
 
 __all__ = ["cut"]
+
+_TRIES: Final = 3
+_AGAIN_S: Final = 0.5
 
 
 @click.command()
@@ -57,7 +61,12 @@ async def _by_name(settings: Settings) -> dict[str, str]:
 
 async def _cut(settings: Settings, endpoint: str) -> operator_pb2.CutSnapshotResponse | StatusError:
     async with OperatorClient(endpoint, credentials=settings.credentials()) as client:
-        try:
-            return await client.cut_snapshot()
-        except StatusError as error:
-            return error
+        for left in reversed(range(_TRIES)):
+            try:
+                return await client.cut_snapshot()
+            except StatusError as error:
+                # It may have been cut all the same: one more takes nothing from anybody.
+                if error.code != Code.UNAVAILABLE or not left:
+                    return error
+            await asyncio.sleep(_AGAIN_S)
+    raise AssertionError("the last try returns")

@@ -457,5 +457,9 @@ def test_a_lease_that_could_not_be_granted_or_renewed_counts_as_a_failed_operati
 
 @pytest.mark.parametrize(("seen", "fails"), [(2, []), (1, ["every killed container started again"])])
 def test_killed_containers_start_again_as_often_as_they_were_killed(seen: int, fails: list[str]) -> None:
-    killed = {"containers_killed": 2, "containers_restarts_expected": 2, "containers_restarts_seen": seen}
+    killed: dict[str, Any] = {
+        "containers_killed": 2,
+        "containers_restarts_expected": 2,
+        "containers_restarts_seen": seen,
+    }
     assert failed(played(**killed).history()) == fails
