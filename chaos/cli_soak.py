@@ -1,16 +1,19 @@
 """Random faults for hours: one run after the other, each with its verdict. Disk use is bounded: of runs that passed
-only the newest are kept, and the logs of processes are cut."""
+only the newest are kept, and the logs of processes are cut. What each process holds of the memory is told with every
+verdict: it should not grow for ever."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import click
+import psutil
 
 from chaos.cli_common import say_to
 from chaos.display import Display
@@ -25,7 +28,7 @@ from controlplane.base.errors import ConfigError
 from controlplane.cli.common import err
 from controlplane.local.cluster import LocalCluster
 
-__all__ = ["cut_logs", "keep_newest", "soak"]
+__all__ = ["Memory", "cut_logs", "keep_newest", "memory", "soak", "told"]
 
 _RUNS_KEPT: Final = 12
 _LOG_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -43,16 +46,19 @@ async def soak(
     reports: list[Report] = []
     verdict = Verdict.INCONCLUSIVE
     passed: list[Path] = []
+    first = memory(cluster, clock.wall_ms() / 1000)
+    click.echo(f"memory at the beginning: {told(first)}")
     while clock.monotonic() < ends_s:
         schedule = replace(schedule, duration_s=min(schedule.duration_s, max(15.0, ends_s - clock.monotonic())))
         found = await run(
             cluster, [replace(experiment, schedule=schedule)], name="soak", seed=seed, rates=rates, say=say_to(err),
             display=Display(err),
         )  # fmt: skip
+        now = memory(cluster, clock.wall_ms() / 1000)
         reports.append(found.report)
         verdict = found.verdict
         left_h = max(0.0, ends_s - clock.monotonic()) / 3600
-        click.echo(f"{found.folder.name}  seed {seed}  {verdict.value}  {left_h:.2f} h left")
+        click.echo(f"{found.folder.name}  seed {seed}  {verdict.value}  {left_h:.2f} h left  memory: {told(now)}")
         if verdict is not Verdict.PASS:
             break
         passed.append(found.folder)
@@ -62,6 +68,31 @@ async def soak(
     click.echo()
     click.echo(matrix(reports))
     return verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of one process: what it holds (RSS), and since when it runs: of one that was started anew nothing is learned."""
+
+    mib: int
+    runs_s: float
+
+
+def memory(cluster: LocalCluster, now_s: float) -> dict[str, Memory]:
+    """Of every process of the cluster that runs, and of this program."""
+    pids = {name: cluster.processes.pid(name) for name in cluster.names} | {"load": os.getpid()}
+    found: dict[str, Memory] = {}
+    for name, pid in pids.items():
+        if pid is not None:
+            with suppress(psutil.NoSuchProcess):  # it ended between the two looks
+                process = psutil.Process(pid)
+                found[name] = Memory(process.memory_info().rss >> 20, max(0.0, now_s - process.create_time()))
+    return found
+
+
+def told(found: Mapping[str, Memory]) -> str:
+    """In one line: MiB, and for how long each process runs."""
+    return ", ".join(f"{name} {m.mib} MiB ({m.runs_s / 60:.0f} min)" for name, m in found.items())
 
 
 def keep_newest(folders: list[Path], count: int) -> None:
