@@ -7,6 +7,7 @@ does not serve, because ``qd chaos heal`` must work then.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -163,21 +164,27 @@ async def aside(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
-        await asyncio.wait([work])
+        while not work.done():  # cancelled again, too: a thread cannot be
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([work])
         raise
 
 
 async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await it, and to its end even if the caller is cancelled meanwhile: once. Cancelled again, it is given up.
+    """Await it, and to its end even if the caller is cancelled meanwhile, or was before: once. Cancelled twice, it is
+    given up, or not begun.
 
     Raises:
         asyncio.CancelledError: the caller was cancelled; the work has ended.
     """
+    me = asyncio.current_task()
+    if me is not None and me.cancelling() > 1:
+        work.close()
+        raise asyncio.CancelledError
     task = asyncio.create_task(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError as cancelled:
-        me = asyncio.current_task()
         try:
             if me is None or me.cancelling() == 1:
                 await asyncio.wait([task])

@@ -6,11 +6,11 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from chaos.drill.fleet import FIRST_WRITE, DrillFailedError, Fleet
 from controlplane.client import EtcdClient
@@ -22,15 +22,88 @@ _LOAD: Final = b"load/"
 _WRITERS: Final = 6
 _LOAD_S: Final = 2.0
 _ARCHIVED_S: Final = 2.5
+#: One object of every kind that users make, in a namespace that will be lost.
 _TEAM: Final = """\
 apiVersion: v1
 kind: Namespace
-metadata: {name: team}
+metadata: {name: team, labels: {floor: "3"}}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: settings, namespace: team, annotations: {by: drill}}
+data: {colour: blue, size: "7"}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: texts, namespace: team}
+data: {hello: "hello, world"}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: shop, namespace: team}
+spec:
+  selector: {app: shop}
+  ports: [{port: 80, targetPort: 8080}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: shop, namespace: team}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: shop}}
+  template:
+    metadata: {labels: {app: shop}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers: [{name: shop, image: host, command: [sleep, "3600"]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: alone, namespace: team}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: alone, image: host, command: [sleep, "3600"]}]
+"""
+_TEAM_PODS: Final = 3
+_OWNED: Final = ("ReplicaSet", "Pod")
+#: Of these the pods' names are made anew, and owners have other identities: the Deployment says what they are.
+_MADE_AGAIN: Final = "shop-"
+_OTHERS: Final = """\
+apiVersion: v1
+kind: Namespace
+metadata: {name: others}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: changed, namespace: others}
+data: {is: old}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: goes, namespace: others}
+data: {is: there}
+"""
+#: Written after the moment.
+_LATER: Final = """\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: changed, namespace: others}
+data: {is: new}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: comes, namespace: others}
+data: {is: there}
 ---
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: settings, namespace: team}
-data: {colour: blue, size: "7"}
+data: {colour: red}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: late, namespace: team}
+data: {is: too late}
 """
 
 
@@ -92,24 +165,73 @@ async def newest_is_damaged(fleet: Fleet, row: Row, folder: Path) -> None:
 
 
 async def namespace_deleted(fleet: Fleet, row: Row, folder: Path) -> None:
-    """Somebody deletes a namespace; it comes back as of a moment before, everything else stays."""
-    manifest = folder / "team.yaml"
-    manifest.write_text(_TEAM)
+    """Somebody changes a namespace and then deletes it; every object of it comes back as of a moment before, and what
+    was written elsewhere since stays."""
+    manifest, later = folder / "team.yaml", folder / "later.yaml"
+    manifest.write_text(f"{_TEAM}---\n{_OTHERS}")
+    later.write_text(_LATER)
     await fleet.ok("apply", "-f", str(manifest))
-    await asyncio.sleep(1.0)
+    await _team_runs(fleet)
+    then, before = folder / "then.qdsnap", folder / "before.qdsnap"
+    await fleet.ok("snapshot", "save", str(then))
     moment = datetime.now(UTC).isoformat(timespec="milliseconds")
     await asyncio.sleep(1.0)
+    await fleet.ok("apply", "-f", str(later))
+    await fleet.ok("delete", "configmap", "goes", "-n", "others")
     await fleet.ok("delete", "namespace", "team")
+    await fleet.gone("namespace", "team")
     await asyncio.sleep(_ARCHIVED_S)
+    await fleet.ok("snapshot", "save", str(before))
+    processes = fleet.processes()
     done = await fleet.ok(
         "snapshot", "restore", str(fleet.archive), "--to-time", moment, "--namespace", "team",
         *await _cluster_option(fleet, folder),
     )  # fmt: skip
     row.command_s, row.point = done.seconds, "the moment before"
-    found = json.loads((await fleet.ok("get", "configmap", "settings", "-n", "team", "-o", "json")).out)
-    if found["data"] != {"colour": "blue", "size": "7"}:
-        raise DrillFailedError(f"the ConfigMap came back as {found['data']}")
-    await fleet.ok("delete", "namespace", "team")
+    await _team_runs(fleet)
+    _nothing_of(inside(await fleet.differences(then), "team"), "are not as they were at the moment")
+    _nothing_of(outside(await fleet.differences(before), "team"), "outside the namespace were touched")
+    # Identities and times too: what was not written again has the ones it had.
+    kept = await fleet.differences(before, "--status")
+    _nothing_of([d for d in kept if d["namespace"] == "others"], "of another namespace were written again")
+    if any(fleet.processes().get(uid) != groups for uid, groups in processes.items()):
+        raise DrillFailedError("pods outside the namespace did not run on")
+    row.notes.append(f"{len(re.findall('^[+] ', done.out, re.MULTILINE))} objects came back")
+    for namespace in ("team", "others"):
+        await fleet.ok("delete", "namespace", namespace)
+        await fleet.gone("namespace", namespace)
+
+
+def inside(found: Sequence[Mapping[str, Any]], namespace: str) -> list[Mapping[str, Any]]:
+    """Of the differences of a cluster those in a namespace, itself included, but for what controllers make again."""
+    return [
+        d
+        for d in found
+        if (d["namespace"] == namespace and not (d["kind"] in _OWNED and d["name"].startswith(_MADE_AGAIN)))
+        or (d["kind"] == "Namespace" and d["name"] == namespace)
+    ]
+
+
+def outside(found: Sequence[Mapping[str, Any]], namespace: str) -> list[Mapping[str, Any]]:
+    """Those everywhere else, plain keys included."""
+    return [d for d in found if d["namespace"] != namespace and (d["kind"], d["name"]) != ("Namespace", namespace)]
+
+
+def _nothing_of(found: Sequence[Mapping[str, Any]], what: str) -> None:
+    if found:
+        shown = ", ".join(f"{d['change']} {d['kind']} {d['namespace']}/{d['name']}" for d in found[:5])
+        raise DrillFailedError(f"{len(found)} objects {what}: {shown}")
+
+
+async def _team_runs(fleet: Fleet) -> None:
+    await fleet.ok("rollout", "status", "deployment/shop", "-n", "team", "--timeout", "60s")
+    deadline_s = time.monotonic() + 30.0
+    while time.monotonic() < deadline_s:
+        pods = json.loads((await fleet.ok("get", "pods", "-n", "team", "-o", "json")).out)["items"]
+        if len(pods) == _TEAM_PODS and all(pod["status"].get("phase") == "Running" for pod in pods):
+            return
+        await asyncio.sleep(0.1)
+    raise DrillFailedError(f"not {_TEAM_PODS} pods run in the namespace after 30 s")
 
 
 async def swapped_live(fleet: Fleet, row: Row, folder: Path) -> None:

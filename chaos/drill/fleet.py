@@ -175,15 +175,28 @@ class Fleet:
     async def equals(self, snapshot: Path, *but: str) -> int:
         """How many objects and keys are compared. Raises DrillFailedError: the cluster is not what the file holds, but
         for keys that begin so."""
-        done = await self.qd("diff", str(snapshot), "-o", "json")
-        if done.code not in (0, 1):
-            raise DrillFailedError(f"qd diff ended with {done.code}: {done.err.strip()}")
-        found: list[dict[str, Any]] = json.loads(done.out)
+        found = await self.differences(snapshot)
         left = [d for d in found if not (d["kind"] == "Key" and d["name"].startswith(but))] if but else found
         if left:
             shown = ", ".join(f"{d['change']} {d['kind']} {d['namespace']}/{d['name']}" for d in left[:5])
             raise DrillFailedError(f"{len(left)} objects differ from the snapshot: {shown}")
         return len(found)
+
+    async def differences(self, snapshot: Path, *options: str) -> list[dict[str, Any]]:
+        """How the cluster differs from what the file holds, as ``qd diff -o json`` says it. Raises DrillFailedError."""
+        done = await self.qd("diff", str(snapshot), "-o", "json", *options)
+        if done.code not in (0, 1):
+            raise DrillFailedError(f"qd diff ended with {done.code}: {done.err.strip()}")
+        found: list[dict[str, Any]] = json.loads(done.out)
+        return found
+
+    async def gone(self, kind: str, name: str) -> None:
+        """Return once there is no such object any more. Raises DrillFailedError."""
+        deadline_s = time.monotonic() + 60.0
+        while (await self.qd("get", kind, name)).code == 0:
+            if time.monotonic() > deadline_s:
+                raise DrillFailedError(f"{kind} {name} is not gone after 60 s")
+            await asyncio.sleep(0.1)
 
     async def settled(self) -> None:
         """Return once every node is Ready and the Deployment has what it wants."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 from chaos.experiment import Activity, Experiment, Settings
 from chaos.fault import FaultError, Strike, Undo
 from chaos.faults import REGISTRY
-from chaos.ground import Ground
+from chaos.ground import Ground, aside
 from chaos.history import Header, Mark, Recorder, load
 from chaos.runner import heal_left, put_back
 from chaos.schedule import Choice, Schedule
@@ -298,6 +299,48 @@ async def test_a_second_ctrl_c_leaves_the_rest_and_says_what_and_how_to_heal_it(
     assert len(rig.ground.undo.entries) == 2
     assert rig.said[-1] == "left broken: kill -9 r2; kill -9 r1. Put it back: qd chaos heal"
     rig.recorder.close()
+
+
+async def test_twice_told_to_stop_before_it_is_put_back_nothing_is(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.ground.undo.add("a-run", Strike("kill", ("r1",), {}, (Undo("kill", {"start": "r1"}),), False, "kill -9 r1"))
+
+    async def run() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await put_back(rig.ground)
+
+    task = asyncio.create_task(run())
+    await asyncio.sleep(0)
+    task.cancel()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert rig.cluster.calls == []
+    assert rig.said == ["left broken: kill -9 r1. Put it back: qd chaos heal"]
+    rig.recorder.close()
+
+
+async def test_what_is_done_aside_is_done_before_anybody_goes_on_however_often_they_are_told_to_stop() -> None:
+    began, goes_on, done = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        began.set()
+        goes_on.wait()
+        done.set()
+
+    task = asyncio.create_task(aside(work))
+    while not began.is_set():
+        await asyncio.sleep(0)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    assert not task.done()
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done.is_set()
 
 
 async def test_cancelled_in_mid_fault_what_was_struck_is_on_the_list(tmp_path: Path) -> None:

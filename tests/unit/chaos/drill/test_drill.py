@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from chaos.drill.__main__ import _drill, _print
-from chaos.drill.drills import DRILLS, Row, _Load
+from chaos.drill.drills import DRILLS, Row, _Load, inside, outside
 from chaos.drill.fleet import DrillFailedError, Fleet
 from controlplane.base.errors import ConfigError
 
@@ -63,3 +63,22 @@ def test_the_table_has_a_line_a_drill(capsys: pytest.CaptureFixture[str]) -> Non
 def test_every_drill_says_what_it_is_about() -> None:
     assert all(drill.__doc__ for drill in DRILLS.values())
     assert not _Load(["127.0.0.1:1"]).told
+
+
+def difference(kind: str, namespace: str, name: str) -> dict[str, str]:
+    return {"change": "changed", "kind": kind, "namespace": namespace, "name": name}
+
+
+def test_every_object_of_a_namespace_is_compared_and_every_one_elsewhere() -> None:
+    mine = [
+        difference("Namespace", "", "team"), difference("ConfigMap", "team", "settings"),
+        difference("Pod", "team", "alone"), difference("Service", "team", "shop"),
+        difference("Deployment", "team", "shop"),
+    ]  # fmt: skip
+    made_again = [difference("ReplicaSet", "team", "shop-5d8c"), difference("Pod", "team", "shop-5d8c-x2z")]
+    others = [
+        difference("Namespace", "", "others"), difference("ConfigMap", "others", "comes"),
+        difference("Key", "", "drill/first-write"), difference("Pod", "default", "web-1"),
+    ]  # fmt: skip
+    assert inside([*mine, *made_again, *others], "team") == mine
+    assert outside([*mine, *made_again, *others], "team") == others
