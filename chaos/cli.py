@@ -17,7 +17,7 @@ import click
 
 from chaos import experiment as experiments
 from chaos.agent.cli import agent
-from chaos.cli_common import EXIT_CODES, interruptible, reached, running, say_to
+from chaos.cli_common import EXIT_CODES, interruptible, reached, say_to
 from chaos.cli_soak import soak
 from chaos.describe import describe_experiment, describe_faults, dry_run
 from chaos.display import Display
@@ -227,13 +227,18 @@ async def _play(
 
 @chaos.command("list")
 @click.option("--faults", is_flag=True, help="The faults that experiments are made of, and whether they can be made.")
+@_agents
 @click.pass_context
 @coroutine
-async def list_experiments(context: click.Context, faults: bool) -> None:
+async def list_experiments(context: click.Context, faults: bool, agents: str) -> None:
     """List the experiments that come with the program, or the faults."""
     known = catalogue()
     if faults:
         settings = settings_of(context)
+        if agents:
+            with reached(settings, agents, whole=False) as remote:
+                click.echo(await describe_faults(remote))
+            return
         cluster = settings.local() if LocalCluster.exists(settings.folder or Path(FOLDER)) else None
         click.echo(await describe_faults(cluster))
         return
@@ -251,17 +256,19 @@ async def describe(name: str) -> None:
 
 @chaos.command("dry-run")
 @click.argument("names", nargs=-1, required=True, metavar="NAME|FILE...")
+@_agents
 @_seed
 @click.pass_context
 @coroutine
-async def dry_run_command(context: click.Context, names: Sequence[str], seed: int | None) -> None:
+async def dry_run_command(context: click.Context, names: Sequence[str], agents: str, seed: int | None) -> None:
     """Say what would be done to whom on this cluster now, and what would undo it. Does nothing."""
     known = catalogue()
     chosen = [experiments.read(name, known) for name in names]
     seed = _chosen(seed)
     click.echo(f"seed {seed}")
-    for each in chosen:
-        click.echo(await dry_run(running(settings_of(context)), each, seed))
+    with reached(settings_of(context), agents) as cluster:
+        for each in chosen:
+            click.echo(await dry_run(cluster, each, seed))
 
 
 @chaos.command()

@@ -34,13 +34,23 @@ _TIMEOUT_S: Final = 40.0
 _DEADLINE_MS: Final = 60_000
 _RENEW_S: Final = 15.0
 _FRESH_S: Final = 0.1
-#: Faults whose every step is an order.
-_POSSIBLE: Final = frozenset(
-    {
-        "kill", "stop", "pause", "node-death", "zone-loss", "cpu-throttle", "disk-error", "disk-full",
-        "lose-unsynced", "tear", "compact", "scale", "rollout", "drain", "pod-add", "snapshot-cut",
-    }
-)  # fmt: skip
+#: Faults whose every step is an order -> the act, beside kill, start and the API's, that they cannot do without.
+_POSSIBLE: Final[Mapping[str, str]] = {
+    "kill": "", "stop": "", "pause": "", "node-death": "", "zone-loss": "", "compact": "", "scale": "", "rollout": "",
+    "drain": "", "rolling-restart": "", "cpu-throttle": "throttle", "disk-error": "", "disk-full": "",
+    "lose-unsynced": "", "tear": "", "pod-add": "", "snapshot-cut": "", "flip": "flip", "memory-pressure": "memory",
+}  # fmt: skip
+#: Why there is no order for the others.
+_LINKS: Final = "agents touch no links, which are not their machine's alone"
+_START: Final = "an agent starts a process with the command of its own file, not with another environment or arguments"
+_IMPOSSIBLE: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("partition", "loss", "latency", "bandwidth", "reset", "slow-close", "flapping"), _LINKS),
+    **dict.fromkeys(
+        ("clock-step", "clock-skew", "monotonic-jump", "member-replace", "member-remove", "member-add", "node-add"),
+        _START,
+    ),
+    "lose-control-plane": "agents destroy no data",
+}  # fmt: skip
 
 T = TypeVar("T")
 
@@ -85,6 +95,8 @@ class RemoteCluster(LocalCluster):
         self._agents = dict(zip(agents, (ChaosAgentStub(channel) for channel in self._channels), strict=True))
         self._seen: tuple[float, dict[str, pb.ChaosProcess]] = (0.0, {})
         self._of: dict[str, str] = {}
+        #: Act -> why an agent cannot do it on its machine.
+        self._cannot: dict[str, str] = {}
         #: Orders in force by us: id -> the order.
         self._orders: dict[str, pb.ChaosOrder] = {}
         self._lock = threading.Lock()
@@ -109,8 +121,15 @@ class RemoteCluster(LocalCluster):
     def impossible(self, fault: str) -> str | None:
         """Why a fault cannot be made through agents; None: it can."""
         if fault in _POSSIBLE:
-            return None
-        return "agents have no order for it: run it where the cluster is local"
+            return self._cannot.get(_POSSIBLE[fault])
+        why = _IMPOSSIBLE.get(fault, "agents have no order for it")
+        return f"{why}: run it where the cluster is local"
+
+    def machines(self) -> list[str]:
+        """One process of every agent."""
+        return [
+            next(name for name, its in self._of.items() if its == agent) for agent in dict.fromkeys(self._of.values())
+        ]
 
     # -- in the words of a local cluster ------------------------------------------------------------------------------
 
@@ -184,6 +203,22 @@ class RemoteCluster(LocalCluster):
     def cut_tail(self, name: str, keep: float) -> int:
         return self._strike(name, "cut-tail", keep=keep)
 
+    def flip(self, name: str, where: str, place: int, bit: int) -> int:
+        """Turn a bit of what a stopped replica has synced; returns its byte's offset. The agent notes the byte."""
+        return self._strike(name, "flip", where=where, place=place, bit=bit)
+
+    def flip_back(self, name: str) -> None:
+        """The byte as it was, and the replica started."""
+        self._heal(name, {"flip"})
+
+    def take_memory(self, token: str, name: str, mib: int) -> None:
+        """Of the machine that the process is on."""
+        self._strike(name, "memory", order_id=f"{token}-{name}", mib=mib)
+
+    def free_memory(self, token: str, name: str) -> int:
+        """Returns how many MiB were held; 0: none any more."""
+        return self._heal_order(f"{token}-{name}", name)
+
     # -- orders ----------------------------------------------------------------------------------------------------
 
     def _strike(self, name: str, act: str, *, order_id: str = "", **fields: Any) -> int:
@@ -238,6 +273,7 @@ class RemoteCluster(LocalCluster):
         found: dict[str, pb.ChaosProcess] = {}
         for address in self._agents:
             described = self._call(address, lambda stub: stub.Describe(pb.ChaosDescribeRequest(), timeout=_TIMEOUT_S))
+            self._cannot |= {act: f"{described.machine}: {why}" for act, why in described.impossible.items()}
             for process in described.processes:
                 if self._of.setdefault(process.name, address) != address:
                     raise FaultError(f"{process.name} is a process of {address} and of {self._of[process.name]}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from typing import Any, Final
 from chaos.agent.config import AgentConfig, ProcessConfig
 from chaos.fault import FaultError
 from chaos.groups import CpuGroup
+from chaos.hog import Hogs
 from controlplane.base.clock import Clock
 from controlplane.base.errors import Code, ConfigError, StatusError
 from controlplane.local import damage, pods
@@ -31,11 +33,14 @@ __all__ = ["ACTS", "Order", "Orders"]
 #: Act -> whether it stays in force until it is healed.
 ACTS: Final[Mapping[str, bool]] = {
     "kill": True, "stop": True, "pause": True, "kill-with-pods": True, "throttle": True, "failpoints": True,
-    "cut-tail": False, "start": False,
+    "flip": True, "memory": True, "cut-tail": False, "start": False,
 }  # fmt: skip
 DEADLINE_MS_MAX: Final = 3_600_000
 ORDERS_MAX: Final = 100
-_FORMAT: Final = 1
+_MIB_MAX: Final = 1 << 20
+_MILLION: Final = 1_000_000
+#: 2 has what flip and memory need; 1 is read.
+_FORMAT: Final = 2
 _STOPS_S: Final = 15.0
 _START_S: Final = 30.0
 _POLL_S: Final = 0.02
@@ -55,6 +60,14 @@ class Order:
     percent: int = 0
     failpoints: str = ""
     keep: float = 0.0
+    mib: int = 0
+    where: str = ""
+    place: int = 0
+    bit: int = 0
+    #: flip: what undoes it.
+    file: str = ""
+    offset: int = 0
+    byte: int = 0
     #: The process when it was struck, so that nobody else is continued in its place.
     pid: int = 0
     start_ticks: int = 0
@@ -71,6 +84,7 @@ class Orders:
         self._path = config.state_dir / "orders.json"
         config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.in_force: dict[str, Order] = self._load()
+        self._hogs = Hogs(config.state_dir / "hogs")
         # One order at a time, also one that is healed at its deadline: what is still being done cannot be undone.
         self._turn = asyncio.Lock()
 
@@ -107,7 +121,9 @@ class Orders:
             raise StatusError(Code.INVALID_ARGUMENT, f"id {order.id[:100]!r}: want 1 to 100 characters")
         known = self.in_force.get(order.id)
         if known is not None:
-            if replace(known, until_ms=0, pid=0, start_ticks=0) != replace(order, until_ms=0):
+            if replace(known, until_ms=0, pid=0, start_ticks=0, file="", offset=0, byte=0) != replace(
+                order, until_ms=0
+            ):
                 raise StatusError(Code.INVALID_ARGUMENT, f"order {order.id} is in force, and is another")
             self._save({**self.in_force, order.id: replace(known, until_ms=order.until_ms)})
             return 0
@@ -115,12 +131,20 @@ class Orders:
             raise StatusError(Code.NOT_FOUND, f"order {order.id} is not in force: it was healed")
         if order.act == "throttle" and not 1 <= order.percent <= 90:
             raise StatusError(Code.INVALID_ARGUMENT, f"percent {order.percent}: want 1 to 90")
+        if order.act == "memory" and not 1 <= order.mib <= _MIB_MAX:
+            raise StatusError(Code.INVALID_ARGUMENT, f"mib {order.mib}: want 1 to {_MIB_MAX}")
         pid, stat = self.stat(order.process)
-        if stat is None and order.act not in {"cut-tail", "start", "failpoints", "kill-with-pods"}:
+        if stat is None and order.act not in {"cut-tail", "flip", "memory", "start", "failpoints", "kill-with-pods"}:
             raise StatusError(Code.FAILED_PRECONDITION, f"{order.process} does not run")
         if ACTS[order.act]:
             if len(self.in_force) >= ORDERS_MAX:
                 raise StatusError(Code.RESOURCE_EXHAUSTED, f"{ORDERS_MAX} orders are in force: heal some first")
+            if (other := self._same_of(order)) is not None:
+                raise StatusError(
+                    Code.FAILED_PRECONDITION, f"order {other} does that to {order.process}: heal it first"
+                )
+            if order.act == "flip":
+                order = await asyncio.to_thread(_chosen, process, order, pid)
             order = replace(order, pid=pid, start_ticks=stat.start_ticks if stat is not None else 0)
             self._save({**self.in_force, order.id: order})
         return await self._do(order, process, pid)
@@ -146,6 +170,11 @@ class Orders:
                 await _refused(CpuGroup(_group(order)).throttle, [pid], order.percent)
             case "failpoints":
                 self._arm(process, order.failpoints)
+            case "flip":
+                await asyncio.to_thread(damage.flip, Path(order.file), order.offset, order.bit)
+                return order.offset
+            case "memory":
+                await _refused(self._hogs.take, _token(order), order.mib)
             case "cut-tail":
                 return await asyncio.to_thread(_cut, process, order.keep, pid)
             case "start":
@@ -178,6 +207,15 @@ class Orders:
             await _refused(group.release)
         elif order.act == "failpoints":
             self._arm(process, "")
+        elif order.act == "flip":
+            # It may run on what is damaged, or have refused to.
+            _signal(self.stat(order.process)[0], signal.SIGKILL)
+            await self._until_gone(process)
+            await asyncio.to_thread(damage.restore, Path(order.file), order.offset, order.byte)
+            await self._start(process)
+        elif order.act == "memory":
+            count = await asyncio.to_thread(self._hogs.taken, _token(order))
+            await asyncio.to_thread(self._hogs.release, _token(order))
         self._save({key: other for key, other in self.in_force.items() if key != order_id})
         return count
 
@@ -207,6 +245,13 @@ class Orders:
             self._save({**self.in_force, order.id: replace(order, until_ms=self._clock.wall_ms() + 1_000)})
         else:
             self._note(order, f"{why}: healed")
+
+    def _same_of(self, order: Order) -> str | None:
+        """An order in force that cannot be had twice on one process: what undoes one would undo the other, or not."""
+        if order.act not in {"throttle", "flip"}:
+            return None
+        same = (o.id for o in self.in_force.values() if (o.process, o.act) == (order.process, order.act))
+        return next(same, None)
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -278,8 +323,8 @@ class Orders:
     def _load(self) -> dict[str, Order]:
         try:
             raw = json.loads(self._path.read_text(encoding="utf-8"))
-            if raw["version"] != _FORMAT:
-                raise ConfigError(f"{self._path}: format version {raw['version']}, this program reads {_FORMAT}")
+            if raw["version"] not in (1, _FORMAT):
+                raise ConfigError(f"{self._path}: format version {raw['version']}, this program reads up to {_FORMAT}")
             return {order["id"]: Order(**order) for order in raw["orders"]}
         except FileNotFoundError:
             return {}
@@ -312,15 +357,43 @@ def _group(order: Order) -> str:
     return f"qd-agent-{order.process}-{order.start_ticks}"
 
 
-def _cut(process: ProcessConfig, keep: float, pid: int) -> int:
+def _token(order: Order) -> str:
+    """A file's name, of an id that was chosen elsewhere."""
+    return hashlib.sha256(order.id.encode()).hexdigest()[:16]
+
+
+def _stopped(process: ProcessConfig, pid: int) -> Path:
+    """The data of a replica that is stopped, as those must be that are damaged."""
     if process.data_dir is None:
         raise StatusError(Code.FAILED_PRECONDITION, f"{process.name} has no data-dir in the configuration")
     if pid:
-        raise StatusError(Code.FAILED_PRECONDITION, f"{process.name} runs: only a stopped replica's log is cut")
+        raise StatusError(Code.FAILED_PRECONDITION, f"{process.name} runs: only a stopped replica's data are damaged")
+    return process.data_dir
+
+
+def _chosen(process: ProcessConfig, order: Order, pid: int) -> Order:
+    """With the byte that will be struck, and what it is now."""
+    if order.where not in {"wal", "snapshot"} or not 0 <= order.place < _MILLION or not 0 <= order.bit <= 7:
+        raise StatusError(
+            Code.INVALID_ARGUMENT, f"flip of {order.where[:20]!r}, {order.place}, {order.bit}: want wal or snapshot, "
+            f"0 to {_MILLION - 1}, 0 to 7",
+        )  # fmt: skip
+    try:
+        path, low, high = damage.rot_target(_stopped(process, pid), order.where)
+    except ConfigError as error:
+        raise StatusError(Code.FAILED_PRECONDITION, str(error)) from error
+    offset = low + (high - low) * order.place // _MILLION
+    with path.open("rb") as file:
+        file.seek(offset)
+        return replace(order, file=str(path), offset=offset, byte=file.read(1)[0])
+
+
+def _cut(process: ProcessConfig, keep: float, pid: int) -> int:
+    data_dir = _stopped(process, pid)
     if not 0 <= keep < 1:
         raise StatusError(Code.INVALID_ARGUMENT, f"keep {keep}: want 0 to less than 1")
     try:
-        tail = damage.last_frame(process.data_dir)
+        tail = damage.last_frame(data_dir)
     except ConfigError as error:
         raise StatusError(Code.FAILED_PRECONDITION, str(error)) from error
     return 0 if tail is None else tail.cut(max(1, int((tail.end - tail.start) * keep)) if keep else 0)

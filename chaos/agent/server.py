@@ -110,7 +110,8 @@ class AgentServer(ChaosAgentServicer):
             for order in self.orders.in_force.values():
                 answer.orders.add(
                     id=order.id, process=order.process, act=order.act, percent=order.percent, keep=order.keep,
-                    failpoints=order.failpoints, deadline_ms=max(0, order.until_ms - self._clock.wall_ms()),
+                    failpoints=order.failpoints, mib=order.mib, where=order.where, place=order.place, bit=order.bit,
+                    deadline_ms=max(0, order.until_ms - self._clock.wall_ms()),
                 )  # fmt: skip
             return answer
 
@@ -127,14 +128,16 @@ class AgentServer(ChaosAgentServicer):
                 )
             order = Order(
                 request.id, request.process, request.act, self._clock.wall_ms() + request.deadline_ms,
-                request.percent, request.failpoints, request.keep,
+                request.percent, request.failpoints, request.keep, request.mib, request.where[:20], request.place,
+                request.bit,
             )  # fmt: skip
             return pb.ChaosStruck(count=await self.orders.strike(order, renew=request.renew))
 
         what = {
             "order": request.id[:100], "process": request.process[:100], "act": request.act[:100],
             "deadline_ms": request.deadline_ms, "percent": request.percent, "failpoints": request.failpoints[:500],
-            "keep": request.keep, "renew": request.renew,
+            "keep": request.keep, "renew": request.renew, "mib": request.mib, "where": request.where[:20],
+            "place": request.place, "bit": request.bit,
         }  # fmt: skip
         return await self._answer(context, "strike", what, strike)
 

@@ -203,13 +203,19 @@ async def namespace_deleted(fleet: Fleet, row: Row, folder: Path) -> None:
 
 
 def inside(found: Sequence[Mapping[str, Any]], namespace: str) -> list[Mapping[str, Any]]:
-    """Of the differences of a cluster those in a namespace, itself included, but for what controllers make again."""
+    """Of the differences of a cluster those in a namespace, itself included, but for what controllers make again and
+    the node that a pod is put on."""
     return [
         d
         for d in found
-        if (d["namespace"] == namespace and not (d["kind"] in _OWNED and d["name"].startswith(_MADE_AGAIN)))
-        or (d["kind"] == "Namespace" and d["name"] == namespace)
+        if (d["namespace"] == namespace and not _made_again(d)) or (d["kind"], d["name"]) == ("Namespace", namespace)
     ]
+
+
+def _made_again(difference: Mapping[str, Any]) -> bool:
+    if difference["kind"] in _OWNED and difference["name"].startswith(_MADE_AGAIN):
+        return True
+    return difference["kind"] == "Pod" and [field["path"] for field in difference["fields"]] == ["spec.nodeName"]
 
 
 def outside(found: Sequence[Mapping[str, Any]], namespace: str) -> list[Mapping[str, Any]]:

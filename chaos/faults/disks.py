@@ -24,6 +24,7 @@ from chaos.fault import JSON, Fault, FaultError, Strike, Undo
 from chaos.faults.again import restart, until_serving
 from chaos.faults.params import integer, known, word
 from chaos.ground import Ground, aside
+from chaos.remote import RemoteCluster
 from chaos.small_disk import SmallDisk
 from chaos.small_disk import missing as small_disk_missing
 from chaos.targets import quorum_lost
@@ -204,6 +205,12 @@ class Flip(OnDisk):
 
     async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
         name, args = strike.victims[0], strike.args
+        if isinstance(ground.cluster, RemoteCluster):
+            await aside(ground.cluster.kill, name)
+            offset = await aside(ground.cluster.flip, name, args["where"], args["place"], args["bit"])
+            await aside(ground.cluster.start, name)
+            await self._until_known(ground, name)
+            return {"flipped": f"{args['where']} at {offset}"}
         directory, note = ground.cluster.replica_dir(name), Path(strike.undo[0].args["note"])
         await aside(ground.cluster.kill, name)
         try:
@@ -237,7 +244,9 @@ class Flip(OnDisk):
 
     async def heal(self, ground: Ground, undo: Undo) -> None:
         note, name = Path(undo.args["note"]), undo.args["name"]
-        if note.exists():
+        if isinstance(ground.cluster, RemoteCluster):
+            await aside(ground.cluster.flip_back, name)
+        elif note.exists():
             path, offset, byte = note.read_text().splitlines()
             await aside(ground.cluster.kill, name, signal.SIGKILL)
             await aside(damage.restore, Path(path), int(offset), int(byte))

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
-from chaos.fault import JSON, DeviationError, Fault, FaultError, Strike, Undo
+from chaos.fault import JSON, DeviationError, Fault, FaultError, ImpossibleError, Strike, Undo
 from chaos.faults.params import known
 from chaos.faults.process import start
 from chaos.ground import Ground, aside
@@ -138,6 +138,11 @@ class RollingRestart(Fault):
 
     def plan(self, ground: Ground, targets: Sequence[str], params: Mapping[str, JSON], rand: Rand) -> Strike:
         known(self.name, params, self.params)
+        if ground.cluster.remote and (nodes := sorted(set(targets) - set(ground.seen.replicas))):
+            raise ImpossibleError(
+                f"{self.name} of {', '.join(nodes)}: whether a node's agent serves again is asked at a port that chaos "
+                "agents do not tell; replicas can be"
+            )
         order = sorted(targets, key=lambda name: (name == ground.seen.leader, name))
         undo = tuple(Undo(self.name, {"start": name}) for name in order)
         one = [name for name in order if name in ground.seen.replicas][:1]

@@ -4,8 +4,8 @@ Processor time is taken by the kernel where it lets us (control groups, version 
 percent of one processor. Elsewhere it is stopped and continued ten times a second, so that it runs that share of
 the time; then this process must live while the fault lasts, and whoever heals continues it.
 
-Memory is taken from the whole machine, by a process of ours that fills it and touches it again and again. How much is
-bounded: chaos must not kill who is not meant.
+Memory is taken from the whole machine, by a process of ours that fills it and touches it again and again (``hog``). How
+much is bounded: chaos must not kill who is not meant.
 """
 
 from __future__ import annotations
@@ -13,44 +13,23 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
-
-import psutil
 
 from chaos.fault import JSON, Fault, FaultError, Strike, Undo
 from chaos.faults.params import integer, known
 from chaos.ground import Ground, aside
 from chaos.groups import PREFIX, CpuGroup
+from chaos.hog import Hogs
 from chaos.remote import RemoteCluster
 from chaos.targets import TargetError
 from controlplane.base.errors import ConfigError
 from controlplane.base.rand import Rand
-from controlplane.local.processes import Processes
 from controlplane.local.procfs import stat_of
 
 __all__ = ["FAULTS"]
 
 _PERIOD_S: Final = 0.1
-_MIB: Final = 1 << 20
-#: Of what is available, at most so much is taken.
-_SHARE_MAX: Final = 0.5
-_FILLED_S: Final = 30.0
-#: Every page is written to once a second, by one copy inside the interpreter: a loop over half a gigabyte would take
-#: a processor as well, and the processor is not what this is about.
-_HOG: Final = """
-import os, sys, time
-held = bytearray(int(sys.argv[1]))
-ends = time.monotonic() + 3600
-turn = 0
-while time.monotonic() < ends and os.path.exists(sys.argv[2]):
-    turn = (turn + 1) % 256
-    held[::4096] = bytes([turn]) * len(range(0, len(held), 4096))
-    print("filled", flush=True)
-    time.sleep(1)
-"""
 
 
 class CpuThrottle(Fault):
@@ -149,47 +128,45 @@ class MemoryPressure(Fault):
         known(self.name, params, self.params)
         mib = integer(self.name, params, "mib", 512, 1, 1 << 20)
         token = f"memory-{rand.token(4).hex()}"
+        # Whose machines: here there is one; of agents those of the targets, by default all.
+        on = [*targets] or ground.cluster.machines() if isinstance(ground.cluster, RemoteCluster) else []
+        undo = [Undo(self.name, {"token": token, "on": name}) for name in on] or [Undo(self.name, {"token": token})]
+        whose = f"the machines of {', '.join(on)}" if on else "the machine"
         return Strike(
-            self.name, (), {"token": token, "mib": mib}, (Undo(self.name, {"token": token}),), quorum_lost=False,
-            says=f"{mib} MiB of the machine's memory are taken",
+            self.name, (), {"token": token, "mib": mib, "on": on}, tuple(undo), quorum_lost=False,
+            says=f"{mib} MiB of the memory of {whose} are taken",
         )  # fmt: skip
 
     async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
-        available = psutil.virtual_memory().available
-        if strike.args["mib"] * _MIB > available * _SHARE_MAX:
-            raise FaultError(f"{self.name}: {available // _MIB} MiB are available, and at most half of it is taken")
-        hogs, token = _hogs(ground), strike.args["token"]
-        # It ends by itself when the cluster is gone, or an hour has passed.
-        there = str((ground.cluster.root / "chaos").resolve())
-        argv = [sys.executable, "-c", _HOG, str(strike.args["mib"] * _MIB), there]
-        await aside(hogs.start, token, argv, env={}, cwd=Path("/"))
-        deadline_s = ground.clock.monotonic() + _FILLED_S
-        while "filled" not in hogs.log_tail(token):
-            if ground.clock.monotonic() > deadline_s or hogs.pid(token) is None:
-                raise FaultError(f"{self.name}: the memory could not be taken: {hogs.log_tail(token)}")
-            await ground.clock.sleep(_PERIOD_S)
+        token, mib = strike.args["token"], strike.args["mib"]
+        if isinstance(ground.cluster, RemoteCluster):
+            for name in strike.args["on"]:
+                await aside(ground.cluster.take_memory, token, name, mib)
+        else:
+            await aside(_hogs(ground).take, token, mib)
         return {}
 
     async def proof(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
-        pid = _hogs(ground).pid(strike.args["token"])
-        try:
-            taken = psutil.Process(pid).memory_info().rss // _MIB if pid is not None else 0
-        except psutil.NoSuchProcess:
-            taken = 0
-        return {"bit": taken >= strike.args["mib"], "mib_taken": taken}
+        token, mib = strike.args["token"], strike.args["mib"]
+        if isinstance(ground.cluster, RemoteCluster):
+            # An agent says it when it gives it back.
+            taken = [await aside(ground.cluster.free_memory, token, name) for name in strike.args["on"]]
+            return {"bit": all(held >= mib for held in taken), "mib_taken": sum(taken)}
+        taken_here = await aside(_hogs(ground).taken, token)
+        return {"bit": taken_here >= mib, "mib_taken": taken_here}
 
     async def heal(self, ground: Ground, undo: Undo) -> None:
-        hogs = _hogs(ground)
-        await aside(hogs.stop, [undo.args["token"]])
-        hogs.log_path(undo.args["token"]).unlink(missing_ok=True)
+        if isinstance(ground.cluster, RemoteCluster):
+            await aside(ground.cluster.free_memory, undo.args["token"], undo.args["on"])
+        else:
+            await aside(_hogs(ground).release, undo.args["token"])
 
 
 FAULTS: Final[tuple[Fault, ...]] = (CpuThrottle(), MemoryPressure())
 
 
-def _hogs(ground: Ground) -> Processes:
-    folder = ground.cluster.root / "chaos" / "hogs"
-    return Processes(folder, folder)
+def _hogs(ground: Ground) -> Hogs:
+    return Hogs(ground.cluster.root / "chaos" / "hogs")
 
 
 def _running(ground: Ground, name: str) -> int:

@@ -96,6 +96,9 @@ async def test_faults_are_orders_and_whoever_orders_may_vanish(qd: Qd) -> None:
                 ("cpu-throttle", {"percent": 3}),
                 ("disk-error", {}),
                 ("tear", {}),
+                ("flip", {}),
+                ("rolling-restart", {}),
+                ("memory-pressure", {"mib": 64}),
             ):
                 fault = fault_named(name)
                 if ground.missing(fault) is not None:
@@ -111,16 +114,24 @@ async def test_faults_are_orders_and_whoever_orders_may_vanish(qd: Qd) -> None:
                 proof = await fault.proof(ground, strike)
                 for undo in strike.undo:
                     await fault.heal(ground, undo)
-                assert proof["bit"] is True, f"{name}: {proof}"
+                assert proof.get("bit", True) is True, f"{name}: {proof}"
                 assert await ground.replicas.until_whole(30, lambda: None), f"not whole after {name}"
-            assert "no order" in str(ground.missing(fault_named("partition")))
-            assert "no order" in str(ground.missing(fault_named("flip")))
+            assert "touch no links" in str(ground.missing(fault_named("partition")))
+            assert "command of its own file" in str(ground.missing(fault_named("clock-step")))
     finally:
         cluster.close()
-    ran = qd.run(
+    whole = (
         "--endpoints", ",".join(local.spec.endpoints), "--ca", str(local.pki.admin.ca), "--cert",
-        str(local.pki.admin.cert), "--key", str(local.pki.admin.key), "chaos", "run", "leader-kill", "--agents",
-        ADDRESS, "--seed", "1",
+        str(local.pki.admin.cert), "--key", str(local.pki.admin.key), "chaos",
     )  # fmt: skip
+    ran = qd.run(*whole, "run", "leader-kill", "--agents", ADDRESS, "--seed", "1")
     assert ran.returncode == 0, f"{ran.stdout}\n{ran.stderr}"
     assert "PASS" in ran.stdout
+    # What agents have no order for is said before, and is no pass.
+    listed = qd.ok(*whole, "list", "--faults", "--agents", ADDRESS)
+    assert "agents touch no links" in listed.stdout
+    planned = qd.ok(*whole, "dry-run", "leader-isolated", "--agents", ADDRESS)
+    assert "impossible: partition cannot be made here: agents touch no links" in planned.stdout
+    ran = qd.run(*whole, "run", "leader-isolated", "--agents", ADDRESS)
+    assert ran.returncode == 4, f"{ran.stdout}\n{ran.stderr}"
+    assert "INCONCLUSIVE" in ran.stdout

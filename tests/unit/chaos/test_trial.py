@@ -331,8 +331,7 @@ async def test_what_is_done_aside_is_done_before_anybody_goes_on_however_often_t
         done.set()
 
     task = asyncio.create_task(aside(work))
-    while not began.is_set():
-        await asyncio.sleep(0)
+    await asyncio.to_thread(began.wait)
     for _ in range(3):
         task.cancel()
         await asyncio.sleep(0)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*controlplane/pb/quarterdeck/v1/chaos.proto\x12\x0equarterdeck.v1\"\x16\n\x14\x43haosDescribeRequest\"\xd8\x01\n\x0c\x43haosProcess\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\x03\x12\r\n\x05state\x18\x05 \x01(\t\x12\x34\n\x04pods\x18\x06 \x03(\x0b\x32&.quarterdeck.v1.ChaosProcess.PodsEntry\x1aH\n\tPodsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.quarterdeck.v1.ChaosGroups:\x02\x38\x01\"\x1d\n\x0b\x43haosGroups\x12\x0e\n\x06groups\x18\x01 \x03(\x03\"\x83\x02\n\x15\x43haosDescribeResponse\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12/\n\tprocesses\x18\x02 \x03(\x0b\x32\x1c.quarterdeck.v1.ChaosProcess\x12*\n\x06orders\x18\x03 \x03(\x0b\x32\x1a.quarterdeck.v1.ChaosOrder\x12I\n\nimpossible\x18\x04 \x03(\x0b\x32\x35.quarterdeck.v1.ChaosDescribeResponse.ImpossibleEntry\x1a\x31\n\x0fImpossibleEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8d\x01\n\nChaosOrder\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07process\x18\x02 \x01(\t\x12\x0b\n\x03\x61\x63t\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\r\x12\x0f\n\x07percent\x18\x05 \x01(\r\x12\x12\n\nfailpoints\x18\x06 \x01(\t\x12\x0c\n\x04keep\x18\x07 \x01(\x01\x12\r\n\x05renew\x18\x08 \x01(\x08\"\x1c\n\x0b\x43haosStruck\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\"\x1e\n\x10\x43haosHealRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\"\n\x11\x43haosHealResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x32\xf5\x01\n\nChaosAgent\x12W\n\x08\x44\x65scribe\x12$.quarterdeck.v1.ChaosDescribeRequest\x1a%.quarterdeck.v1.ChaosDescribeResponse\x12\x41\n\x06Strike\x12\x1a.quarterdeck.v1.ChaosOrder\x1a\x1b.quarterdeck.v1.ChaosStruck\x12K\n\x04Heal\x12 .quarterdeck.v1.ChaosHealRequest\x1a!.quarterdeck.v1.ChaosHealResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*controlplane/pb/quarterdeck/v1/chaos.proto\x12\x0equarterdeck.v1\"\x16\n\x14\x43haosDescribeRequest\"\xd8\x01\n\x0c\x43haosProcess\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\x03\x12\r\n\x05state\x18\x05 \x01(\t\x12\x34\n\x04pods\x18\x06 \x03(\x0b\x32&.quarterdeck.v1.ChaosProcess.PodsEntry\x1aH\n\tPodsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.quarterdeck.v1.ChaosGroups:\x02\x38\x01\"\x1d\n\x0b\x43haosGroups\x12\x0e\n\x06groups\x18\x01 \x03(\x03\"\x83\x02\n\x15\x43haosDescribeResponse\x12\x0f\n\x07machine\x18\x01 \x01(\t\x12/\n\tprocesses\x18\x02 \x03(\x0b\x32\x1c.quarterdeck.v1.ChaosProcess\x12*\n\x06orders\x18\x03 \x03(\x0b\x32\x1a.quarterdeck.v1.ChaosOrder\x12I\n\nimpossible\x18\x04 \x03(\x0b\x32\x35.quarterdeck.v1.ChaosDescribeResponse.ImpossibleEntry\x1a\x31\n\x0fImpossibleEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc5\x01\n\nChaosOrder\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07process\x18\x02 \x01(\t\x12\x0b\n\x03\x61\x63t\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\r\x12\x0f\n\x07percent\x18\x05 \x01(\r\x12\x12\n\nfailpoints\x18\x06 \x01(\t\x12\x0c\n\x04keep\x18\x07 \x01(\x01\x12\r\n\x05renew\x18\x08 \x01(\x08\x12\x0b\n\x03mib\x18\t \x01(\r\x12\r\n\x05where\x18\n \x01(\t\x12\r\n\x05place\x18\x0b \x01(\r\x12\x0b\n\x03\x62it\x18\x0c \x01(\r\"\x1c\n\x0b\x43haosStruck\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\"\x1e\n\x10\x43haosHealRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\"\n\x11\x43haosHealResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x32\xf5\x01\n\nChaosAgent\x12W\n\x08\x44\x65scribe\x12$.quarterdeck.v1.ChaosDescribeRequest\x1a%.quarterdeck.v1.ChaosDescribeResponse\x12\x41\n\x06Strike\x12\x1a.quarterdeck.v1.ChaosOrder\x1a\x1b.quarterdeck.v1.ChaosStruck\x12K\n\x04Heal\x12 .quarterdeck.v1.ChaosHealRequest\x1a!.quarterdeck.v1.ChaosHealResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,13 +48,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHAOSDESCRIBERESPONSE_IMPOSSIBLEENTRY']._serialized_start=547
   _globals['_CHAOSDESCRIBERESPONSE_IMPOSSIBLEENTRY']._serialized_end=596
   _globals['_CHAOSORDER']._serialized_start=599
-  _globals['_CHAOSORDER']._serialized_end=740
-  _globals['_CHAOSSTRUCK']._serialized_start=742
-  _globals['_CHAOSSTRUCK']._serialized_end=770
-  _globals['_CHAOSHEALREQUEST']._serialized_start=772
-  _globals['_CHAOSHEALREQUEST']._serialized_end=802
-  _globals['_CHAOSHEALRESPONSE']._serialized_start=804
-  _globals['_CHAOSHEALRESPONSE']._serialized_end=838
-  _globals['_CHAOSAGENT']._serialized_start=841
-  _globals['_CHAOSAGENT']._serialized_end=1086
+  _globals['_CHAOSORDER']._serialized_end=796
+  _globals['_CHAOSSTRUCK']._serialized_start=798
+  _globals['_CHAOSSTRUCK']._serialized_end=826
+  _globals['_CHAOSHEALREQUEST']._serialized_start=828
+  _globals['_CHAOSHEALREQUEST']._serialized_end=858
+  _globals['_CHAOSHEALRESPONSE']._serialized_start=860
+  _globals['_CHAOSHEALRESPONSE']._serialized_end=894
+  _globals['_CHAOSAGENT']._serialized_start=897
+  _globals['_CHAOSAGENT']._serialized_end=1142
 # @@protoc_insertion_point(module_scope)

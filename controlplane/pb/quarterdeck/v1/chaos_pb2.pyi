@@ -180,11 +180,15 @@ class ChaosOrder(_message.Message):
     FAILPOINTS_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
     RENEW_FIELD_NUMBER: _builtins.int
+    MIB_FIELD_NUMBER: _builtins.int
+    WHERE_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    BIT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Chosen by who orders, one of its own for every order."""
     process: _builtins.str
     act: _builtins.str
-    """kill, stop, pause, kill-with-pods, throttle, failpoints, cut-tail; start, which breaks nothing."""
+    """kill, stop, pause, kill-with-pods, throttle, failpoints, cut-tail, flip, memory; start, which breaks nothing."""
     deadline_ms: _builtins.int
     """The agent heals it by itself after that long, whoever ordered it gone or not. 1 s to 1 h."""
     percent: _builtins.int
@@ -195,6 +199,14 @@ class ChaosOrder(_message.Message):
     """cut-tail: the share of the last frame of the log that stays, 0 to 1."""
     renew: _builtins.bool
     """Move the deadline of an order in force, and nothing else: one that has been healed meanwhile is not done again."""
+    mib: _builtins.int
+    """memory: MiB of the machine that the process is on."""
+    where: _builtins.str
+    """flip: wal or snapshot."""
+    place: _builtins.int
+    """flip: how far into what may rot, in millionths."""
+    bit: _builtins.int
+    """flip: which bit of the byte, 0 to 7."""
     def __init__(
         self,
         *,
@@ -206,10 +218,14 @@ class ChaosOrder(_message.Message):
         failpoints: _builtins.str = ...,
         keep: _builtins.float = ...,
         renew: _builtins.bool = ...,
+        mib: _builtins.int = ...,
+        where: _builtins.str = ...,
+        place: _builtins.int = ...,
+        bit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["act", b"act", "deadline_ms", b"deadline_ms", "failpoints", b"failpoints", "id", b"id", "keep", b"keep", "percent", b"percent", "process", b"process", "renew", b"renew"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["act", b"act", "bit", b"bit", "deadline_ms", b"deadline_ms", "failpoints", b"failpoints", "id", b"id", "keep", b"keep", "mib", b"mib", "percent", b"percent", "place", b"place", "process", b"process", "renew", b"renew", "where", b"where"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -221,7 +237,7 @@ class ChaosStruck(_message.Message):
 
     COUNT_FIELD_NUMBER: _builtins.int
     count: _builtins.int
-    """cut-tail: bytes lost. kill-with-pods: pods killed. stop: 1 if it had to be killed."""
+    """cut-tail: bytes lost. flip: the byte's offset. kill-with-pods: pods killed. stop: 1 if it had to be killed."""
     def __init__(
         self,
         *,
@@ -260,7 +276,7 @@ class ChaosHealResponse(_message.Message):
 
     COUNT_FIELD_NUMBER: _builtins.int
     count: _builtins.int
-    """throttle: periods that ended before the process had what it wanted."""
+    """throttle: periods that ended before the process had what it wanted. memory: MiB that were held."""
     def __init__(
         self,
         *,

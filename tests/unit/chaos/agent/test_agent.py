@@ -28,6 +28,7 @@ from controlplane.local.pki import Pki
 from controlplane.local.procfs import stat_of
 from controlplane.pb.quarterdeck.v1 import chaos_pb2 as pb
 from controlplane.pb.quarterdeck.v1.chaos_pb2_grpc import ChaosAgentStub
+from controlplane.raft.snapshots import SNAPSHOT_DIR
 
 SLEEP = "import time\nwhile True: time.sleep(1)"
 
@@ -46,7 +47,7 @@ class Rig:
             "processes": {"r1": {
                 "kind": "replica", "endpoint": "127.0.0.1:1", "pid-file": str(self.pid_file),
                 "start": [sys.executable, "-c", start, SLEEP, str(self.pid_file)],
-                "failpoints-file": str(folder / "r1.failpoints"),
+                "failpoints-file": str(folder / "r1.failpoints"), "data-dir": str(folder / "r1"),
             }},
         }  # fmt: skip
         (folder / "agent.yaml").write_text(yaml.safe_dump(raw))
@@ -252,6 +253,48 @@ async def test_a_killed_process_is_started_again(rig: Rig) -> None:
         assert rig.state != ""
 
 
+async def test_a_bit_of_a_stopped_replicas_snapshot_is_turned_and_turned_back(rig: Rig) -> None:
+    path = rig.folder / "r1" / SNAPSHOT_DIR / "0001.qdsnap"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(1000))
+    async with rig.serving(), rig.caller(ADMIN) as agent:
+        await agent.Strike(order("kill", order_id="k"))
+        struck = await agent.Strike(order("flip", where="snapshot", place=500_000, bit=3))
+        assert [(at, byte) for at, byte in enumerate(path.read_bytes()) if byte] == [(struck.count, 8)]
+        again = order("flip", where="snapshot", place=500_000, bit=3)
+        assert (await agent.Strike(again)).count == 0  # the same order: only its deadline is another
+        with pytest.raises(grpc.aio.AioRpcError, match="order o1 does that"):
+            await agent.Strike(order("flip", order_id="o2", where="snapshot", place=1, bit=3))
+        await agent.Heal(pb.ChaosHealRequest(id="k"))
+        assert rig.state != ""
+        await agent.Heal(pb.ChaosHealRequest(id="o1"))
+        assert path.read_bytes() == bytes(1000)
+        assert rig.state != ""  # it ran on damaged data: stopped for it, and started again
+
+
+async def test_memory_is_taken_of_the_machine_until_it_is_healed(rig: Rig) -> None:
+    async with rig.serving(), rig.caller(ADMIN) as agent:
+        await agent.Strike(order("memory", order_id="../../escape", mib=16))
+        hogs = rig.folder / "agent" / "hogs"
+        assert len(list(hogs.glob("*.json"))) == 1
+        assert (await agent.Heal(pb.ChaosHealRequest(id="../../escape"))).count >= 16
+        assert list(hogs.iterdir()) == []
+    assert not (rig.folder.parent / "escape.json").exists()
+
+
+async def test_orders_of_the_format_before_are_healed_too(rig: Rig) -> None:
+    rig.server._audit.close()
+    old = {"id": "o1", "process": "r1", "act": "pause", "until_ms": 0, "percent": 0, "failpoints": "", "keep": 0.0}
+    (rig.folder / "agent" / "orders.json").write_text(json.dumps({"version": 1, "orders": [old]}))
+    files = rig.pki.ensure(identity.node("chaos-agent"), ["127.0.0.1"])
+    rig.server = AgentServer(rig.config, Reloader(files), SystemClock())
+    assert list(rig.server.orders.in_force) == ["o1"]
+    async with rig.serving():
+        async with asyncio.timeout(20):
+            while rig.server.orders.in_force:  # noqa: ASYNC110 - healed on a clock of its own
+                await asyncio.sleep(0.01)
+
+
 async def test_what_an_agent_that_died_has_left_is_healed_by_the_next(rig: Rig) -> None:
     await rig.server.start("127.0.0.1:0")
     async with rig.caller(ADMIN) as agent:
@@ -276,7 +319,11 @@ async def test_what_an_agent_that_died_has_left_is_healed_by_the_next(rig: Rig) 
         (pb.ChaosOrder(id="", process="r1", act="kill", deadline_ms=5_000), "want 1 to 100 characters"),
         (pb.ChaosOrder(id="x", process="r1", act="throttle", deadline_ms=5_000), "want 1 to 90"),
         (pb.ChaosOrder(id="x", process="r1", act="failpoints", failpoints="y", deadline_ms=5_000), "no failpoints"),
-        (pb.ChaosOrder(id="x", process="r1", act="cut-tail", deadline_ms=5_000), "no data-dir"),
+        (pb.ChaosOrder(id="x", process="r1", act="cut-tail", deadline_ms=5_000), "only a stopped replica's data"),
+        (pb.ChaosOrder(id="x", process="r1", act="flip", where="wal", deadline_ms=5_000), "only a stopped replica's"),
+        (pb.ChaosOrder(id="x", process="r1", act="flip", where="/etc/passwd", deadline_ms=5_000), "wal or snapshot"),
+        (pb.ChaosOrder(id="x", process="r1", act="memory", deadline_ms=5_000), "want 1 to"),
+        (pb.ChaosOrder(id="x", process="r1", act="memory", mib=1 << 20, deadline_ms=5_000), "at most half of it"),
     ],
 )
 async def test_what_is_not_its_to_do_is_refused(rig: Rig, wrong: pb.ChaosOrder, says: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -65,17 +65,21 @@ def test_every_drill_says_what_it_is_about() -> None:
     assert not _Load(["127.0.0.1:1"]).told
 
 
-def difference(kind: str, namespace: str, name: str) -> dict[str, str]:
-    return {"change": "changed", "kind": kind, "namespace": namespace, "name": name}
+def difference(kind: str, namespace: str, name: str, *paths: str) -> dict[str, Any]:
+    fields = [{"path": path, "snapshot": 1, "live": 2} for path in paths]
+    return {"change": "changed", "kind": kind, "namespace": namespace, "name": name, "fields": fields}
 
 
 def test_every_object_of_a_namespace_is_compared_and_every_one_elsewhere() -> None:
     mine = [
         difference("Namespace", "", "team"), difference("ConfigMap", "team", "settings"),
-        difference("Pod", "team", "alone"), difference("Service", "team", "shop"),
+        difference("Pod", "team", "alone", "spec.nodeName", "metadata.labels"), difference("Service", "team", "shop"),
         difference("Deployment", "team", "shop"),
     ]  # fmt: skip
-    made_again = [difference("ReplicaSet", "team", "shop-5d8c"), difference("Pod", "team", "shop-5d8c-x2z")]
+    made_again = [
+        difference("ReplicaSet", "team", "shop-5d8c"), difference("Pod", "team", "shop-5d8c-x2z"),
+        difference("Pod", "team", "beside", "spec.nodeName"),
+    ]  # fmt: skip
     others = [
         difference("Namespace", "", "others"), difference("ConfigMap", "others", "comes"),
         difference("Key", "", "drill/first-write"), difference("Pod", "default", "web-1"),

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from chaos.faults import fault_named
-from chaos.faults.resources import _HOG
 from chaos.ground import Ground
+from chaos.hog import HOG
 from chaos.targets import TargetError
 from controlplane.base.errors import ConfigError
 from controlplane.base.rand import SeededRand
@@ -84,7 +84,7 @@ def test_who_is_throttled_is_not_throttled_again_until_that_is_healed(tmp_path: 
 
 def test_taking_memory_takes_no_processor(tmp_path: Path) -> None:
     """A fault of memory that is one of the processor too says nothing about memory."""
-    with subprocess.Popen([sys.executable, "-c", _HOG, str(64 << 20), str(tmp_path)], stdout=subprocess.PIPE) as hog:
+    with subprocess.Popen([sys.executable, "-c", HOG, str(64 << 20), str(tmp_path)], stdout=subprocess.PIPE) as hog:
         try:
             assert hog.stdout is not None
             for _ in range(2):

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from chaos.fault import FaultError, Strike
+from chaos.fault import FaultError, ImpossibleError, Strike
 from chaos.faults import fault_named
 from chaos.ground import Ground
 from controlplane.base.clock import SystemClock
@@ -142,6 +142,14 @@ class QuickClock(SystemClock):
 
     async def sleep(self, seconds: float) -> None:
         return
+
+
+def test_through_agents_replicas_are_restarted_in_turn_and_nodes_are_not(tmp_path: Path) -> None:
+    on, cluster, _ = rig(tmp_path)
+    cluster.remote = True
+    assert fault_named("rolling-restart").plan(on, ["r1"], {}, RAND).victims == ("r1",)
+    with pytest.raises(ImpossibleError, match="rolling-restart of node-1"):
+        fault_named("rolling-restart").plan(on, ["r1", "node-1"], {}, RAND)
 
 
 def test_a_rolling_restart_takes_the_leader_last(tmp_path: Path) -> None:
