@@ -130,7 +130,7 @@ class NodeDeath(Fault):
                 raise ConfigError(f"{self.name}: {name} is no node; there are: {', '.join(ground.seen.nodes)}")
         left = {pod.node for pod in ground.seen.pods if pod.ready} - set(targets)
         if not left:
-            raise ConfigError(f"{self.name}: all pods are on {', '.join(targets)}: nothing would be left to serve")
+            raise TargetError(f"{self.name}: all pods are on {', '.join(targets)}: nothing would be left to serve")
         says = f"kill -9 {', '.join(targets)} with {_pods_on(ground, targets)} pods"
         return _strike(self.name, ground, targets, says, starts=True, excused=tuple(targets))
 

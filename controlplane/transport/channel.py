@@ -31,14 +31,18 @@ class ChannelOptions:
         keepalive_time_ms: ping an idle connection this often. At least the server's minimum (etcd: 5 s, ours: 0.3 s),
             or the server closes the connection.
         keepalive_timeout_ms: a ping unanswered for this long closes the connection: how a dead host is noticed.
-        reconnect_min_ms, reconnect_initial_ms, reconnect_max_ms: back-off between connection attempts.
+        connect_ms: how long an attempt to connect may take, handshakes included. One that is cut short begins anew
+            and is cut short again: on a long link, or a busy machine, a client would never connect. Not longer than a
+            lost first packet may delay a cluster that is back (it is sent again after a second).
+        reconnect_initial_ms, reconnect_max_ms: back-off between connection attempts; of who is refused at once, all
+            that counts.
     """
 
     send_bytes_max: int = _UNLIMITED
     recv_bytes_max: int = _UNLIMITED
     keepalive_time_ms: int = 10_000
     keepalive_timeout_ms: int = 3_000
-    reconnect_min_ms: int = 100
+    connect_ms: int = 2_000
     reconnect_initial_ms: int = 100
     reconnect_max_ms: int = 1_000
 
@@ -53,7 +57,7 @@ class ChannelOptions:
             ("grpc.http2.ping_timeout_ms", self.keepalive_timeout_ms),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
-            ("grpc.min_reconnect_backoff_ms", self.reconnect_min_ms),
+            ("grpc.min_reconnect_backoff_ms", self.connect_ms),
             ("grpc.initial_reconnect_backoff_ms", self.reconnect_initial_ms),
             ("grpc.max_reconnect_backoff_ms", self.reconnect_max_ms),
             # Retries are ours: gRPC's own would repeat writes without a request id.

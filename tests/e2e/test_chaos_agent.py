@@ -83,7 +83,7 @@ async def _write(ground: Ground) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(480)
 async def test_faults_are_orders_and_whoever_orders_may_vanish(qd: Qd) -> None:
     local = LocalCluster.open(qd.root)
     credentials = Reloader(local.pki.admin)

@@ -18,7 +18,7 @@ from controlplane.base.errors import ConfigError
 from controlplane.base.rand import SeededRand
 from controlplane.local.procfs import boot_id, stat_of
 from controlplane.local.spec import plan
-from tests.unit.chaos.faults.rig import ground
+from tests.unit.chaos.faults.rig import PODS, ground
 
 RAND = SeededRand(1)
 
@@ -175,3 +175,11 @@ async def test_one_container_is_paused_and_goes_on_when_healed(tmp_path: Path, c
     for undo in strike.undo:
         await fault_named("pause").heal(on, undo)
     assert containers.state("beside") in "SR"
+
+
+def test_a_node_with_all_the_pods_is_nobody_for_now_that_nothing_would_be_left_to_serve(tmp_path: Path) -> None:
+    """A schedule leaves it out, and goes on."""
+    one = tuple(replace(pod, node="node-1") for pod in PODS)
+    on, _ = ground(tmp_path, pods=one)
+    with pytest.raises(TargetError, match="nothing would be left to serve"):
+        fault_named("node-death").plan(on, ["node-1"], {}, SeededRand(1))
