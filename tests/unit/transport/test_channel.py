@@ -21,7 +21,7 @@ async def _echo(request: bytes, context: Any) -> bytes:
 
 async def test_a_server_that_is_slow_to_shake_hands_is_reached_all_the_same() -> None:
     server = grpc.aio.server()
-    handler = grpc.unary_unary_rpc_method_handler(_echo)
+    handler: Any = grpc.unary_unary_rpc_method_handler(_echo)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", {"Echo": handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -38,7 +38,8 @@ async def test_a_server_that_is_slow_to_shake_hands_is_reached_all_the_same() ->
     try:
         address = f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
         async with new_channel(address, CLIENT_CHANNEL_OPTIONS) as channel:
-            assert await channel.unary_unary("/test.Test/Echo")(b"x", timeout=20) == b"x"
+            call: Any = channel.unary_unary("/test.Test/Echo")
+            assert await call(b"x", timeout=20) == b"x"
         assert connections == 1
     finally:
         proxy.close()
