@@ -41,6 +41,7 @@ from controlplane.base.http_listener import bind
 from controlplane.base.identity import member
 from controlplane.base.rand import SystemRand
 from controlplane.base.stalls import GcPauses, watch_loop
+from controlplane.client.charge import WAITED_OUT
 from controlplane.client.events import EventRecorder
 from controlplane.client.inprocess import InProcessClient
 from controlplane.client.shared import SharedInformers
@@ -68,6 +69,7 @@ _SERVICES = (
     "quarterdeck.v1.Operator",
 )
 _READ_CHECK_TIMEOUT_MS = 2_000
+_BOOTSTRAP_RETRY_S = 0.5
 _SERVER_GRACE_S = 0.3
 #: How long the parts of the second stage are held back for the first election.
 _TAKING_PART_MS = 1_000
@@ -322,7 +324,8 @@ class App:
         fence = await self.backbone.take_charge(term)
         log.info("event=leading name=%s term=%d fence=%d", self._config.name, term, fence.mod_revision)
         try:
-            await self.api.bootstrap()
+            if not await self._bootstrap():
+                return
             await self._staffed.wait()
             assert self._workers is not None
             await self._workers.lead(fence)
@@ -330,6 +333,18 @@ class App:
         finally:
             if self._workers is not None:
                 await self._workers.stop_leading()
+
+    async def _bootstrap(self) -> bool:
+        """Whether the cluster has what every cluster has; False after a pause: the store refuses now, begin anew."""
+        try:
+            await self.api.bootstrap()
+        except StatusError as error:
+            if error.code not in WAITED_OUT:
+                raise
+            log.warning("event=bootstrap-failed reason=%s", error.message)
+            await self._clock.sleep(_BOOTSTRAP_RETRY_S)
+            return False
+        return True
 
     async def _end_reign(self) -> None:
         self._led_term = None

@@ -263,8 +263,10 @@ class Embedded:
             task.add_done_callback(self._note_ended)
 
     def _check_sound(self) -> str | None:
-        alarmed = self.store.alarms.corrupt(self.raft.status().member_id)
-        return "alarm activated: CORRUPT: its state is not that of the others" if alarmed else None
+        alarms = self.store.alarms
+        if self.raft.status().member_id in alarms.condemned:
+            return "alarm activated: CORRUPT: its state is not that of the others"
+        return "alarm activated: CORRUPT: declared by a client (etcdctl alarm disarm)" if alarms.corrupt else None
 
     def _check_voter(self) -> str | None:
         return "a learner: it does not vote and serves little" if self.raft.is_learner else None

@@ -19,10 +19,13 @@ from controlplane.pb.etcd import rpc_pb2
 from controlplane.pb.quarterdeck.v1 import api_pb2
 from controlplane.store.kv import KVStore
 
-__all__ = ["take_charge"]
+__all__ = ["WAITED_OUT", "take_charge"]
 
 _log = logging.getLogger("quarterdeck.charge")
 
+#: Refusals that a leader waits out: out of reach; no space, an operator is making room (RESOURCE_EXHAUSTED); declared
+#: corrupt by a client, an operator will clear it (DATA_LOSS).
+WAITED_OUT: Final = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED, Code.DATA_LOSS})
 _RETRY_S: Final = 0.05
 
 
@@ -39,8 +42,7 @@ async def take_charge(kv: KVStore, *, name: str, term: int, clock: Clock) -> api
         try:
             fence = await _try(kv, value)
         except StatusError as error:
-            # A store without space (RESOURCE_EXHAUSTED) is a leader's to wait out: an operator is making room.
-            if error.code not in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED}:
+            if error.code not in WAITED_OUT:
                 raise
             _log.warning("event=take-charge-failed term=%d reason=%s", term, error.message)
         else:

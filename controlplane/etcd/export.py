@@ -219,7 +219,7 @@ def _tables(store: Store, status: RaftStatus, history: History, *, tls: bool) ->
     """Every bucket but ``key``, each in order of key."""
     auth = store.auth
     tables = {
-        b"alarm": [(alarm.SerializeToString(), b"") for alarm in store.alarms.raised],
+        b"alarm": [(alarm.SerializeToString(), b"") for alarm in store.alarms.declared],
         # Passwords are hashed in a way that etcd cannot check, so nobody could log in: an operator gives new ones, and
         # enables authentication, in the etcd that starts from this.
         b"auth": [(b"authEnabled", b"\0"), (b"authRevision", auth.revision.to_bytes(8, "big"))],

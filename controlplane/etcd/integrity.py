@@ -1,17 +1,18 @@
 """Are the replicas' states the same? Compared all the time, and the odd one is taken out of service.
 
-Owns the comparison, the judgement and the alarm. Every replica keeps the hash of its state after each recent log entry
-(``store.hash``); the leader asks all members for theirs at one index, every few seconds. A state once different stays
-different, since each hash chains on the one before.
+Owns the comparison, the judgement and the verdict. Every replica keeps the hash of its state after each recent entry of
+the log (``store.hash``); the leader asks all members for theirs at one index, every few seconds. A state once different
+stays different, since each hash chains on the one before.
 
 Judgement (:func:`judge`, pure): with one hash held by a majority of the voters, everybody else is odd. With all voters
 heard and no majority for any, nobody can say who is right, and all are. Otherwise no judgement yet: a replica that is
 down may decide it, and stopping the cluster on a guess helps nobody; until then the difference is logged and counted
 at every comparison.
 
-The alarm CORRUPT goes through the log, so it holds for ever and everywhere. The replica it names serves nobody from
-that entry on (``LocalKV``) and stops (:meth:`Integrity.run` raises): leadership, votes and reads go with it. It does
-not come back by itself: its state cannot be repaired, only replaced (remove the member, add a new one).
+The verdict goes through the log as a command of its own (``Condemn``), so it holds for ever and everywhere, and no
+client can speak it; it is listed as the member's CORRUPT alarm. The replica it names serves nobody from that entry on
+(``LocalKV``) and stops (:meth:`Integrity.run` raises): leadership, votes and reads go with it. It does not come back by
+itself: its state cannot be repaired, only replaced (remove the member, add a new one).
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from controlplane.base.clock import Clock
 from controlplane.base.errors import CorruptStateError, StatusError
 from controlplane.etcd import metrics
 from controlplane.etcd.local import LocalKV
-from controlplane.pb.etcd import rpc_pb2
 from controlplane.pb.quarterdeck.internal.v1.integrity_pb2 import HashAnswer, HashQuery
 from controlplane.raft.types import Member, RaftHandle
 from controlplane.store.store import Store
@@ -96,10 +96,10 @@ class Integrity:
 
     def check(self) -> None:
         """Raises:
-        CorruptMemberError: the log has an alarm that this replica's state is wrong.
+        CorruptMemberError: the log has a verdict that this replica's state is wrong.
         """
         status = self._raft.status()
-        if self._store.alarms.corrupt(status.member_id):
+        if status.member_id in self._store.alarms.condemned:
             raise CorruptMemberError(
                 f"the state of member {status.name} ({status.member_id:x}) differs from the other replicas' at the "
                 f"same entry of the log; it serves nobody any more. Replace it: `qd member remove {status.name}`, "
@@ -113,14 +113,14 @@ class Integrity:
             if status.leader == status.name:
                 try:
                     await self.compare()
-                except StatusError as error:  # nobody to write the alarm with: the next round does
+                except StatusError as error:  # nobody to write the verdict with: the next round does
                     log.warning("event=integrity-unfinished reason=%s", error.message)
 
     async def compare(self) -> None:
-        """Compare once with every member that can be reached, and raise alarms for those that are wrong.
+        """Compare once with every member that can be reached, and condemn those that are wrong.
 
         Raises:
-            StatusError: an alarm could not be written.
+            StatusError: a verdict could not be written.
         """
         members = [member for member in self._raft.status().members if member.name]
         answers = await self._ask(members, self._store.applied_index)
@@ -142,9 +142,9 @@ class Integrity:
             log.critical("event=state-undecided index=%d reason=no-majority-of-voters-answered", index)
             return
         for member_id in odd:
-            if not self._store.alarms.has(member_id, rpc_pb2.CORRUPT):
+            if member_id not in self._store.alarms.condemned:
                 log.critical("event=corrupt-member name=%s id=%x index=%d", names[member_id], member_id, index)
-                await self._kv.alarm(rpc_pb2.AlarmRequest.ACTIVATE, member_id, rpc_pb2.CORRUPT)
+                await self._kv.condemn(member_id)
 
     def _differs(self, answer: HashAnswer) -> bool:
         mine = self._store.hash_at(answer.index)

@@ -29,7 +29,7 @@ from controlplane.etcd.caller import Caller
 from controlplane.etcd.lessor import Lessor, min_lease_ttl_s
 from controlplane.etcd.quota import QUOTA_BYTES_DEFAULT, Quota
 from controlplane.pb.etcd import rpc_pb2
-from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Reply, RestoreProgress
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Condemn, Reply, RestoreProgress
 from controlplane.raft.types import Applied, NeverSent, RaftHandle, Unknown, outdated
 from controlplane.store.auth_errors import OLD_REVISION_TEXT, USER_EMPTY_TEXT
 from controlplane.store.check import check_command, check_range, check_txn, is_read_only, peer_revision_of
@@ -190,6 +190,7 @@ class LocalKV:
         self._check_sound()
         if not request.serializable:
             await self.barrier(timeout_ms)
+        self._check_not_declared_corrupt()
         if caller is not None and (user := await caller.user()) is not None:
             check_read(self._store.auth, user, request.key, request.range_end)
 
@@ -298,6 +299,7 @@ class LocalKV:
             self._check_sound()
             if not _is_serializable(request):
                 await self.barrier(timeout_ms)
+            self._check_not_declared_corrupt()
             if caller is not None and (user := await caller.user()) is not None:
                 check_txn_permissions(self._store.auth, self._store.leases, user, request)
             return self._stamped(self._store.read_txn(request))
@@ -412,6 +414,15 @@ class LocalKV:
         reply = await self._propose(command, b"", timeout_ms)
         return self._stamped(reply.alarm)
 
+    async def condemn(self, member_id: int) -> None:
+        """Replicate the verdict that a member's state is wrong: it serves nobody from that entry on, and stops.
+
+        Raises:
+            StatusError: as a write.
+        """
+        command = Command(condemn=Condemn(member_id=member_id), proposed_at_ms=self._clock.wall_ms())
+        await self._propose(command, b"", None)
+
     # -- a restore into the running cluster
 
     async def restore(
@@ -498,7 +509,16 @@ class LocalKV:
         """Raises:
         StatusError: DataLoss, this replica's state is not what the others' is: nobody is served from it.
         """
-        if self._store.alarms and self._store.alarms.corrupt(self._raft.status().member_id):
+        if self._store.alarms and self._raft.status().member_id in self._store.alarms.condemned:
+            raise corrupt()
+
+    def _check_not_declared_corrupt(self) -> None:
+        """Refuse a read as apply refuses writes.
+
+        Raises:
+            StatusError: DataLoss, a client has raised a CORRUPT alarm.
+        """
+        if self._store.alarms and self._store.alarms.corrupt:
             raise corrupt()
 
     async def _raise_no_space(self) -> None:

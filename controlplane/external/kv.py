@@ -221,12 +221,12 @@ class RemoteKV:
         """TTL 0 in the answer: there is no such lease."""
 
         async def attempt(timeout_s: float) -> Any:
-            endpoint, call = await self._connection.stream(LeaseStub, "LeaseKeepAlive", timeout_s=timeout_s)
+            endpoint, call, token = await self._connection.stream(LeaseStub, "LeaseKeepAlive", timeout_s=timeout_s)
             try:
                 await call.write(request)
                 response = await call.read()
             except grpc.aio.AioRpcError as error:
-                raise self._connection.failure(endpoint, error, write=False) from error
+                raise self._connection.failure(endpoint, error, write=False, token=token) from error
             finally:
                 call.cancel()
             if response is grpc.aio.EOF:

@@ -51,15 +51,16 @@ async def follow(
     backoff = Backoff(rand, base_s=0.02, cap_s=0.5)
     opened = False
     while True:
-        endpoint, asking = "", None
+        endpoint, token, asking = "", "", None
         call: Any = None
         try:
-            endpoint, call = await connection.stream(WatchStub, "Watch")
+            endpoint, call, token = await connection.stream(WatchStub, "Watch")
             await call.write(rpc_pb2.WatchRequest(create_request=create))
             if request.progress_notify and await progress_is_sound(endpoint):
                 asking = asyncio.create_task(_ask_for_progress(call, clock, progress_every_s))
             async for response in call:
                 if response.canceled and response.cancel_reason.startswith(_TOKEN_TEXT):
+                    connection.forget_stale(response.cancel_reason, token)
                     raise StatusError(Code.UNAVAILABLE, response.cancel_reason)
                 backoff.reset()
                 handed = _advance(create, response)
@@ -69,7 +70,9 @@ async def follow(
                         return
             raise StatusError(Code.UNAVAILABLE, f"etcd member {endpoint} ended the watch")
         except (grpc.aio.AioRpcError, StatusError) as error:
-            failure = error if isinstance(error, StatusError) else connection.failure(endpoint, error, write=False)
+            failure = error
+            if isinstance(error, grpc.aio.AioRpcError):
+                failure = connection.failure(endpoint, error, write=False, token=token)
             if failure.code not in RETRIED:
                 raise failure from error
             level = logging.INFO if opened else logging.DEBUG

@@ -34,7 +34,7 @@ from controlplane.pb.quarterdeck.internal.v1.command_pb2 import (
 )
 from controlplane.pb.quarterdeck.internal.v1.state_pb2 import StateHeader
 from controlplane.store import check, errors, snapshot
-from controlplane.store.alarms import Alarms, grows
+from controlplane.store.alarms import Alarms, grows, touches
 from controlplane.store.auth import Auth
 from controlplane.store.auth_errors import OLD_REVISION_TEXT, USER_EMPTY_TEXT
 from controlplane.store.dedup import Dedup
@@ -203,8 +203,11 @@ class Store:
         """Do it; the serialized Reply."""
         if self.auth.enabled and command.auth_revision:
             permit(self.auth, self.leases, command)
-        if self.alarms and self.alarms.no_space and grows(command):
-            raise errors.no_space()
+        if self.alarms:
+            if self.alarms.corrupt and touches(command):
+                raise errors.corrupt()
+            if self.alarms.no_space and grows(command):
+                raise errors.no_space()
         kind = command.WhichOneof("op")
         if kind == "put":
             return run_put(self._keyspace, self.leases, command.put)
@@ -228,6 +231,9 @@ class Store:
                 return self._lease_expire(command)
             case "alarm":
                 return self._alarm(command.alarm)
+            case "condemn":
+                changed = self.alarms.condemn(command.condemn.member_id)
+                return Reply(condemn=e.AlarmResponse(header=self._header(), alarms=changed))
             case "restore_begin":
                 return Reply(restore_begin=self._restore_begin(command.restore_begin))
             case "restore_chunk":
@@ -397,7 +403,8 @@ class Store:
             chain=self._hash.chain,
             state_hash=self._hash.published,
             dedup_floor=self._dedup.floor,
-            alarms=self.alarms.raised,
+            alarms=self.alarms.declared,
+            condemned=self.alarms.condemned,
             lease_epoch=self.leases.epoch,
         )
         return snapshot.cut(header, self._keyspace, self.auth, self.leases, self._dedup, self._stage)
@@ -435,7 +442,7 @@ class Store:
         self._keyspace, self._dedup, self._hash = loaded.keyspace, loaded.dedup, loaded.hash
         self._hash.mark(self._applied_index)
         self.leases.replace(loaded.leases, loaded.header.lease_epoch)
-        self.alarms.replace(loaded.header.alarms)
+        self.alarms.replace(loaded.header.alarms, loaded.header.condemned)
         self.auth.replace(loaded.auth)
         self.watches.restored(loaded.keyspace)
 
@@ -476,7 +483,9 @@ def restored_state(
     header.applied_index = applied_index
     header.term = 0
     header.dedup_floor = header.lease_epoch = 0
-    del header.alarms[:]  # they speak of members that are no more; what is still true is raised again
+    # They speak of members that are no more; what is still true is raised again.
+    del header.alarms[:]
+    del header.condemned[:]
     header.revision += revision_bump
     header.compact_revision = header.revision
     dedup = Dedup()

@@ -88,3 +88,15 @@ async def test_an_attempt_that_took_effect_without_an_answer_is_not_written_agai
     fence = await taking
     assert fence.mod_revision == await key_revision(replica.kv)
     assert (await replica.kv.range(e.RangeRequest(key=LEADER_KEY))).kvs[0].version == 1
+
+
+async def test_a_cluster_that_a_client_declared_corrupt_is_waited_out() -> None:
+    replica = Replica()
+    await replica.kv.alarm(e.AlarmRequest.ACTIVATE, 0, e.CORRUPT)
+    taking = asyncio.ensure_future(take_charge(replica.kv, name="r1", term=2, clock=replica.clock))
+    await settle()
+    assert not taking.done()
+    await replica.kv.alarm(e.AlarmRequest.DEACTIVATE, 0, e.CORRUPT)
+    replica.clock.advance(0.1)
+    fence = await taking
+    assert fence.mod_revision == await key_revision(replica.kv)

@@ -51,6 +51,11 @@ class Member(
         self.version = "3.5.17"
         self.password = ""
         self.tokens = 0
+        #: While it is not set, passwords are being checked.
+        self.passwords_checked = asyncio.Event()
+        self.passwords_checked.set()
+        self.asked_for_tokens = 0
+        self.asked_for_token = asyncio.Event()
         self.endpoint = ""
 
     async def _answer(self, request: Any, context: Context, empty: Any) -> Any:
@@ -89,6 +94,9 @@ class Member(
         return await self._answer(request, context, empty)
 
     async def Authenticate(self, request: Any, context: Context) -> Any:
+        self.asked_for_tokens += 1
+        self.asked_for_token.set()
+        await self.passwords_checked.wait()
         if request.password != self.password:
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,

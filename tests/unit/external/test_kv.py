@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
 
@@ -141,6 +142,47 @@ async def test_calls_carry_a_token_and_a_stale_one_is_renewed() -> None:
             await kv.put(e.PutRequest(key=b"k"))
             await kv.put(e.PutRequest(key=b"k"))
     assert [m.get("token") for m in only.metadata] == ["token-1", "token-1", "token-2"]
+
+
+async def test_however_many_calls_want_a_token_one_is_asked_for() -> None:
+    """A password costs etcd a good part of a second: a herd of requests would keep it from answering any."""
+    async with member() as only:
+        only.password = "secret"
+        only.passwords_checked = asyncio.Event()
+        async with connected(only.endpoint, user="root", password="secret") as kv:
+            calls = [asyncio.ensure_future(kv.put(e.PutRequest(key=b"k"))) for _ in range(20)]
+            await only.asked_for_token.wait()
+            only.passwords_checked.set()
+            await asyncio.gather(*calls)
+    assert only.asked_for_tokens == 1
+    assert {m.get("token") for m in only.metadata} == {"token-1"}
+
+
+async def test_a_slow_check_of_the_password_outlives_the_call_that_began_it() -> None:
+    async with member() as only:
+        only.password = "secret"
+        only.passwords_checked = asyncio.Event()
+        async with connected(only.endpoint, user="root", password="secret") as kv:
+            with pytest.raises(StatusError) as failed:
+                await kv.put(e.PutRequest(key=b"k"), timeout_ms=100)
+            assert failed.value.code is Code.DEADLINE_EXCEEDED
+            assert not failed.value.unknown_outcome
+            only.passwords_checked.set()
+            await kv.put(e.PutRequest(key=b"k"))
+    assert only.asked_for_tokens == 1
+
+
+async def test_a_late_failure_of_an_old_token_does_not_cost_the_new_one() -> None:
+    async with member() as only:
+        only.password = "secret"
+        async with connected(only.endpoint, user="root", password="secret") as kv:
+            connection = kv._connection
+            await kv.put(e.PutRequest(key=b"k"))
+            assert connection.forget_stale("etcdserver: invalid auth token", "token-1")
+            await kv.put(e.PutRequest(key=b"k"))
+            assert connection.forget_stale("etcdserver: invalid auth token", "token-1"), "that one is stale"
+            await kv.put(e.PutRequest(key=b"k"))
+    assert [m.get("token") for m in only.metadata] == ["token-1", "token-2", "token-2"]
 
 
 async def test_a_wrong_password_is_said_without_repeating_it() -> None:

@@ -108,6 +108,7 @@ class Command(_message.Message):
     AUTH_ROLE_GRANT_PERMISSION_FIELD_NUMBER: _builtins.int
     AUTH_ROLE_REVOKE_PERMISSION_FIELD_NUMBER: _builtins.int
     ALARM_FIELD_NUMBER: _builtins.int
+    CONDEMN_FIELD_NUMBER: _builtins.int
     RESTORE_BEGIN_FIELD_NUMBER: _builtins.int
     RESTORE_CHUNK_FIELD_NUMBER: _builtins.int
     RESTORE_COMMIT_FIELD_NUMBER: _builtins.int
@@ -173,6 +174,10 @@ class Command(_message.Message):
         """Raises or clears an alarm (action ACTIVATE or DEACTIVATE); a GET is not a command."""
 
     @_builtins.property
+    def condemn(self) -> Global___Condemn:
+        """The leader's own verdict on a member's state. No client can send it."""
+
+    @_builtins.property
     def restore_begin(self) -> Global___RestoreBegin:
         """A snapshot's state on its way into a cluster that serves: staged beside the present state, piece by piece, on
         every replica, and put in its place by one entry.
@@ -212,16 +217,17 @@ class Command(_message.Message):
         auth_role_grant_permission: _rpc_pb2.AuthRoleGrantPermissionRequest | None = ...,
         auth_role_revoke_permission: _rpc_pb2.AuthRoleRevokePermissionRequest | None = ...,
         alarm: _rpc_pb2.AlarmRequest | None = ...,
+        condemn: Global___Condemn | None = ...,
         restore_begin: Global___RestoreBegin | None = ...,
         restore_chunk: Global___RestoreChunk | None = ...,
         restore_commit: Global___RestoreCommit | None = ...,
         restore_abort: Global___RestoreAbort | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_expire", b"lease_expire", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "op", b"op", "put", b"put", "restore_abort", b"restore_abort", "restore_begin", b"restore_begin", "restore_chunk", b"restore_chunk", "restore_commit", b"restore_commit", "txn", b"txn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "condemn", b"condemn", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_expire", b"lease_expire", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "op", b"op", "put", b"put", "restore_abort", b"restore_abort", "restore_begin", b"restore_begin", "restore_chunk", b"restore_chunk", "restore_commit", b"restore_commit", "txn", b"txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_revision", b"auth_revision", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user", b"auth_user", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "delete_range", b"delete_range", "leader_term", b"leader_term", "lease_checkpoint", b"lease_checkpoint", "lease_epoch", b"lease_epoch", "lease_expire", b"lease_expire", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "op", b"op", "proposed_at_ms", b"proposed_at_ms", "put", b"put", "restore_abort", b"restore_abort", "restore_begin", b"restore_begin", "restore_chunk", b"restore_chunk", "restore_commit", b"restore_commit", "txn", b"txn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_revision", b"auth_revision", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user", b"auth_user", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "condemn", b"condemn", "delete_range", b"delete_range", "leader_term", b"leader_term", "lease_checkpoint", b"lease_checkpoint", "lease_epoch", b"lease_epoch", "lease_expire", b"lease_expire", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "op", b"op", "proposed_at_ms", b"proposed_at_ms", "put", b"put", "restore_abort", b"restore_abort", "restore_begin", b"restore_begin", "restore_chunk", b"restore_chunk", "restore_commit", b"restore_commit", "txn", b"txn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_op: _TypeAlias = _typing.Literal["put", "delete_range", "txn", "compact", "lease_grant", "lease_revoke", "lease_checkpoint", "lease_expire", "auth_enable", "auth_disable", "auth_user_add", "auth_user_delete", "auth_user_change_password", "auth_user_grant_role", "auth_user_revoke_role", "auth_role_add", "auth_role_delete", "auth_role_grant_permission", "auth_role_revoke_permission", "alarm", "restore_begin", "restore_chunk", "restore_commit", "restore_abort"]  # noqa: Y015
+    _WhichOneofReturnType_op: _TypeAlias = _typing.Literal["put", "delete_range", "txn", "compact", "lease_grant", "lease_revoke", "lease_checkpoint", "lease_expire", "auth_enable", "auth_disable", "auth_user_add", "auth_user_delete", "auth_user_change_password", "auth_user_grant_role", "auth_user_revoke_role", "auth_role_add", "auth_role_delete", "auth_role_grant_permission", "auth_role_revoke_permission", "alarm", "condemn", "restore_begin", "restore_chunk", "restore_commit", "restore_abort"]  # noqa: Y015
     _WhichOneofArgType_op: _TypeAlias = _typing.Literal["op", b"op"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_op) -> _WhichOneofReturnType_op | None: ...
 
@@ -253,6 +259,27 @@ class LeaseExpire(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaseExpire: _TypeAlias = LeaseExpire  # noqa: Y015
+
+@_typing.final
+class Condemn(_message.Message):
+    """Condemn takes a member whose state is not what the log says out of service. An alarm of a client's never does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.int
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Condemn: _TypeAlias = Condemn  # noqa: Y015
 
 @_typing.final
 class AuthEnable(_message.Message):
@@ -457,6 +484,7 @@ class Reply(_message.Message):
     AUTH_ROLE_GRANT_PERMISSION_FIELD_NUMBER: _builtins.int
     AUTH_ROLE_REVOKE_PERMISSION_FIELD_NUMBER: _builtins.int
     ALARM_FIELD_NUMBER: _builtins.int
+    CONDEMN_FIELD_NUMBER: _builtins.int
     RESTORE_BEGIN_FIELD_NUMBER: _builtins.int
     RESTORE_CHUNK_FIELD_NUMBER: _builtins.int
     RESTORE_COMMIT_FIELD_NUMBER: _builtins.int
@@ -504,6 +532,8 @@ class Reply(_message.Message):
         """The alarms raised or cleared by the command."""
 
     @_builtins.property
+    def condemn(self) -> _rpc_pb2.AlarmResponse: ...
+    @_builtins.property
     def restore_begin(self) -> Global___RestoreProgress: ...
     @_builtins.property
     def restore_chunk(self) -> Global___RestoreProgress: ...
@@ -534,16 +564,17 @@ class Reply(_message.Message):
         auth_role_grant_permission: _rpc_pb2.AuthRoleGrantPermissionResponse | None = ...,
         auth_role_revoke_permission: _rpc_pb2.AuthRoleRevokePermissionResponse | None = ...,
         alarm: _rpc_pb2.AlarmResponse | None = ...,
+        condemn: _rpc_pb2.AlarmResponse | None = ...,
         restore_begin: Global___RestoreProgress | None = ...,
         restore_chunk: Global___RestoreProgress | None = ...,
         restore_commit: Global___RestoreProgress | None = ...,
         restore_abort: Global___RestoreProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "put", b"put", "rejection", b"rejection", "restore_abort", b"restore_abort", "restore_begin", b"restore_begin", "restore_chunk", b"restore_chunk", "restore_commit", b"restore_commit", "result", b"result", "txn", b"txn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "condemn", b"condemn", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "put", b"put", "rejection", b"rejection", "restore_abort", b"restore_abort", "restore_begin", b"restore_begin", "restore_chunk", b"restore_chunk", "restore_commit", b"restore_commit", "result", b"result", "txn", b"txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "put", b"put", "rejection", b"rejection", "restore_abort", b"restore_abort", "restore_begin", b"restore_begin", "restore_chunk", b"restore_chunk", "restore_commit", b"restore_commit", "result", b"result", "txn", b"txn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarm", b"alarm", "auth_disable", b"auth_disable", "auth_enable", b"auth_enable", "auth_role_add", b"auth_role_add", "auth_role_delete", b"auth_role_delete", "auth_role_grant_permission", b"auth_role_grant_permission", "auth_role_revoke_permission", b"auth_role_revoke_permission", "auth_user_add", b"auth_user_add", "auth_user_change_password", b"auth_user_change_password", "auth_user_delete", b"auth_user_delete", "auth_user_grant_role", b"auth_user_grant_role", "auth_user_revoke_role", b"auth_user_revoke_role", "compact", b"compact", "condemn", b"condemn", "delete_range", b"delete_range", "lease_checkpoint", b"lease_checkpoint", "lease_grant", b"lease_grant", "lease_revoke", b"lease_revoke", "put", b"put", "rejection", b"rejection", "restore_abort", b"restore_abort", "restore_begin", b"restore_begin", "restore_chunk", b"restore_chunk", "restore_commit", b"restore_commit", "result", b"result", "txn", b"txn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["rejection", "put", "delete_range", "txn", "compact", "lease_grant", "lease_revoke", "lease_checkpoint", "auth_enable", "auth_disable", "auth_user_add", "auth_user_delete", "auth_user_change_password", "auth_user_grant_role", "auth_user_revoke_role", "auth_role_add", "auth_role_delete", "auth_role_grant_permission", "auth_role_revoke_permission", "alarm", "restore_begin", "restore_chunk", "restore_commit", "restore_abort"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["rejection", "put", "delete_range", "txn", "compact", "lease_grant", "lease_revoke", "lease_checkpoint", "auth_enable", "auth_disable", "auth_user_add", "auth_user_delete", "auth_user_change_password", "auth_user_grant_role", "auth_user_revoke_role", "auth_role_add", "auth_role_delete", "auth_role_grant_permission", "auth_role_revoke_permission", "alarm", "condemn", "restore_begin", "restore_chunk", "restore_commit", "restore_abort"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 

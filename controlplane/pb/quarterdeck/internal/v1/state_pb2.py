@@ -27,7 +27,7 @@ from controlplane.pb.etcd import rpc_pb2 as controlplane_dot_pb_dot_etcd_dot_rpc
 from controlplane.pb.quarterdeck.internal.v1 import command_pb2 as controlplane_dot_pb_dot_quarterdeck_dot_internal_dot_v1_dot_command__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n3controlplane/pb/quarterdeck/internal/v1/state.proto\x12\x17quarterdeck.internal.v1\x1a\x1f\x63ontrolplane/pb/etcd/auth.proto\x1a\x1e\x63ontrolplane/pb/etcd/rpc.proto\x1a\x35\x63ontrolplane/pb/quarterdeck/internal/v1/command.proto\"\x82\x02\n\x0bStateHeader\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x04\x12\x15\n\rapplied_index\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x18\n\x10\x63ompact_revision\x18\x06 \x01(\x03\x12\r\n\x05\x63hain\x18\x07 \x01(\x0c\x12\x12\n\nstate_hash\x18\x08 \x01(\x0c\x12\x13\n\x0b\x64\x65\x64up_floor\x18\t \x01(\x04\x12)\n\x06\x61larms\x18\x32 \x03(\x0b\x32\x19.etcdserverpb.AlarmMember\x12\x13\n\x0blease_epoch\x18\x33 \x01(\x04\"w\n\x0bStageRecord\x12\x34\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32%.quarterdeck.internal.v1.RestoreBegin\x12\x0c\n\x04next\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\x14\n\x0cstaged_bytes\x18\x04 \x01(\x04\"A\n\x0bLeaseRecord\x12\n\n\x02id\x18\x01 \x01(\x03\x12\r\n\x05ttl_s\x18\x02 \x01(\x03\x12\x17\n\x0fremaining_ttl_s\x18\x03 \x01(\x03\"?\n\x0b\x44\x65\x64upRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\x04\x12\r\n\x05reply\x18\x03 \x01(\x0c\"B\n\nAuthRecord\x12\x0f\n\x07\x65nabled\x18\x01 \x01(\x08\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x11\n\ttoken_key\x18\x03 \x01(\x0c\"]\n\nUserRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rpassword_hash\x18\x02 \x01(\t\x12\x1b\n\x13\x63redential_revision\x18\x03 \x01(\x04\x12\r\n\x05roles\x18\x04 \x03(\t\"C\n\nRoleRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x0bpermissions\x18\x02 \x03(\x0b\x32\x12.authpb.Permissionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n3controlplane/pb/quarterdeck/internal/v1/state.proto\x12\x17quarterdeck.internal.v1\x1a\x1f\x63ontrolplane/pb/etcd/auth.proto\x1a\x1e\x63ontrolplane/pb/etcd/rpc.proto\x1a\x35\x63ontrolplane/pb/quarterdeck/internal/v1/command.proto\"\x95\x02\n\x0bStateHeader\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x04\x12\x15\n\rapplied_index\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x18\n\x10\x63ompact_revision\x18\x06 \x01(\x03\x12\r\n\x05\x63hain\x18\x07 \x01(\x0c\x12\x12\n\nstate_hash\x18\x08 \x01(\x0c\x12\x13\n\x0b\x64\x65\x64up_floor\x18\t \x01(\x04\x12)\n\x06\x61larms\x18\x32 \x03(\x0b\x32\x19.etcdserverpb.AlarmMember\x12\x13\n\x0blease_epoch\x18\x33 \x01(\x04\x12\x11\n\tcondemned\x18\x34 \x03(\x04\"w\n\x0bStageRecord\x12\x34\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32%.quarterdeck.internal.v1.RestoreBegin\x12\x0c\n\x04next\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\x14\n\x0cstaged_bytes\x18\x04 \x01(\x04\"A\n\x0bLeaseRecord\x12\n\n\x02id\x18\x01 \x01(\x03\x12\r\n\x05ttl_s\x18\x02 \x01(\x03\x12\x17\n\x0fremaining_ttl_s\x18\x03 \x01(\x03\"?\n\x0b\x44\x65\x64upRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\x04\x12\r\n\x05reply\x18\x03 \x01(\x0c\"B\n\nAuthRecord\x12\x0f\n\x07\x65nabled\x18\x01 \x01(\x08\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x11\n\ttoken_key\x18\x03 \x01(\x0c\"]\n\nUserRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rpassword_hash\x18\x02 \x01(\t\x12\x1b\n\x13\x63redential_revision\x18\x03 \x01(\x04\x12\r\n\x05roles\x18\x04 \x03(\t\"C\n\nRoleRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x0bpermissions\x18\x02 \x03(\x0b\x32\x12.authpb.Permissionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,17 +35,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'controlplane.pb.quarterdeck
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STATEHEADER']._serialized_start=201
-  _globals['_STATEHEADER']._serialized_end=459
-  _globals['_STAGERECORD']._serialized_start=461
-  _globals['_STAGERECORD']._serialized_end=580
-  _globals['_LEASERECORD']._serialized_start=582
-  _globals['_LEASERECORD']._serialized_end=647
-  _globals['_DEDUPRECORD']._serialized_start=649
-  _globals['_DEDUPRECORD']._serialized_end=712
-  _globals['_AUTHRECORD']._serialized_start=714
-  _globals['_AUTHRECORD']._serialized_end=780
-  _globals['_USERRECORD']._serialized_start=782
-  _globals['_USERRECORD']._serialized_end=875
-  _globals['_ROLERECORD']._serialized_start=877
-  _globals['_ROLERECORD']._serialized_end=944
+  _globals['_STATEHEADER']._serialized_end=478
+  _globals['_STAGERECORD']._serialized_start=480
+  _globals['_STAGERECORD']._serialized_end=599
+  _globals['_LEASERECORD']._serialized_start=601
+  _globals['_LEASERECORD']._serialized_end=666
+  _globals['_DEDUPRECORD']._serialized_start=668
+  _globals['_DEDUPRECORD']._serialized_end=731
+  _globals['_AUTHRECORD']._serialized_start=733
+  _globals['_AUTHRECORD']._serialized_end=799
+  _globals['_USERRECORD']._serialized_start=801
+  _globals['_USERRECORD']._serialized_end=894
+  _globals['_ROLERECORD']._serialized_start=896
+  _globals['_ROLERECORD']._serialized_end=963
 # @@protoc_insertion_point(module_scope)

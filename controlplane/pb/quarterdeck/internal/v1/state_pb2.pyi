@@ -38,6 +38,7 @@ class StateHeader(_message.Message):
     DEDUP_FLOOR_FIELD_NUMBER: _builtins.int
     ALARMS_FIELD_NUMBER: _builtins.int
     LEASE_EPOCH_FIELD_NUMBER: _builtins.int
+    CONDEMNED_FIELD_NUMBER: _builtins.int
     format_version: _builtins.int
     cluster_id: _builtins.int
     applied_index: _builtins.int
@@ -55,7 +56,11 @@ class StateHeader(_message.Message):
     """Index of the log entry that replaced the state by a snapshot's; 0: none did."""
     @_builtins.property
     def alarms(self) -> _containers.RepeatedCompositeFieldContainer[_rpc_pb2.AlarmMember]:
-        """Alarms that are raised, ordered by member and type. Since format 2."""
+        """Alarms that clients and quotas raised, ordered by member and type. Since format 2."""
+
+    @_builtins.property
+    def condemned(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Members whose state was found to be wrong, ordered. Since format 2."""
 
     def __init__(
         self,
@@ -71,10 +76,11 @@ class StateHeader(_message.Message):
         dedup_floor: _builtins.int = ...,
         alarms: _abc.Iterable[_rpc_pb2.AlarmMember] | None = ...,
         lease_epoch: _builtins.int = ...,
+        condemned: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "applied_index", b"applied_index", "chain", b"chain", "cluster_id", b"cluster_id", "compact_revision", b"compact_revision", "dedup_floor", b"dedup_floor", "format_version", b"format_version", "lease_epoch", b"lease_epoch", "revision", b"revision", "state_hash", b"state_hash", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "applied_index", b"applied_index", "chain", b"chain", "cluster_id", b"cluster_id", "compact_revision", b"compact_revision", "condemned", b"condemned", "dedup_floor", b"dedup_floor", "format_version", b"format_version", "lease_epoch", b"lease_epoch", "revision", b"revision", "state_hash", b"state_hash", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
