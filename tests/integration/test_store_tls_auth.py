@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -96,6 +99,11 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         made.etcdctl("role", "add", "qd")
         made.etcdctl("role", "grant-permission", "--prefix=true", "qd", "readwrite", "/quarterdeck/")
         made.etcdctl("user", "grant-role", "qd", "qd")
+        made.etcdctl("user", "add", f"control:{PASSWORD}")
+        made.etcdctl("role", "add", "control")
+        for prefix in ("/quarterdeck/", "/registry/"):
+            made.etcdctl("role", "grant-permission", "--prefix=true", "control", "readwrite", prefix)
+        made.etcdctl("user", "grant-role", "control", "control")
         made.etcdctl("user", "grant-role", "root", "root")
         made.etcdctl("auth", "enable")
         yield made
@@ -158,3 +166,42 @@ async def test_nobody_gets_in_without_the_right_certificates(guarded: Guarded, w
         with pytest.raises(StatusError) as refused:
             await kv.range(e.RangeRequest(key=b"/quarterdeck/k"), timeout_ms=1_000)
         assert refused.value.code is Code.UNAVAILABLE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("user", ["root", "control"])
+def test_a_replica_on_a_guarded_etcd_becomes_ready(guarded: Guarded, tmp_path: Path, user: str) -> None:
+    """``control`` may do what docs/operations.md says is needed, and no more."""
+    peer, client, metrics = (f"127.0.0.1:{free_port()}" for _ in range(3))
+    folder = guarded.folder
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "controlplane", "--name", "r1",
+                "--initial-cluster", f"r1={peer}@{client}@{metrics}",
+                "--cluster-token", user, "--store", f"etcd://{guarded.endpoint}", "--store-ca", str(folder / "ca.pem"),
+                "--store-cert", str(folder / "member.pem"), "--store-key", str(folder / "member.key"),
+                "--store-user", user,
+            ],
+            env={**os.environ, "QD_STORE_PASSWORD": PASSWORD}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=log,
+        )  # fmt: skip
+    try:
+        end = time.monotonic() + 60
+        said = ""
+        while not _ready(metrics):
+            said = (tmp_path / "log").read_text()
+            assert process.poll() is None, said
+            assert time.monotonic() < end, said
+            time.sleep(0.1)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _ready(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{address}/readyz", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
