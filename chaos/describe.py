@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chaos.experiment import Activity, Experiment
+from chaos.experiment import RANDOM_FAULTS, Activity, Experiment
 from chaos.fault import ImpossibleError, Strike
 from chaos.faults import REGISTRY
 from chaos.ground import Ground
 from chaos.lookout import Lookout
+from chaos.random_faults import possible_choices, trial_rand
 from chaos.schedule import Choice, draw
 from chaos.stage import Stage
-from chaos.trial import possible_choices, trial_rand
 from controlplane.base.errors import ConfigError
 from controlplane.cli.tables import table
 from controlplane.local.cluster import LocalCluster
@@ -64,7 +64,9 @@ def _activity(activity: Activity) -> str:
     ]
     wants = f" = {activity.tolerance!r}" if activity.tolerance is not None else ""
     more = f" [{', '.join(pauses)}]" if pauses else ""
-    return f"{activity.name}: {activity.func}{_said(activity.arguments)}{wants}{more}"
+    # Those of random faults are listed below.
+    arguments = {} if activity.func == RANDOM_FAULTS else activity.arguments
+    return f"{activity.name}: {activity.func}{_said(arguments)}{wants}{more}"
 
 
 def _said(values: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """An experiment as a file: Chaos Toolkit's format, YAML or JSON, read into values or refused with the place named.
 
 Chaos Toolkit's own keys: title, description, tags, contributions, configuration, secrets, controls,
-steady-state-hypothesis, method, rollbacks, runtime, extensions. Ours: ``schedule`` at the top, and an extension named
-``quarterdeck`` (:class:`Settings`). Owns the format; what actions and probes there are, it asks (``catalogue``).
+steady-state-hypothesis, method, rollbacks, runtime, extensions. Ours is an extension named ``quarterdeck``
+(:class:`Settings`). Owns the format; what actions and probes there are, it asks (``catalogue``).
 
 An error names the file, the field as a path (``method[2].provider.func``) and the nearest name that exists.
 """
@@ -13,7 +13,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -29,18 +29,19 @@ from chaos.targets import MODES, check_selector
 from controlplane.base.errors import ConfigError
 from controlplane.base.yaml_limits import check_yaml
 
-__all__ = ["Activity", "Experiment", "Settings", "names", "parse", "read"]
+__all__ = ["RANDOM_FAULTS", "Activity", "Experiment", "Settings", "names", "parse", "parse_schedule", "read"]
 
+#: The action whose arguments are a schedule.
+RANDOM_FAULTS: Final = "random_faults"
 FOLDER: Final = Path(__file__).with_name("experiments")
 _FILE_BYTES_MAX: Final = 1024 * 1024
 _DEPTH_MAX: Final = 32
 _TOP: Final = (
     "version", "title", "description", "tags", "contributions", "configuration", "secrets", "controls", "runtime",
-    "steady-state-hypothesis", "method", "rollbacks", "extensions", "schedule",
+    "steady-state-hypothesis", "method", "rollbacks", "extensions",
 )  # fmt: skip
 _ACTIVITY: Final = ("type", "name", "provider", "pauses", "background", "tolerance", "controls", "ref")
 _PROVIDER: Final = ("type", "module", "func", "arguments", "secrets")
-_SCHEDULE: Final = ("duration_s", "every_s", "at_most", "faults")
 _CHOICE: Final = ("fault", "weight", "target", "mode", "value", "for_s", "params", "optional")
 _MODULES: Final = ("chaos.ctk.actions", "chaos.ctk.probes")
 
@@ -63,7 +64,8 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """A file that has been read. ``raw`` is what the file says, for journals."""
+    """A file that has been read. ``schedule``: what the method's random faults are drawn from. ``raw`` is what the file
+    says, for journals."""
 
     name: str
     title: str
@@ -114,10 +116,17 @@ def _from_yaml(text: str) -> Any:
     return yaml.safe_load(text)
 
 
+def parse_schedule(arguments: Mapping[str, Any], catalogue: Catalogue) -> Schedule:
+    """The arguments of random faults, checked. Raises ConfigError."""
+    return _Reader(RANDOM_FAULTS, catalogue).schedule(arguments, "arguments")
+
+
 def parse(raw: Any, name: str, file: str, catalogue: Catalogue) -> Experiment:
     """Check everything that can be checked without a cluster. Raises ConfigError."""
     reader = _Reader(file, catalogue)
     top = reader.mapping(raw, "")
+    if "schedule" in top:
+        reader.refuse("schedule", f"is the action {RANDOM_FAULTS} of the method, so that Chaos Toolkit plays it too")
     reader.keys(top, "", _TOP)
     for key in ("title", "description", "method"):
         if key not in top:
@@ -125,21 +134,21 @@ def parse(raw: Any, name: str, file: str, catalogue: Catalogue) -> Experiment:
     reader.configure(top.get("configuration") or {})
     hypothesis = reader.mapping(top.get("steady-state-hypothesis") or {}, "steady-state-hypothesis")
     reader.keys(hypothesis, "steady-state-hypothesis", ("title", "probes", "controls"))
-    schedule = top.get("schedule")
+    method = reader.activities(top["method"], "method")
     found = Experiment(
         name=name,
         title=reader.text(top["title"], "title"),
         description=reader.text(top["description"], "description"),
         tags=tuple(str(tag) for tag in top.get("tags") or ()),
         hypothesis=reader.activities(hypothesis.get("probes"), "steady-state-hypothesis.probes", tolerance=True),
-        method=reader.activities(top["method"], "method"),
+        method=method,
         rollbacks=reader.activities(top.get("rollbacks"), "rollbacks"),
-        schedule=None if schedule is None else reader.schedule(schedule),
+        schedule=reader.schedule_of(method),
         settings=read_settings(reader, top.get("extensions") or []),
         raw=top,
     )
-    if not found.method and found.schedule is None:
-        reader.refuse("method", "is empty, and there is no schedule: nothing would be done")
+    if not found.method:
+        reader.refuse("method", "is empty: nothing would be done")
     return found
 
 
@@ -240,19 +249,23 @@ class _Reader(Reader):
                 self.refuse(f"{where}.{wanted}", "is missing")
         return value
 
-    def schedule(self, value: Any) -> Schedule:
-        raw = self.mapping(value, "schedule")
-        self.keys(raw, "schedule", _SCHEDULE)
+    def schedule_of(self, method: Iterable[Activity]) -> Schedule | None:
+        found = [activity for activity in method if activity.func == RANDOM_FAULTS]
+        if len(found) > 1:
+            self.refuse(found[1].where, f"is the second {RANDOM_FAULTS}: one schedule has all kinds of fault")
+        return self.schedule(found[0].arguments, f"{found[0].where}.provider.arguments") if found else None
+
+    def schedule(self, raw: Mapping[str, Any], where: str) -> Schedule:
         for key in ("duration_s", "faults"):
             if key not in raw:
-                self.refuse(f"schedule.{key}", "is missing")
+                self.refuse(f"{where}.{key}", "is missing")
         return Schedule(
-            duration_s=self.number(raw["duration_s"], "schedule.duration_s", 1.0),
-            every_s=self.bounds(raw.get("every_s", [2, 6]), "schedule.every_s"),
-            at_most=self.whole(raw.get("at_most", 1), "schedule.at_most", 1, 10),
+            duration_s=self.number(raw["duration_s"], f"{where}.duration_s", 1.0),
+            every_s=self.bounds(raw.get("every_s", [2, 6]), f"{where}.every_s"),
+            at_most=self.whole(raw.get("at_most", 1), f"{where}.at_most", 1, 10),
             faults=[
-                self.choice(item, f"schedule.faults[{n}]")
-                for n, item in enumerate(self.items(raw["faults"], "schedule.faults"))
+                self.choice(item, f"{where}.faults[{n}]")
+                for n, item in enumerate(self.items(raw["faults"], f"{where}.faults"))
             ],
         )
 

@@ -32,9 +32,10 @@ from chaos.journal import journal
 from chaos.load import Load, LoadError, Rates
 from chaos.lookout import Lookout
 from chaos.probes import service_address
+from chaos.random_faults import trial_rand
 from chaos.report import write_all
 from chaos.stage import Stage, heal_entry
-from chaos.trial import TrialLog, play_trial, trial_rand
+from chaos.trial import TrialLog, play_trial
 from chaos.undo import UndoList, only_one
 from chaos.verdict import Report, judge_history
 from chaos.whole import Whole

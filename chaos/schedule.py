@@ -56,7 +56,7 @@ def draw(schedule: Schedule, choices: Sequence[Choice], rand: Rand) -> list[Draw
     found: list[Drawn] = []
     total = sum(choice.weight for choice in choices)
     at_s = _between(schedule.every_s, rand)
-    while total > 0 and at_s < schedule.duration_s:
+    while total > 0 and round(at_s, 2) < schedule.duration_s:
         point = rand.random() * total
         chosen = choices[-1]
         for choice in choices:

@@ -1,8 +1,10 @@
-"""Actions that are no faults: healing in the middle of a method, a snapshot, a restore. And the catalogue."""
+"""Actions that are no faults of their own: healing in the middle of a method, a snapshot, a restore, random faults.
+And the catalogue."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +12,12 @@ from typing import Final
 
 from chaos.catalogue import Catalogue
 from chaos.digest import digest, digest_of_snapshot, read_everything
+from chaos.experiment import RANDOM_FAULTS, parse_schedule
 from chaos.fault import JSON, DeviationError, FaultError
 from chaos.faults.state import restore
 from chaos.ground import Ground, aside
 from chaos.probes import PROBES, store_leader
+from chaos.random_faults import play_schedule
 from chaos.stage import Stage, catalogue_of
 from controlplane.cli.common import Settings
 from controlplane.cli.snapshot.save import save_snapshot
@@ -123,6 +127,22 @@ async def _save(ground: Ground, path: Path) -> tuple[int, int]:
     return await aside(snapshot_revision, path), path.stat().st_size
 
 
+async def _random_faults(stage: Stage, **arguments: JSON) -> JSON:
+    """Under Chaos Toolkit; our own runner plays the schedule with the seed of its run."""
+    schedule = parse_schedule(arguments, catalogue())
+    seed = int(os.environ.get("QD_CHAOS_SEED") or stage.rand.randint(1, 2**31))
+    begun: list[asyncio.Task[bool]] = []
+    try:
+        struck = await play_schedule(stage, schedule, seed, begun)
+    finally:
+        for task in begun:
+            task.cancel()
+        await asyncio.gather(*begun, return_exceptions=True)  # what failed first has been raised by who waited for it
+    if not struck:
+        raise DeviationError(f"none of the random faults was struck (QD_CHAOS_SEED={seed})")
+    return {"seed": seed, "struck": struck, "left_out": list(stage.observed.get("left_out", ()))}
+
+
 def _lasting(kvs: Sequence[kv_pb2.KeyValue]) -> list[kv_pb2.KeyValue]:
     """Without the keys that go with a lease: they speak for processes, which are other ones after a restore."""
     return [kv for kv in kvs if not kv.lease]
@@ -132,6 +152,16 @@ STEPS: Final[Mapping[str, Step]] = {
     "heal": Step("take back what this trial has struck", _heal, {"fault": "only faults of this name"}),
     "store_leader_kill": Step("kill -9 of the leading member of the etcd that is the store", _store_leader_kill, {}),
     "snapshot_save": Step("save a snapshot and verify it", _snapshot_save, {}),
+    RANDOM_FAULTS: Step(
+        "random faults, drawn from a seed, one after the other and side by side",
+        _random_faults,
+        {
+            "duration_s": "for how many seconds faults begin",
+            "every_s": "seconds from one to the next, or [shortest, longest]",
+            "at_most": "in force at one time",
+            "faults": "a list of {fault, target, mode, value, params, for_s, weight, optional}",
+        },
+    ),
     "restore": Step("restore the lost control plane from the snapshot that was saved", _restore, {}),
 }
 

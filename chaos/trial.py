@@ -2,7 +2,7 @@
 
 ::
 
-    begin ─ steady, probes ─ method, schedule ─ rollbacks, all healed ─ whole again ─ steady, probes ─ observed
+    begin ─ steady, probes ─ method ─ rollbacks, all healed ─ whole again ─ steady, probes ─ observed
 
 Owns that order and the log of activities, which journals are made of. Judges nothing: ``verdict`` does, from the marks.
 What the cluster did not do becomes a mark ``deviated``; what cannot be made here a mark ``impossible``.
@@ -16,21 +16,18 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from chaos.during import During, Played
-from chaos.experiment import Activity, Experiment
+from chaos.experiment import RANDOM_FAULTS, Activity, Experiment
 from chaos.fault import DeviationError, FaultError, ImpossibleError
-from chaos.faults import REGISTRY
 from chaos.load import LoadError
 from chaos.probes import PROBES, states_of, within
-from chaos.schedule import Choice, Drawn, draw
-from chaos.stage import BlastRadiusError, Census, Stage
+from chaos.random_faults import play_schedule
+from chaos.stage import Census, Stage
 from chaos.steps import STEPS
-from chaos.targets import TargetError
 from chaos.whole import NotWholeError, Whole
 from controlplane.base.errors import ConfigError, QuarterdeckError, StatusError
-from controlplane.base.rand import SeededRand
 from controlplane.local.processes import ProcessError
 
-__all__ = ["TrialLog", "play_trial", "possible_choices", "trial_rand"]
+__all__ = ["TrialLog", "play_trial"]
 
 _EXPECTED: Final = (StatusError, ProcessError, NotWholeError, DeviationError)
 
@@ -51,24 +48,6 @@ class TrialLog:
     whole: bool = False
 
 
-def trial_rand(seed: int, name: str, n: int) -> SeededRand:
-    """The random source of one trial's choices."""
-    return SeededRand(f"{seed}/{name}/{n}")
-
-
-def possible_choices(stage_missing: Sequence[str], choices: Sequence[Choice]) -> tuple[list[Choice], list[str]]:
-    """Those whose fault is not missing, and the names of optional ones that are.
-
-    Raises:
-        ImpossibleError: one that is not optional is missing.
-    """
-    left_out = [choice.fault for choice in choices if choice.fault in stage_missing and choice.optional]
-    for choice in choices:
-        if choice.fault in stage_missing and not choice.optional:
-            raise ImpossibleError(f"{choice.fault}, of the schedule, cannot be made here")
-    return [choice for choice in choices if choice.fault not in stage_missing], left_out
-
-
 async def play_trial(stage: Stage, experiment: Experiment, whole: Whole, seed: int) -> TrialLog:
     """Play it. However it ends, also when cancelled, what was struck stays on the undo list until it is healed.
 
@@ -86,7 +65,7 @@ class _Trial:
         self._seed = seed
         self._log = TrialLog(stage.n)
         self._background: list[asyncio.Task[None]] = []
-        self._healing: list[asyncio.Task[None]] = []
+        self._begun: list[asyncio.Task[bool]] = []
         self._told: set[str] = set()
 
     async def play(self) -> TrialLog:
@@ -144,13 +123,8 @@ class _Trial:
         return held
 
     async def _method(self) -> None:
-        scheduled: list[asyncio.Task[None]] = []
-        if self._experiment.schedule is not None:
-            scheduled.append(asyncio.create_task(self._schedule()))
-            self._background.append(scheduled[0])
         await self._play_all(self._experiment.method, self._log.run)
         await asyncio.gather(*self._background)
-        await asyncio.gather(*self._healing)
 
     async def _play_all(self, activities: Sequence[Activity], log: list[Played]) -> None:
         for activity in activities:
@@ -193,6 +167,10 @@ class _Trial:
             if not steady and activity.tolerance is not None and not within(answer, activity.tolerance):
                 raise DeviationError(f"{activity.name}: {answer!r}, want {activity.tolerance!r}")
             return answer
+        if activity.func == RANDOM_FAULTS:
+            schedule = self._experiment.schedule
+            assert schedule is not None  # the reader made it of this activity
+            return {"struck": await play_schedule(self._stage, schedule, self._seed, self._begun)}
         if activity.func in STEPS:
             return await STEPS[activity.func].do(self._stage, **activity.arguments)
         struck = await self._stage.inject(activity.func.replace("_", "-"), activity.arguments)
@@ -202,45 +180,11 @@ class _Trial:
             await self._stage.heal(struck)
         return {"victims": list(struck.entry.strike.victims), **struck.facts}
 
-    # -- random faults -----------------------------------------------------------------------------------------------
-
-    async def _schedule(self) -> None:
-        schedule, stage = self._experiment.schedule, self._stage
-        assert schedule is not None
-        missing = [name for name, fault in REGISTRY.items() if stage.ground.missing(fault) is not None]
-        choices, left_out = possible_choices(missing, schedule.faults)
-        if left_out:
-            stage.ground.say(f"left out, as they cannot be made here: {', '.join(left_out)}")
-            stage.observed["left_out"] = left_out
-        if not choices:
-            raise ImpossibleError("no fault of the schedule can be made here")
-        began_s = stage.now_s()
-        for drawn in draw(schedule, choices, trial_rand(self._seed, f"{stage.act}/schedule", stage.n)):
-            await self._pause(began_s + drawn.at_s - stage.now_s())
-            if stage.load is not None:
-                stage.load.check()
-            self._healing.append(asyncio.create_task(self._drawn(drawn)))
-        await self._pause(began_s + schedule.duration_s - stage.now_s())
-
-    async def _drawn(self, drawn: Drawn) -> None:
-        """One fault of the schedule. What the blast radius or the moment forbids is left out, and told."""
-        stage, choice = self._stage, drawn.choice
-        arguments = {"target": choice.target, "mode": choice.mode, "value": choice.value, **choice.params}
-        rand = trial_rand(self._seed, f"{stage.act}/schedule/{drawn.number}", stage.n)
-        try:
-            struck = await stage.inject(choice.fault, {k: v for k, v in arguments.items() if v}, rand)
-        except (BlastRadiusError, TargetError) as error:
-            stage.ground.say(f"left out: {choice.fault}: {error}")
-            stage.observed["faults_left_out"] = int(stage.observed.get("faults_left_out", 0)) + 1
-            return
-        await stage.ground.clock.sleep(drawn.for_s)
-        await stage.heal(struck)
-
     # -- the end -----------------------------------------------------------------------------------------------------
 
     async def _stop_background(self) -> None:
-        tasks = [*self._background, *self._healing]
-        self._background, self._healing = [], []
+        tasks: list[asyncio.Task[Any]] = [*self._background, *self._begun]
+        self._background, self._begun = [], []
         for task in tasks:
             task.cancel()
         for result in await asyncio.gather(*tasks, return_exceptions=True):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from chaos.ctk.calls import function
 from chaos.faults import REGISTRY
 from chaos.stage import Stage, fault_arguments
 from chaos.steps import STEPS
+from controlplane.base.errors import QuarterdeckError
 
 __all__ = ["FUNCTIONS"]
 
@@ -22,16 +23,29 @@ async def _strike(stage: Stage, name: str, arguments: Mapping[str, Any]) -> Any:
     return {"victims": list(struck.entry.strike.victims), "says": struck.entry.strike.says, **struck.facts}
 
 
+async def _or_heal(stage: Stage, work: Awaitable[Any]) -> Any:
+    """An action that fails ends the run (:func:`function`), and Chaos Toolkit plays no rollbacks then: what was struck
+    is taken back here."""
+    try:
+        return await work
+    except QuarterdeckError:
+        await stage.heal_all()
+        raise
+
+
 def _fault(name: str, params: Mapping[str, str]) -> Callable[..., Any]:
     return function(
         name.replace("-", "_"), REGISTRY[name].doc, params, __name__,
-        lambda stage, arguments: _strike(stage, name, arguments),
+        lambda stage, arguments: _or_heal(stage, _strike(stage, name, arguments)), ends_run=True,
     )  # fmt: skip
 
 
 def _step(name: str) -> Callable[..., Any]:
     step = STEPS[name]
-    return function(name, step.doc, step.params, __name__, lambda stage, arguments: step.do(stage, **arguments))
+    return function(
+        name, step.doc, step.params, __name__,
+        lambda stage, arguments: _or_heal(stage, step.do(stage, **arguments)), ends_run=True,
+    )  # fmt: skip
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {

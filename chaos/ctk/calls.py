@@ -1,4 +1,7 @@
-"""How a synchronous function of Chaos Toolkit reaches the engine: one ground, one loop, one call. Owns nothing else.
+"""How a synchronous function of Chaos Toolkit reaches the engine: one ground per call, one loop per process.
+
+gRPC's channels belong to the loop they were made on, so all calls of a process, from whichever of Chaos Toolkit's
+threads, run on one, in a thread of its own.
 
 Which cluster: the folder in the environment variable QD_FOLDER, or the nearest ``.quarterdeck``.
 """
@@ -6,9 +9,14 @@ Which cluster: the folder in the environment variable QD_FOLDER, or the nearest 
 from __future__ import annotations
 
 import asyncio
+import atexit
+import concurrent.futures
 import inspect
 import os
-from collections.abc import Awaitable, Callable, Mapping
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +24,7 @@ from chaos.ground import Ground
 from chaos.lookout import Lookout
 from chaos.stage import Stage, Struck
 from chaos.undo import only_one
-from controlplane.base.errors import ConfigError, StatusError
+from controlplane.base.errors import ConfigError, QuarterdeckError, StatusError
 from controlplane.cli.common import find_folder
 from controlplane.local.cluster import LocalCluster
 
@@ -25,6 +33,38 @@ __all__ = ["ACT", "function", "on_stage"]
 #: The name under which these strikes stand in the undo list.
 ACT: Final = "chaos-toolkit"
 _SETTLE_S: Final = 1.0
+_ENDS_S: Final = 10.0
+
+
+class _Loop:
+    """A loop in a thread, begun by the first call and ended with the process."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="quarterdeck", daemon=True)
+        self._thread.start()
+        atexit.register(self._end)
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        finally:
+            # Only if whoever waits was interrupted: the work ends first, with what it puts back.
+            if not future.done():
+                future.cancel()
+                concurrent.futures.wait([future], _ENDS_S)
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_ENDS_S)
+        if not self._loop.is_running():
+            self._loop.close()
+
+
+@cache
+def _loop() -> _Loop:
+    return _Loop()
 
 
 def on_stage(work: Callable[[Stage], Awaitable[Any]]) -> Any:
@@ -48,7 +88,7 @@ def on_stage(work: Callable[[Stage], Awaitable[Any]]) -> Any:
             return await work(stage)
 
     with only_one(folder / "chaos"):
-        return asyncio.run(do())
+        return _loop().run(do())
 
 
 async def _stage(ground: Ground, lookout: Lookout) -> Stage:
@@ -76,18 +116,32 @@ async def _stage(ground: Ground, lookout: Lookout) -> Stage:
     return stage
 
 
+def _interruption(error: QuarterdeckError) -> BaseException:
+    """What ends a run of Chaos Toolkit: it takes every Exception of an activity for part of a run that goes on. The
+    error itself where somebody else called."""
+    return SystemExit(str(error)) if "chaoslib.run" in sys.modules else error
+
+
 def function(
     name: str,
     doc: str,
     params: Mapping[str, str],
     module: str,
     work: Callable[[Stage, Mapping[str, Any]], Awaitable[Any]],
+    *,
+    ends_run: bool = False,
 ) -> Callable[..., Any]:
     """A function with that name, that documentation and these keyword arguments, all of them optional: Chaos Toolkit
-    checks an experiment's arguments against the signature."""
+    checks an experiment's arguments against the signature. ``ends_run``: a failure interrupts the run, so that what was
+    never broken is not taken for borne."""
 
     def call(**arguments: Any) -> Any:
-        return on_stage(lambda stage: work(stage, {k: v for k, v in arguments.items() if v is not None}))
+        try:
+            return on_stage(lambda stage: work(stage, {k: v for k, v in arguments.items() if v is not None}))
+        except QuarterdeckError as error:
+            if not ends_run:
+                raise
+            raise _interruption(error) from error
 
     call.__name__ = call.__qualname__ = name
     call.__module__ = module

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import yaml
@@ -68,24 +68,55 @@ def test_a_runner_killed_in_mid_fault_leaves_what_heals_it_and_the_next_run_refu
     assert "nothing was left" in qd.ok("chaos", "heal").stdout
 
 
-def test_the_real_chaos_toolkit_runs_an_experiment_file_unchanged(qd: Qd) -> None:
-    code = (
-        "import json, sys, yaml; from chaoslib.experiment import run_experiment\n"
-        "print(json.dumps(run_experiment(yaml.safe_load(open(sys.argv[1]))), default=str))"
-    )
-    before = qd.status()["leader"]
+def chaos_run(qd: Qd, *arguments: str, code: int = 0, **environment: str) -> dict[str, Any]:
+    """Chaos Toolkit's own command; its journal. What it prints is its own log, without a traceback of ours."""
+    path = qd.folder / "journal.json"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(FOLDER / "leader-kill.yaml")],
-        cwd=qd.folder, env=qd.environment, capture_output=True, text=True, timeout=100, check=True,
+        [str(QD.with_name("chaos")), "--no-version-check", "--log-file", str(qd.folder / "chaos.log"), "run",
+         "--journal-path", str(path), *arguments],
+        cwd=qd.folder, env={**qd.environment, **environment}, capture_output=True, text=True, timeout=140, check=False,
     )  # fmt: skip
-    journal = json.loads(done.stdout)
-    assert (journal["status"], journal["deviated"]) == ("completed", False), done.stdout
+    said = done.stdout + done.stderr
+    assert done.returncode == code, said
+    assert not [word for word in ("Traceback", "RuntimeError", "never awaited", "Event loop") if word in said], said
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_the_real_chaos_run_runs_an_experiment_file_unchanged(qd: Qd) -> None:
+    before = qd.status()["leader"]
+    journal = chaos_run(qd, str(FOLDER / "leader-kill.yaml"))
+    assert (journal["status"], journal["deviated"]) == ("completed", False), journal
     assert journal["steady_states"]["after"]["steady_state_met"]
     assert [activity["status"] for activity in journal["run"] + journal["rollbacks"]] == ["succeeded"] * 5
     assert journal["run"][0]["output"]["victims"] == [before]
     assert undo_list(qd) == []
     wait_until(lambda: all(replica["healthy"] for replica in qd.status()["replicas"]), 30.0)
     assert qd.status()["leader"] != before
+
+
+def random_faults(qd: Qd, **arguments: Any) -> str:
+    raw = yaml.safe_load((FOLDER / "everything-at-once.yaml").read_text())
+    raw["method"][0]["provider"]["arguments"] = {"duration_s": 6, "every_s": 2, "at_most": 1, **arguments}
+    path = qd.folder / "random.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return str(path)
+
+
+def test_the_real_chaos_run_plays_random_faults_too(qd: Qd) -> None:
+    file = random_faults(qd, faults=[{"fault": "pause", "target": "replica", "for_s": 0.5}])
+    journal = chaos_run(qd, file, QD_CHAOS_SEED="7")
+    assert (journal["status"], journal["deviated"]) == ("completed", False), journal
+    assert journal["run"][0]["output"] == {"seed": 7, "struck": 2, "left_out": []}
+    assert undo_list(qd) == []
+
+
+def test_a_real_chaos_run_that_broke_nothing_is_interrupted_not_completed(qd: Qd) -> None:
+    # Of three replicas a majority may not be killed, and there is no other fault to draw.
+    file = random_faults(qd, faults=[{"fault": "kill", "target": "majority", "for_s": 0.5}])
+    journal = chaos_run(qd, file, code=1)
+    assert journal["status"] == "interrupted"
+    assert undo_list(qd) == []
 
 
 def test_our_journal_is_one_of_chaos_toolkit_with_more(qd: Qd) -> None:

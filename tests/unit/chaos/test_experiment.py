@@ -42,15 +42,24 @@ RAW: dict[str, Any] = {
             },
             "pauses": {"before": 1, "after": 0.5},
             "background": True,
-        }
+        },
+        {
+            "type": "action",
+            "name": "more",
+            "provider": {
+                "type": "python",
+                "module": "chaos.ctk.actions",
+                "func": "random_faults",
+                "arguments": {
+                    "duration_s": 20,
+                    "every_s": [1, 2],
+                    "at_most": 2,
+                    "faults": [{"fault": "pause", "target": "replica", "for_s": 1, "weight": 2}, {"fault": "kill"}],
+                },
+            },
+        },
     ],
     "rollbacks": [],
-    "schedule": {
-        "duration_s": 20,
-        "every_s": [1, 2],
-        "at_most": 2,
-        "faults": [{"fault": "pause", "target": "replica", "for_s": 1, "weight": 2}, {"fault": "kill"}],
-    },
     "extensions": [
         {"name": "somebody-else"},
         {"name": "quarterdeck", "budgets": {"write_gap_s": 2}, "workload": ["kv"], "allow-quorum-loss": True},
@@ -66,7 +75,7 @@ def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
 
 def test_everything_in_a_file_is_read() -> None:
     found = parse(RAW, "mine", "mine.yaml", KNOWN)
-    (activity,) = found.method
+    activity, _ = found.method
     assert activity.arguments == {"target": "leader", "for_s": 2}
     assert (activity.before_s, activity.after_s, activity.background) == (1.0, 0.5, True)
     assert found.schedule is not None
@@ -84,13 +93,21 @@ def _provider(raw: dict[str, Any]) -> dict[str, Any]:
     return provider
 
 
+def _schedule(raw: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = raw["method"][1]["provider"]["arguments"]
+    return found
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (lambda raw: raw.update(metod=[]), "metod: unknown field; did you mean 'method'"),
         (lambda raw: raw.pop("title"), "title: is missing"),
         (lambda raw: raw.update(method={}), "method: want a list, not a mapping"),
-        (lambda raw: raw.update(method=[], schedule=None), "nothing would be done"),
+        (lambda raw: raw.update(method=[]), "nothing would be done"),
+        (lambda raw: raw.update(schedule={}), "schedule: is the action random_faults of the method"),
+        (lambda raw: raw["method"].append(raw["method"][1]), r"method\[2\]: is the second random_faults"),
+        (lambda raw: _schedule(raw).pop("faults"), r"method\[1\].provider.arguments.faults: is missing"),
         (lambda raw: raw["method"][0].update(type="act"), r"method\[0\].type: 'act': want action or probe"),
         (
             lambda raw: _provider(raw).update(func="kil"),
@@ -113,11 +130,11 @@ def _provider(raw: dict[str, Any]) -> dict[str, Any]:
             lambda raw: raw["steady-state-hypothesis"]["probes"][0].pop("tolerance"),
             r"steady-state-hypothesis.probes\[0\].tolerance: is missing",
         ),
-        (lambda raw: raw["schedule"].update(every_s=[3, 1]), r"schedule.every_s: \[3, 1\]: the first is the shortest"),
-        (lambda raw: raw["schedule"].update(at_most=0), "schedule.at_most: 0: want a whole number from 1"),
+        (lambda raw: _schedule(raw).update(every_s=[3, 1]), r"arguments.every_s: \[3, 1\]: the first is the shortest"),
+        (lambda raw: _schedule(raw).update(at_most=0), "arguments.at_most: 0: want a whole number from 1"),
         (
-            lambda raw: raw["schedule"]["faults"][0].update(fault="pauze"),
-            r"schedule.faults\[0\].fault: 'pauze': unknown; did you mean 'pause'",
+            lambda raw: _schedule(raw)["faults"][0].update(fault="pauze"),
+            r"arguments.faults\[0\].fault: 'pauze': unknown; did you mean 'pause'",
         ),
         (
             lambda raw: raw["extensions"][1]["budgets"].update(write_gap_s="soon"),

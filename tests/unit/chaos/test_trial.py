@@ -82,6 +82,7 @@ class Rig:
 
     async def play(self, *method: Activity, **more: Any) -> TrialLog:
         hypothesis, schedule = more.get("hypothesis", ()), more.get("schedule")
+        method = (*method, act("random_faults")) if schedule is not None else method
         experiment = Experiment("mine", "mine", "", (), hypothesis, method, (), schedule, Settings(), {})
         try:
             return await play_trial(self.stage, experiment, cast(Whole, self.whole), 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import chaoslib.run  # noqa: F401 - what calls is then taken for Chaos Toolkit
 import pytest
 
 from chaos.ctk import actions, discover, probes
@@ -26,7 +27,12 @@ def test_functions_are_found_where_experiments_name_them() -> None:
     assert callable(getattr(probes, "leader_known"))  # noqa: B009 - made from a table
 
 
-def test_without_a_cluster_nothing_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cluster_nothing_is_broken_and_the_run_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("QD_FOLDER", str(tmp_path / ".quarterdeck"))
+    for name in ("kill", "random_faults", "heal"):
+        with pytest.raises(SystemExit, match="no local cluster here"):
+            actions.FUNCTIONS[name]()
     with pytest.raises(ConfigError, match="no local cluster here"):
-        actions.FUNCTIONS["kill"](target="leader")
+        probes.FUNCTIONS["leader_known"]()
