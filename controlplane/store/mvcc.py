@@ -111,6 +111,7 @@ class Keyspace:
         self._swept = 1  # superseded versions are trimmed up to here
         self._pins: WeakSet[Pin] = WeakSet()
         self._open: list[Event] = []  # events of the revision being made
+        self._dismantled = False
 
     # -- writes
 
@@ -285,11 +286,12 @@ class Keyspace:
 
     def rebuild(self) -> Iterator[None]:
         """Make tables that have outgrown their contents anew: a dictionary keeps its size when keys are deleted. One
-        table per step; a step takes about half a microsecond per key that is left."""
-        if _outgrown(self._old):
+        table per step; a step takes about half a microsecond per key that is left. Between two steps a restore may
+        have replaced all this: then nothing is left to do."""
+        if _outgrown(self._old) and not self._dismantled:
             self._old = dict(self._old.items())
         yield
-        if _outgrown(self._live):
+        if _outgrown(self._live) and not self._dismantled:
             live = self._live
             self._live = SortedDict((key, live[key]) for key in live)
         yield
@@ -337,6 +339,7 @@ class Keyspace:
         than a loop may stand still. True: nothing is left that matters, or a reader keeps it, who frees it then."""
         if self._pins:
             return True
+        self._dismantled = True
         del self._log[-keys_max:]
         # Past the sorted index, which nobody needs any more.
         for table in (self._live, self._old):

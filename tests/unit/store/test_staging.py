@@ -17,7 +17,8 @@ from controlplane.pb.quarterdeck.internal.v1.command_pb2 import (
     RestoreCommit,
 )
 from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader
-from controlplane.store import staging
+from controlplane.store import mvcc, staging
+from controlplane.store import store as store_module
 from controlplane.store.errors import CompactedError
 from controlplane.store.leases import Change, LeaseChange
 from controlplane.store.records import SUB_BYTES, record
@@ -335,3 +336,19 @@ def test_what_was_replaced_is_freed_a_little_at_a_time() -> None:
         driver.put(b"x")
     assert dict.__len__(keyspace._live) == 0
     assert driver.store._replaced == []
+
+
+def test_giving_memory_back_goes_on_when_a_restore_has_replaced_the_state_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Defragment gives the loop turns between two tables, and the old ones are being taken apart when it comes back."""
+    monkeypatch.setattr(mvcc, "_outgrown", lambda table: True)
+    monkeypatch.setattr(store_module, "_DISMANTLE_KEYS_PER_ENTRY", 10)
+    driver = filled()
+    steps = driver.store.rebuild()
+    next(steps)
+    for command in Restore(driver.store).commands():
+        ok(driver.apply(command))
+    wanted = kvs(driver.store)
+    assert len(list(steps)) == 1
+    assert kvs(driver.store) == wanted
