@@ -25,8 +25,9 @@ from controlplane.client.fenced import LEADER_KEY
 from controlplane.client.interface import ApiError, ExpiredError, UnavailableError
 from controlplane.pb.quarterdeck.v1 import operator_pb2
 from controlplane.raft.snapshot_format import SnapshotInfo, read_snapshot_file
+from controlplane.store.auth import Auth
 from controlplane.store.snapshot import load
-from controlplane.store.staging import NO_DIGEST, chained, pieces_of
+from controlplane.store.staging import NO_DIGEST, PIECE_BYTES_MAX, chained, pieces_of
 from controlplane.transport.channel import Credentials
 
 __all__ = ["LiveRestored", "Plan", "plan_of", "restore_live"]
@@ -81,19 +82,38 @@ def plan_of(path: Path) -> Plan:
 
     Raises:
         CorruptStateError: it is damaged.
-        ConfigError: it cannot be read, or a newer version wrote it.
+        ConfigError: it cannot be read, a newer version wrote it, or a record of it is too big to travel.
     """
     info, chunks = read_snapshot_file(path)
     loaded = load(chunks)
     if loaded.header.revision != info.header.revision:
         raise ConfigError(f"{path} says revision {info.header.revision} and holds {loaded.header.revision}")
     pieces = list(pieces_of(loaded.keyspace, loaded.auth, loaded.leases.values(), without={LEADER_KEY}))
+    if (biggest := max(map(len, pieces), default=0)) > PIECE_BYTES_MAX:
+        raise ConfigError(
+            f"{path} holds a record of {biggest} bytes, and a restore into a running cluster takes at most "
+            f"{PIECE_BYTES_MAX}: {_biggest_of(loaded.auth)}. Make a new cluster of the file (qd snapshot restore "
+            "--name ...), or make it smaller and take another snapshot"
+        )
     digest = NO_DIGEST
     for piece in pieces:
         digest = chained(digest, piece)
     keys = loaded.keyspace.key_count - (loaded.keyspace.get(LEADER_KEY) is not None)
     state_bytes = loaded.keyspace.size_bytes + _LEASE_BYTES * len(loaded.leases)
     return Plan(info, pieces, digest, state_bytes, keys)
+
+
+def _biggest_of(auth: Auth) -> str:
+    """The user or role with the most to it. Keys are bounded by what a request may hold; these grow by many."""
+    sizes = [
+        *((sum(map(len, user.roles)), f"user {user.name!r} has {len(user.roles)} roles") for user in auth.users),
+        *(
+            (sum(len(it.key) + len(it.range_end) for it in role.permissions),
+             f"role {role.name!r} has {len(role.permissions)} permissions")
+            for role in auth.roles
+        ),
+    ]  # fmt: skip
+    return max(sizes)[1]
 
 
 async def restore_live(

@@ -96,8 +96,10 @@ class LiveRestore:
                 f"the file is of cluster {theirs:x}, this is {status.cluster_id:x}; --force takes it nevertheless",
             )
         query = RestoreQuery(total_bytes=begin.total_bytes, state_bytes=state_bytes).SerializeToString()
-        stage = self._store.restoring
-        goes_on = stage is not None and stage.begin.id == begin.id
+        if not self._is_staged(begin.id):
+            # Begun through another replica, perhaps: it is in the log, and ours may be behind.
+            await self._raft.read_barrier(timeout_ms=_STEP_TIMEOUT_MS)
+        goes_on = self._is_staged(begin.id)
         # What is staged already takes its room: who goes on has been let in.
         names = [] if goes_on else [member.name for member in status.members if member.name]
         obstacles = dict(zip(names, await asyncio.gather(*(self._ask(name, query) for name in names)), strict=True))
@@ -108,6 +110,10 @@ class LiveRestore:
             "event=restore-begun id=%s revision=%d bytes=%d", begin.id.hex(), begin.snapshot.revision, begin.total_bytes
         )
         return Opened(progress, [name for name, obstacle in obstacles.items() if obstacle is None])
+
+    def _is_staged(self, id: bytes) -> bool:
+        stage = self._store.restoring
+        return stage is not None and stage.begin.id == id
 
     async def chunk(self, id: bytes, number: int, records: bytes) -> RestoreProgress:
         """Stage the next piece. Raises StatusError: OutOfRange, another one is next; as a write."""

@@ -76,8 +76,13 @@ class FakeRaft:
         self._gate = asyncio.Event()
         self._gate.set()
         self.reachable = True
+        #: It applies what others write when it must know: at its next read barrier, or its own write.
+        self.lags = False
+        self._owed: list[tuple[int, int, Proposal]] = []
         #: What this replica knows of others' versions: name -> revision of the peer protocol.
         self.revisions: dict[str, int] = {}
+        #: Names of those that it has not met since its start.
+        self.unmet: set[str] = set()
 
     # -- what a test decides ------------------------------------------------------------------------------------
 
@@ -127,10 +132,20 @@ class FakeRaft:
         shared.index += 1
         reply = b""
         for replica in shared.replicas.values():
-            answer = replica.machine.apply(shared.index, shared.term, [proposal])[0]
+            replica._owed.append((shared.index, shared.term, proposal))
             if replica is self:
-                reply = answer
+                reply = replica._catch_up()
+            elif not replica.lags:
+                replica._catch_up()
         return Applied(reply, shared.index) if outcome is None else outcome
+
+    def _catch_up(self) -> bytes:
+        """Apply what there is; the last reply."""
+        reply = b""
+        owed, self._owed = self._owed, []
+        for index, term, proposal in owed:
+            reply = self.machine.apply(index, term, [proposal])[0]
+        return reply
 
     async def read_barrier(self, *, timeout_ms: int) -> int:
         self.barriers += 1
@@ -138,6 +153,7 @@ class FakeRaft:
             raise StatusError(Code.UNAVAILABLE, "etcdserver: no leader")
         if not await self._opened(timeout_ms):
             raise StatusError(Code.UNAVAILABLE, "etcdserver: request timed out")
+        self._catch_up()
         return self.machine.applied_index
 
     async def change_members(self, change: MemberChange, *, timeout_ms: int) -> tuple[Member, ...]:
@@ -181,6 +197,9 @@ class FakeRaft:
 
     def members_below(self, revision: int) -> list[str]:
         return sorted(name for name, known in self.revisions.items() if known < revision)
+
+    def members_unmet(self) -> list[str]:
+        return sorted(self.unmet)
 
     @property
     def is_learner(self) -> bool:

@@ -19,7 +19,9 @@ from controlplane.client.interface import ApiError, UnavailableError
 from controlplane.etcd.local import LocalKV
 from controlplane.etcd.restoring import LiveRestore
 from controlplane.live_restore import plan_of, restore_live
-from controlplane.pb.etcd.rpc_pb2 import PutRequest, RangeRequest
+from controlplane.pb.etcd.auth_pb2 import Permission
+from controlplane.pb.etcd.rpc_pb2 import AuthRoleAddRequest, AuthRoleGrantPermissionRequest, PutRequest, RangeRequest
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Proposal
 from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader
 from controlplane.pb.quarterdeck.v1 import operator_pb2_grpc
 from controlplane.raft.snapshot_format import encode_snapshot_file
@@ -121,6 +123,25 @@ async def test_it_goes_on_with_another_replica_when_one_goes_away(cluster: Clust
     assert stopped
     assert cluster.values(1) == cluster.values(2) == {b"k%02d" % k: b"saved" for k in range(KEYS)}
     assert restored.behind == ["r1"], "it was not seen to have it"
+
+
+def test_a_role_too_big_to_travel_is_refused_before_anything_begins(tmp_path: Path) -> None:
+    store = Store()
+    grants = [
+        AuthRoleGrantPermissionRequest(name="big", perm=Permission(key=b"%04d" % n + bytes(2_000))) for n in range(900)
+    ]
+    commands = [
+        Command(auth_role_add=AuthRoleAddRequest(name="small")),
+        Command(auth_role_add=AuthRoleAddRequest(name="big")),
+        *(Command(auth_role_grant_permission=grant) for grant in grants),
+    ]
+    for index, command in enumerate(commands, 1):
+        store.apply(index, 1, [Proposal(payload=command.SerializeToString())])
+    path = tmp_path / "a.qdsnap"
+    header = SnapshotHeader(cluster_id=1, index=store.applied_index, term=1, revision=store.revision)
+    path.write_bytes(b"".join(encode_snapshot_file(header, store.snapshot())))
+    with pytest.raises(ConfigError, match=r"role 'big' has 900 permissions\. Make a new cluster of the file"):
+        plan_of(path)
 
 
 async def test_another_clusters_file_is_refused_and_nothing_changes(cluster: Cluster, tmp_path: Path) -> None:

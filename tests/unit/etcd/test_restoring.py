@@ -111,6 +111,16 @@ async def test_a_member_without_room_is_named_and_nothing_begins(rig: Rig) -> No
     assert rig.stores[0].restoring is None
 
 
+async def test_who_begins_again_through_a_replica_that_is_behind_is_not_asked_for_room_again(rig: Rig) -> None:
+    """The first answer was lost, and what was staged has taken the room."""
+    rig.rafts[1].lags = True
+    await rig.restores[0].begin(rig.begin(), state_bytes=1)
+    await rig.restores[0].chunk(ID, 0, rig.pieces[0])
+    rig.free[2] = 1_000
+    assert rig.stores[1].restoring is None
+    assert (await rig.restores[1].begin(rig.begin(), state_bytes=1)).progress.next == 1
+
+
 async def test_a_full_store_may_be_restored_and_the_alarm_stays_until_it_is_cleared(rig: Rig) -> None:
     await rig.kvs[0].alarm(AlarmRequest.ACTIVATE, 7, NOSPACE)
     await rig.restores[0].begin(rig.begin(), state_bytes=1)
