@@ -84,8 +84,14 @@ class SnapshotWork:
     async def _handle_messages(self) -> None:
         while True:
             peer_id, message = await self._inbox.get()
-            await self._snapshotting.handle(peer_id, message)
+            beside = await self._snapshotting.handle(peer_id, message)
+            if beside is not None:
+                self._begin(self._beside(beside))
             self._kick()
+
+    async def _beside(self, work: Coroutine[None, None, None]) -> None:
+        await work
+        self._kick()
 
     async def _cut(self) -> None:
         with metrics.SNAPSHOT_SAVE_SECONDS.time():

@@ -72,6 +72,8 @@ class _Sending:
     #: The piece that was sent last: where it begins, and when. A reminder is no piece.
     sent_offset: int = -1
     sent_at: float = 0.0
+    #: A piece of it waits for its share of the bytes a second.
+    waits: bool = False
 
 
 class _Budget:
@@ -284,16 +286,17 @@ class Snapshotting:
         )
         self._core.send(peer_id, RaftMessage(term=self._core.engine.term, snapshot_chunk=chunk))
 
-    async def handle(self, peer_id: int, message: RaftMessage) -> None:
-        """A peer's snapshot message. One at a time, in order."""
+    async def handle(self, peer_id: int, message: RaftMessage) -> Coroutine[None, None, None] | None:
+        """A peer's snapshot message. One at a time, in order. What is returned takes its time: run it beside, so that
+        no other message waits for it; there is one for each peer at most."""
         if message.term != self._core.engine.term:
-            return
+            return None
         if message.HasField("snapshot_ack"):
-            await self._on_ack(peer_id, message.snapshot_ack)
-        else:
-            await self._on_chunk(peer_id, message.term, message.snapshot_chunk)
+            return await self._on_ack(peer_id, message.snapshot_ack)
+        await self._on_chunk(peer_id, message.term, message.snapshot_chunk)
+        return None
 
-    async def _on_ack(self, peer_id: int, ack: SnapshotAck) -> None:
+    async def _on_ack(self, peer_id: int, ack: SnapshotAck) -> Coroutine[None, None, None] | None:
         engine = self._core.engine
         sending = self._sending.get(peer_id)
         if (
@@ -301,26 +304,44 @@ class Snapshotting:
             or not engine.is_leader
             or (ack.index, ack.snapshot_term) != (sending.ref.index, sending.ref.term)
         ):
-            return
+            return None
         sending.heard_at = self._clock.monotonic()
         engine.peer_alive(peer_id)
         if ack.installed:
             del self._sending[peer_id]
             engine.peer_installed(peer_id, ack.index)
             _log.info("snapshot taken over peer=%x index=%d", peer_id, ack.index)
-        elif ack.offset == sending.sent_offset and sending.heard_at - sending.sent_at < _OFFER_PERIOD_S:
+        elif sending.waits or (
+            ack.offset == sending.sent_offset and sending.heard_at - sending.sent_at < _OFFER_PERIOD_S
+        ):
             pass  # asked for twice, by the answer to a piece and the answer to a reminder: it is on its way
         elif ack.offset < sending.total_bytes:
             sending.sent_offset = ack.offset
             sending.sent_at = sending.offered_at = sending.heard_at
-            size = self._core.config.snapshot_chunk_bytes
-            data = await self._io(lambda: self._store.read(sending.ref, ack.offset, size))
+            size = min(self._core.config.snapshot_chunk_bytes, sending.total_bytes - ack.offset)
             # Whoever asks meanwhile waits behind this one: the budget is everybody's.
-            if (wait_s := self._budget.spend(len(data), self._clock.monotonic())) > 0:
-                await self._clock.sleep(wait_s)
-                sending.sent_at = self._clock.monotonic()
-            if self._sending.get(peer_id) is sending:
-                self._send_chunk(peer_id, sending, ack.offset, data)
+            wait_s = self._budget.spend(size, self._clock.monotonic())
+            if wait_s > 0:
+                sending.waits = True
+                return self._send_later(wait_s, peer_id, sending, ack.offset, size)
+            await self._send_piece(peer_id, sending, ack.offset, size)
+        return None
+
+    async def _send_later(self, wait_s: float, peer_id: int, sending: _Sending, offset: int, size: int) -> None:
+        try:
+            await self._clock.sleep(wait_s)
+            sending.sent_at = self._clock.monotonic()
+            await self._send_piece(peer_id, sending, offset, size)
+        finally:
+            sending.waits = False
+
+    async def _send_piece(self, peer_id: int, sending: _Sending, offset: int, size: int) -> None:
+        """Unless it is over meanwhile."""
+        if self._sending.get(peer_id) is not sending:
+            return
+        data = await self._io(lambda: self._store.read(sending.ref, offset, size))
+        if self._sending.get(peer_id) is sending:
+            self._send_chunk(peer_id, sending, offset, data)
 
     # -- taking over -------------------------------------------------------------------------------------------
 

@@ -134,7 +134,8 @@ class Leader:
         receiver = storage.snapshots.receive(SnapshotSource(ref, len(self.file), self.file[-32:]))
         receiver.append(0, self.file)
         receiver.commit()
-        core: Any = SimpleNamespace(
+        core: Any
+        core = self.core = SimpleNamespace(
             engine=FakeEngine(*behind),
             config=replace(RaftConfig(), snapshot_chunk_bytes=50, catch_up_bytes_per_s=bytes_per_s),
             send=lambda peer_id, message: self.sent.append((peer_id, message.snapshot_chunk)),
@@ -156,6 +157,17 @@ class Leader:
         ack = SnapshotAck(index=INDEX, snapshot_term=TERM, offset=offset)
         run_now(self.snapshotting.handle(peer_id, RaftMessage(term=7, snapshot_ack=ack)))
         return [chunk for _, chunk in self.sent]
+
+    def is_asked(self, peer_id: int, offset: int) -> asyncio.Task[None]:
+        """It handles the question at once; the task ends when what it has begun has."""
+        ack = SnapshotAck(index=INDEX, snapshot_term=TERM, offset=offset)
+        beside = run_now(self.snapshotting.handle(peer_id, RaftMessage(term=7, snapshot_ack=ack)))
+
+        async def end() -> None:
+            if beside is not None:
+                await beside
+
+        return asyncio.create_task(end())
 
 
 def test_a_slow_follower_has_one_piece_on_its_way_however_often_it_asks() -> None:
@@ -193,11 +205,7 @@ async def test_followers_together_get_so_many_bytes_a_second_in_the_order_in_whi
     leader.snapshotting.offer()
     leader.sent.clear()
 
-    def asks(peer_id: int, offset: int) -> asyncio.Task[None]:
-        ack = SnapshotAck(index=INDEX, snapshot_term=TERM, offset=offset)
-        return asyncio.create_task(leader.snapshotting.handle(peer_id, RaftMessage(term=7, snapshot_ack=ack)))
-
-    first, second = asks(2, 0), asks(3, 0)
+    first, second = leader.is_asked(2, 0), leader.is_asked(3, 0)
     await asyncio.sleep(0)
     assert leader.sent == []
     leader.clock.advance(0.45)  # fifty bytes, less the moment's worth that may leave at once
@@ -209,3 +217,37 @@ async def test_followers_together_get_so_many_bytes_a_second_in_the_order_in_whi
     leader.clock.advance(0.1)
     await second
     assert [(p, c.offset, len(c.data)) for p, c in leader.sent[1:]] == [(3, 0, 50)]
+
+
+async def test_a_piece_that_waits_for_its_share_keeps_no_message_of_anybody_waiting() -> None:
+    """At ten bytes a second it waits five seconds, and answers to reminders say meanwhile that the follower lives."""
+    leader = Leader(2, 3, bytes_per_s=10)
+    leader.snapshotting.offer()
+    leader.sent.clear()
+    piece = leader.is_asked(2, 0)
+    installed = SnapshotAck(index=INDEX, snapshot_term=TERM, installed=True)
+    leader.core.engine.peer_installed = lambda peer_id, index: leader.core.engine.behind.discard(peer_id)
+    assert run_now(leader.snapshotting.handle(3, RaftMessage(term=7, snapshot_ack=installed))) is None
+    assert leader.core.engine.behind == {2}, "another follower is heard at once"
+    for _ in range(9):
+        await asyncio.sleep(0)
+        leader.clock.advance(0.5)
+        leader.snapshotting.offer()
+        assert leader.is_asked(2, 0).done() is False
+    assert not any(chunk.data for _, chunk in leader.sent), "it is asked for again and again, and sent once"
+    leader.clock.advance(0.5)
+    await piece
+    assert [(p, c.offset, len(c.data)) for p, c in leader.sent if c.data] == [(2, 0, 50)]
+
+
+async def test_a_piece_that_waits_is_not_sent_once_somebody_else_leads() -> None:
+    leader = Leader(2, bytes_per_s=10)
+    leader.snapshotting.offer()
+    piece = leader.is_asked(2, 0)
+    await asyncio.sleep(0)
+    leader.core.engine.is_leader = False
+    leader.snapshotting.offer()
+    leader.sent.clear()
+    leader.clock.advance(6.0)
+    await piece
+    assert leader.sent == []
