@@ -18,7 +18,7 @@ synchronously, after the change, in apply; they must not write to the store.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, TypeVar
 
 from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command
@@ -26,6 +26,8 @@ from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command
 __all__ = ["AlarmListener", "Alarms", "grows", "touches"]
 
 AlarmListener = Callable[[], None]
+
+_T = TypeVar("_T", int, tuple[int, e.AlarmType.ValueType])
 
 #: What etcd refuses while a CORRUPT alarm is raised; a lease that ran out is revoked when it is cleared.
 _TOUCHES: Final = frozenset(("put", "delete_range", "txn", "compact", "lease_grant", "lease_revoke", "lease_expire"))
@@ -45,8 +47,8 @@ class Alarms:
     @property
     def raised(self) -> list[e.AlarmMember]:
         """Every alarm that is raised, verdicts among them."""
-        verdicts = {(member_id, e.CORRUPT) for member_id in self._condemned}
-        return _members(sorted(verdicts | set(self._declared)))
+        verdicts = ((member_id, e.CORRUPT) for member_id in self._condemned)
+        return _members(_in_order((*verdicts, *self._declared)))
 
     @property
     def declared(self) -> list[e.AlarmMember]:
@@ -82,16 +84,16 @@ class Alarms:
         nothing."""
         member_id, kind = alarm = (request.memberID, request.alarm)
         if request.action == e.AlarmRequest.ACTIVATE:
-            self._set({*self._declared, alarm}, self._condemned)
+            self._set((*self._declared, alarm), self._condemned)
         else:
-            others = set(self._condemned) - ({member_id} if kind == e.CORRUPT else set())
-            if not self._set(set(self._declared) - {alarm}, others):
+            others = [other for other in self._condemned if kind != e.CORRUPT or other != member_id]
+            if not self._set((other for other in self._declared if other != alarm), others):
                 return []
         return [e.AlarmMember(memberID=member_id, alarm=kind)]
 
     def condemn(self, member_id: int) -> list[e.AlarmMember]:
         """A verdict on a member's state: it must not serve any more. The alarm as which it is listed."""
-        self._set(self._declared, {*self._condemned, member_id})
+        self._set(self._declared, (*self._condemned, member_id))
         return [e.AlarmMember(memberID=member_id, alarm=e.CORRUPT)]
 
     def replace(self, alarms: Iterable[e.AlarmMember], condemned: Iterable[int]) -> None:
@@ -101,12 +103,16 @@ class Alarms:
     def _set(self, declared: Iterable[tuple[int, e.AlarmType.ValueType]], condemned: Iterable[int]) -> bool:
         """Whether that is a change, of which listeners are told."""
         before = (self._declared, self._condemned)
-        self._declared, self._condemned = tuple(sorted(declared)), tuple(sorted(condemned))
+        self._declared, self._condemned = _in_order(declared), _in_order(condemned)
         if (self._declared, self._condemned) == before:
             return False
         for listener in tuple(self._listeners):
             listener()
         return True
+
+
+def _in_order(items: Iterable[_T]) -> tuple[_T, ...]:
+    return tuple(sorted(dict.fromkeys(items)))
 
 
 def _members(alarms: Iterable[tuple[int, e.AlarmType.ValueType]]) -> list[e.AlarmMember]:
