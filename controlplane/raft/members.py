@@ -77,7 +77,9 @@ class MemberChanges:
             asked = asked or sent
             if reply is not None:
                 await self._applied(reply.index, deadline)
-                return self._core.engine.memberships.at(reply.index).members
+                engine = self._core.engine
+                # Not as of the reply's index: a later change may be applied already, and what was before it forgotten.
+                return engine.memberships.at(engine.applied_index).members
             await self._clock.sleep(_RETRY_S)
         raise _timed_out(asked)
 

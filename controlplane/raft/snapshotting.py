@@ -237,6 +237,8 @@ class Snapshotting:
         keep_from = min([self.newest_index, *(sending.ref.index for sending in self._sending.values())])
         room_bytes = config.snapshot_log_bytes // 2
         floor = max(first, keep_from - (config.catch_up_entries if keep_tail else 0))
+        if keep_from > floor and keep_from - first >= len(journal):
+            raise CorruptStateError(f"the log ends before entry {keep_from}, which is applied: it was cut by mistake")
         while keep_from > floor:
             room_bytes -= len(journal[keep_from - first][0])
             if room_bytes < 0:
