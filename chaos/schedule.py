@@ -65,7 +65,7 @@ def draw(schedule: Schedule, choices: Sequence[Choice], rand: Rand) -> list[Draw
                 chosen = choice
                 break
         drawn = Drawn(len(found) + 1, round(at_s, 2), round(_between(chosen.for_s, rand), 2), chosen)
-        in_force = [other for other in found if other.at_s + other.for_s > at_s]
+        in_force = [other for other in found if other.at_s + other.for_s > drawn.at_s]
         same = any((other.choice.fault, other.choice.target) == (chosen.fault, chosen.target) for other in in_force)
         if len(in_force) < schedule.at_most and not same:
             found.append(drawn)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chaos.schedule import Choice, Schedule, draw
@@ -18,6 +18,7 @@ PLAN = Schedule(120, (0.5, 3), 2, CHOICES)
 
 
 @given(st.integers(0, 10_000))
+@example(3154)  # a beginning rounded down fell into a third fault's time
 def test_a_seed_draws_the_same_again_within_its_bounds(seed: int) -> None:
     drawn = draw(PLAN, CHOICES, SeededRand(seed))
     assert drawn == draw(PLAN, CHOICES, SeededRand(seed))
