@@ -54,7 +54,10 @@ class During:
     async def __aexit__(self, *exc_info: object) -> None:
         if self._task is not None:
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            (ended,) = await asyncio.gather(self._task, return_exceptions=True)
+            # It ends by being cancelled. Anything else is an error of ours, unless one is on its way already.
+            if isinstance(ended, Exception) and exc_info[0] is None:
+                raise ended
 
     async def _ask_on(self) -> None:
         while True:

@@ -104,8 +104,9 @@ def plan_of(path: Path) -> Plan:
 
 
 def _biggest_of(auth: Auth) -> str:
-    """The user or role with the most to it. Keys are bounded by what a request may hold; these grow by many."""
+    """The user or role with the most to it: keys are bounded by what a request may hold, these grow by many."""
     sizes = [
+        (0, "it is no user's and no role's"),
         *((sum(map(len, user.roles)), f"user {user.name!r} has {len(user.roles)} roles") for user in auth.users),
         *(
             (sum(len(it.key) + len(it.range_end) for it in role.permissions),

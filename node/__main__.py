@@ -17,6 +17,7 @@ from controlplane.base.rand import SystemRand
 from controlplane.client.tls import TlsFiles
 from node.agent import Agent
 from node.config import AgentConfig, parse_capacity, parse_labels, parse_taint
+from node.runtime import procs
 
 log = logging.getLogger("quarterdeck.agent")
 
@@ -101,6 +102,7 @@ def main(
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
     setup_logging(log_level)
+    procs.children_hear_signals()
     try:
         # asyncio's own loop: child processes are watched through pidfds, and nothing here is hot enough for another.
         asyncio.run(_serve(config))

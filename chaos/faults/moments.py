@@ -70,7 +70,7 @@ class KillCutting(OnDisk):
         seen = []
         for name in strike.victims:
             armed(ground, name, await aside(ground.cluster.arm, name, "snapshot.write.after=kill"))
-            asking = asyncio.create_task(ground.replicas.cut_snapshot(name))
+            asking = asyncio.create_task(_cut_again(ground, name))
             try:
                 await until_dead(ground, name, "cut no snapshot")
             finally:
@@ -139,6 +139,14 @@ class KillBinding(OnDisk):
 
 
 FAULTS: Final[tuple[Fault, ...]] = (SnapshotCut(), KillCutting(), KillReceiving(), KillBinding())
+
+
+async def _cut_again(ground: Ground, name: str) -> None:
+    """Until it dies of it. A replica that has applied nothing since its last snapshot cuts none, so each time something
+    is written; when that comes to it is its own affair."""
+    while True:
+        await ground.kv.put(_KEY, name.encode())
+        await ground.replicas.cut_snapshot(name)
 
 
 async def _cut(ground: Ground, names: Sequence[str]) -> int:

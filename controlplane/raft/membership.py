@@ -222,8 +222,8 @@ class Memberships:
         return self._known[-1][0]
 
     def at(self, index: int) -> Membership:
-        """In force when ``index`` was the end of the log; ``index`` not below that of the last one
-        that is applied."""
+        """In force when ``index`` was the end of the log; ``index`` not below the newest membership that is applied:
+        those before it are forgotten."""
         return next(membership for known, _, membership in reversed(self._known) if known <= index)
 
     @property

@@ -19,6 +19,7 @@ __all__ = [
     "MARKER",
     "Identity",
     "boot_id",
+    "children_hear_signals",
     "environment_of",
     "identity_of",
     "is_alive",
@@ -32,6 +33,10 @@ __all__ = [
 #: In the environment of every process of a container; its value is the container's id. It finds what left the
 #: process group (daemons that made a session of their own).
 MARKER = "QD_CONTAINER_ID"
+
+
+#: What Python itself ignores; subprocess gives children the default again.
+_RESTORED = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,21 @@ def identity_of(pid: int) -> Identity | None:
 def is_alive(identity: Identity) -> bool:
     """Whether that very process still runs."""
     return identity_of(identity.pid) == identity
+
+
+def children_hear_signals() -> None:
+    """What this process was started to ignore (``nohup``, a shell's ``&``) it goes on ignoring, but its children do
+    not: a container must hear its stop signal. Once, in the main thread.
+
+    An ignored signal is inherited through exec, a handled one is not; so each gets a handler that does nothing.
+    """
+    for signum in signal.valid_signals():
+        if signal.getsignal(signum) is signal.SIG_IGN and signum not in _RESTORED:
+            signal.signal(signum, _nothing)
+
+
+def _nothing(_signum: int, _frame: object) -> None:
+    """Ignored, but not by the children."""
 
 
 def spawn(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | str, stdout: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,6 +150,27 @@ def test_a_dry_run_names_victims_and_what_undoes_them_and_does_nothing(qd: Qd) -
     assert "costs the quorum, which this experiment allows" in said
     assert said == qd.ok("chaos", "dry-run", "leader-kill", "majority-loss", "--seed", "3").stdout
     assert qd.status()["leader"] == leader
+
+
+def test_one_container_is_killed_starts_again_and_nothing_else_does(qd: Qd) -> None:
+    said = qd.ok("chaos", "run", "container-kill", "--seed", "4").stdout
+    assert "PASS         container-kill: every killed container started again (2 checked); 2 killed, 2 restarts" in said
+    assert "PASS         container-kill: no pod restarted" in said
+    assert "PASS         container-kill: state hashes agree at an equal revision on all members (3 checked)" in said
+    folder = max((qd.root / "chaos").glob("*-container-kill"))
+    during = json.loads((folder / "journal.json").read_text())["steady_states"]["during"]
+    assert during, "the steady state was not asked while the faults lasted"
+    assert {probe["status"] for sample in during for probe in sample["probes"]} <= {"succeeded", "failed"}
+
+
+def test_a_dry_run_refuses_a_container_that_is_not_there(qd: Qd, tmp_path: Path) -> None:
+    raw = yaml.safe_load((FOLDER / "pod-kill.yaml").read_text())
+    pod = qd.ok("get", "pods", "-o", "name").stdout.split()[0].split("/")[-1]
+    raw["method"][0]["provider"]["arguments"]["target"] = f"container/{pod}/wbe"
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    said = qd.ok("chaos", "dry-run", str(file)).stdout
+    assert f"not now: target 'container/{pod}/wbe': {pod} has no container 'wbe'; it has: web" in said
 
 
 def test_ctrl_c_in_mid_fault_heals(qd: Qd) -> None:

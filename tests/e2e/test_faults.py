@@ -118,3 +118,20 @@ async def test_a_full_disk_of_the_leader_and_its_data_back_in_their_place(qd: Qd
         await rig.nothing_lost()
         beside = sorted(path.name for path in (qd.root / "replicas").iterdir())
         assert beside == ["r1", "r2", "r3"]
+
+
+@pytest.mark.slow
+async def test_replicas_killed_in_the_middle_of_a_snapshot_leave_half_a_file_and_lose_nothing(qd: Qd) -> None:
+    cut = qd.ok("snapshot", "cut").stdout.splitlines()
+    assert [line.split()[0] for line in cut[1:]] == ["r1", "r2", "r3"]
+    assert all(int(line.split()[4]) >= int(line.split()[1]) for line in cut[1:]), "the log it holds is dropped"
+    assert "there are: r1, r2, r3" in qd.run("snapshot", "cut", "r9").stderr
+    async with Ground.open(LocalCluster.open(qd.root), say=lambda _: None) as ground:
+        rig = Rig(ground)
+        found = await rig.bite("kill-cutting")
+        assert "left saving.tmp" in found["proved"]["snapshot-cut-at-kill"], found
+        leader = (await ground.look()).leader
+        follower = next(name for name in ground.seen.replicas if name != leader)
+        found = await rig.bite("kill-receiving", victim=follower)
+        assert ".part" in found["proved"]["snapshot-received-at-kill"], found
+        await rig.nothing_lost()

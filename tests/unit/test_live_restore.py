@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from controlplane import live_restore
 from controlplane.api.operator import OperatorService
 from controlplane.base.clock import SystemClock
 from controlplane.base.errors import ConfigError, CorruptStateError
@@ -141,6 +142,18 @@ def test_a_role_too_big_to_travel_is_refused_before_anything_begins(tmp_path: Pa
     header = SnapshotHeader(cluster_id=1, index=store.applied_index, term=1, revision=store.revision)
     path.write_bytes(b"".join(encode_snapshot_file(header, store.snapshot())))
     with pytest.raises(ConfigError, match=r"role 'big' has 900 permissions\. Make a new cluster of the file"):
+        plan_of(path)
+
+
+def test_a_record_too_big_that_is_no_users_is_refused_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_restore, "PIECE_BYTES_MAX", 1_000)
+    store = Store()
+    put = Command(put=PutRequest(key=b"k", value=bytes(2_000)))
+    store.apply(1, 1, [Proposal(payload=put.SerializeToString())])
+    path = tmp_path / "a.qdsnap"
+    header = SnapshotHeader(cluster_id=1, index=store.applied_index, term=1, revision=store.revision)
+    path.write_bytes(b"".join(encode_snapshot_file(header, store.snapshot())))
+    with pytest.raises(ConfigError, match=r"at most 1000: it is no user's and no role's"):
         plan_of(path)
 
 

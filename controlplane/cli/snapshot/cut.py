@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from controlplane.base.errors import Code, ConfigError, StatusError
-from controlplane.cli.common import EXIT_UNREACHABLE, Settings, coroutine, fail, settings_of
+from controlplane.cli.common import EXIT_REFUSED, EXIT_UNREACHABLE, Settings, coroutine, fail, settings_of
 from controlplane.cli.tables import table
 from controlplane.client import OperatorClient
 from controlplane.pb.quarterdeck.v1 import operator_pb2
@@ -41,9 +41,11 @@ async def cut(context: click.Context, replicas: Sequence[str]) -> None:
     rows = [[a.name, str(a.index), str(a.revision), str(a.size_bytes), str(a.log_first_index)] for a in done]
     if rows:
         click.echo(table(["REPLICA", "ENTRY", "REVISION", "BYTES", "LOG BEGINS AT"], rows))
-    failed = [f"{name}: {a.message}" for name, a in zip(names, answers, strict=True) if isinstance(a, StatusError)]
+    failed = [(name, answer) for name, answer in zip(names, answers, strict=True) if isinstance(answer, StatusError)]
     if failed:
-        fail(f"not cut: {'; '.join(failed)}", EXIT_UNREACHABLE)
+        silent = any(error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED) for _, error in failed)
+        said = "; ".join(f"{name}: {error.message}" for name, error in failed)
+        fail(f"not cut: {said}", EXIT_UNREACHABLE if silent else EXIT_REFUSED)
 
 
 async def _by_name(settings: Settings) -> dict[str, str]:

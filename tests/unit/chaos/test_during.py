@@ -59,3 +59,19 @@ async def test_without_a_hypothesis_nothing_is_asked(tmp_path: Path) -> None:
     async with During(Stage(on, cast(Any, None), "mine", 1, SeededRand(1), 6, "run"), []) as seen:
         await asyncio.sleep(0)
     assert seen.samples == []
+
+
+async def test_an_error_of_ours_in_a_probe_is_raised_and_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask(stage: Stage) -> bool:
+        raise ZeroDivisionError("a mistake in the probe")
+
+    monkeypatch.setattr(module, "PROBES", {**PROBES, "leader_known": Probe("", ask, {})})
+    on, _ = ground(tmp_path)
+    during = During(Stage(on, cast(Any, None), "mine", 1, SeededRand(1), 6, "run"), [STEADY])
+    await during.__aenter__()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    with pytest.raises(ZeroDivisionError):
+        await during.__aexit__(None, None, None)

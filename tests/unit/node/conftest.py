@@ -10,6 +10,7 @@ import pytest
 from controlplane.base.clock import SystemClock
 from controlplane.base.rand import SeededRand
 from node.layout import Layout
+from node.runtime import procs
 from node.runtime.base import ContainerState
 from node.runtime.process import ProcessRuntime
 
@@ -24,6 +25,7 @@ def layout(tmp_path: Path) -> Layout:
 @pytest.fixture
 async def process_runtime(layout: Layout) -> AsyncIterator[ProcessRuntime]:
     """A runtime of real processes; none is left at the end."""
+    procs.children_hear_signals()  # as the agent does when it starts
     runtime = ProcessRuntime(layout, clock=SystemClock(), rand=SeededRand(1))
     await runtime.start()
     yield runtime

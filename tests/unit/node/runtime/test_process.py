@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -105,6 +106,24 @@ async def test_stop_is_quick_when_the_container_goes_by_itself(process_runtime: 
     info = await run(process_runtime, "sleep", "300", stop_signal="SIGINT")
     await process_runtime.stop_container(info.id, 60)
     assert process_runtime.status(info.id).signal == signal.SIGINT
+
+
+def test_a_container_hears_a_stop_signal_that_its_agent_was_started_to_ignore(tmp_path: Path) -> None:
+    """As from a shell's `&`, or under nohup."""
+    spawning = """
+import signal, sys, time
+from node.runtime import procs
+for signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    signal.signal(signum, signal.SIG_IGN)
+procs.children_hear_signals()
+signal.raise_signal(signal.SIGHUP)  # it goes on ignoring it itself
+pid = procs.spawn([sys.executable, "-c", sys.argv[1]], env={}, cwd="/", stdout=1)
+"""
+    telling = "import signal; print([signal.getsignal(s) == signal.SIG_IGN for s in (2, 3, 1)])"
+    done = subprocess.run(
+        [sys.executable, "-c", spawning, telling], cwd=Path(__file__).parents[4], stdout=subprocess.PIPE, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, b"[False, False, False]\n")
 
 
 async def test_only_the_host_image_is_run(process_runtime: ProcessRuntime) -> None:
