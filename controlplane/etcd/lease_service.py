@@ -61,7 +61,7 @@ class LeaseService(rpc_pb2_grpc.LeaseServicer):
                 await context.write(await renewal)
 
         try:
-            await together(read(), answer())
+            await self._guard.serve(context, together(read(), answer()))
         finally:
             while not renewals.empty():
                 left = renewals.get_nowait()

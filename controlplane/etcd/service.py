@@ -62,7 +62,7 @@ def add_services(
     maintenance = MaintenanceService(kv, raft, store, authorizer, clock, tls=tls)
     rpc_pb2_grpc.add_AuthServicer_to_server(guarded(auth, guard), server)
     rpc_pb2_grpc.add_ClusterServicer_to_server(guarded(cluster, guard), server)
-    rpc_pb2_grpc.add_MaintenanceServicer_to_server(guarded(maintenance, guard, but=("Status", "Snapshot")), server)
+    rpc_pb2_grpc.add_MaintenanceServicer_to_server(guarded(maintenance, guard, local=("Status", "Snapshot")), server)
     v3lock_pb2_grpc.add_LockServicer_to_server(guarded(LockService(kv, authorizer, clock), guard), server)
     v3election_pb2_grpc.add_ElectionServicer_to_server(guarded(ElectionService(kv, authorizer, clock), guard), server)
     rpc_pb2_grpc.add_KVServicer_to_server(KVService(kv, guard, authorizer), server)

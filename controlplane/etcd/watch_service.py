@@ -4,7 +4,7 @@ Owns the streams: what was created on each, which watches have something to send
 holds no events here: the store has the history, a watch has a position in it, and events are read when the stream is
 ready to take them. So a slow client costs a position, never memory; when compaction overtakes it, it is told.
 
-Per stream three tasks: one reads requests, one sends, one ends it when a required leader is lost. None per watch.
+Per stream three tasks: one reads requests, one sends, one says when progress is due. None per watch.
 
 Invariants:
 
@@ -31,8 +31,8 @@ from controlplane.base.rand import Rand
 from controlplane.etcd import metrics
 from controlplane.etcd.authorizer import Authorizer
 from controlplane.etcd.caller import Caller
-from controlplane.etcd.context import Context, requires_leader
-from controlplane.etcd.guard import LeaderGuard, no_leader
+from controlplane.etcd.context import Context
+from controlplane.etcd.guard import LeaderGuard
 from controlplane.etcd.local import LocalKV
 from controlplane.etcd.together import together
 from controlplane.pb.etcd import kv_pb2, rpc_pb2, rpc_pb2_grpc
@@ -115,19 +115,12 @@ class WatchService(rpc_pb2_grpc.WatchServicer):
         """Serves one stream until the client, the server or a lost leader ends it."""
         self._guard.check(context, stream=True)
         stream = _Stream(self._kv, self._store, context, self._authorizer.caller(context), self._responses)
-        halves = [stream.read(requests), stream.send(), self._tick(stream)]
-        if requires_leader(context):
-            halves.append(self._end_without_leader())
         metrics.WATCH_STREAMS.inc()
         try:
-            await together(*halves)
+            await self._guard.serve(context, together(stream.read(requests), stream.send(), self._tick(stream)))
         finally:
             stream.close()
             metrics.WATCH_STREAMS.dec()
-
-    async def _end_without_leader(self) -> None:
-        await self._guard.until_lost()
-        raise no_leader()
 
     async def _tick(self, stream: _Stream) -> None:
         while True:
