@@ -44,6 +44,7 @@ class Lookout:
         self._changed = changed
         self._answers: dict[str, tuple[float, operator_pb2.StatusResponse]] = {}
         self._said: tuple[str | None, int, dict[str, str]] = (None, 0, {})
+        self._since: dict[tuple[str | None, int], float] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def fresh(self) -> dict[str, operator_pb2.StatusResponse]:
@@ -54,6 +55,10 @@ class Lookout:
     def leader(self) -> tuple[str | None, int]:
         """The leader that a majority names, and its term."""
         return self._replicas.leader_among(self.fresh())
+
+    def leads_since_s(self, leader: str, term: int) -> float:
+        """When that leader of that term was first named by a majority, on the clock; now, if it never was."""
+        return self._since.get((leader, term), self._clock.monotonic())
 
     def views(self) -> list[ReplicaView]:
         """Everyone, in order."""
@@ -92,6 +97,7 @@ class Lookout:
     def _notice(self) -> None:
         roles = {view.name: view.role for view in self.views()}
         said = (*self.leader(), roles)
+        self._since.setdefault(said[:2], self._clock.monotonic())
         if said != self._said:
             self._said = said
             self._changed(*said)

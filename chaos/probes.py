@@ -200,7 +200,10 @@ async def _new_leader(stage: Stage, within_s: float = 10.0) -> bool:
 
     await stage.until(found, within_s, f"another leader than {before}")
     leader, term = stage.lookout.leader()
-    took_s = stage.now_s() - stage.leader_fault_s
+    assert leader is not None  # as was found, and nothing has been waited for since
+    # Seen when it came to lead, not when it was asked here: a replica that is stopped in good order hands over first,
+    # and ends a while later.
+    took_s = stage.lookout.leads_since_s(leader, term) - stage.leader_fault_s
     stage.ground.say(f"{leader} leads term {term} after {took_s:.2f} s")
     stage.observed |= {
         "leader_before": before, "leader_after": leader, "term_before": stage.term_before, "term_after": term,
