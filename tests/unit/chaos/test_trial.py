@@ -51,6 +51,9 @@ class FakeLookout:
     def leader(self) -> tuple[str, int]:
         return "r3", 5
 
+    def leads_since_s(self, leader: str, term: int) -> float:
+        return QuickClock().monotonic()
+
 
 class FakeReplicas:
     """All at one revision; with one state, or not."""
