@@ -1,11 +1,13 @@
 """`make dr-drill`: disasters on purpose, the way back, and a verdict; beside a real etcd's way back on the same data.
 
-A few minutes. Ctrl-C stops what was started. The exit code is 1 if any drill fell short.
+A few minutes. Ctrl-C stops what was started. The exit code is 1 if any drill fell short, 4 if none did but etcd is not
+installed, so that nothing could be compared with it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import sys
 import tempfile
@@ -15,15 +17,15 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Table
 
-from chaos.drill.beside import beside_etcd
-from chaos.drill.drills import DRILLS, Row
+from chaos.bench.peers import OURS, PEER
+from chaos.drill.beside import BOTH, beside_etcd, drill_of
+from chaos.drill.drills import DRILLS
 from chaos.drill.fleet import Fleet
-from controlplane.base.errors import ConfigError, QuarterdeckError
-from controlplane.local.etcd import program
+from chaos.drill.row import Mark, Row, print_table, verdict_of
+from controlplane.base.errors import QuarterdeckError
 
-_FAILED, _INTERRUPTED = 1, 130
+_INTERRUPTED = 130
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -41,12 +43,12 @@ def main(only: Sequence[str], fleet_keys: int, keys: Sequence[int], without_etcd
         asyncio.run(_run(rows, only, fleet_keys, () if without_etcd else keys, port_base))
     except (KeyboardInterrupt, asyncio.CancelledError):
         interrupted = True
-    _print(rows)
+    print_table(rows)
     if interrupted:
         sys.exit(_INTERRUPTED)
-    failed = [row.drill for row in rows if row.verdict != "PASS"]
-    click.echo(f"verdict: {'FAIL (' + ', '.join(failed) + ')' if failed else 'PASS'}")
-    sys.exit(_FAILED if failed else 0)
+    said, code = verdict_of(rows, beside=not (without_etcd or only), etcd=drill_of(PEER))
+    click.echo(f"verdict: {said}")
+    sys.exit(code)
 
 
 async def _run(rows: list[Row], only: Sequence[str], fleet_keys: int, keys: Sequence[int], port_base: int) -> None:
@@ -65,14 +67,33 @@ async def _run(rows: list[Row], only: Sequence[str], fleet_keys: int, keys: Sequ
             await asyncio.to_thread(fleet.down)
     if not keys or only:
         return
-    try:
-        program("etcd"), program("etcdctl")
-    except ConfigError as error:
-        err.print(f"not beside etcd: {error}")
-        return
+    missing = _missing_etcd()
+    if missing:
+        err.print(f"NOT COMPARED with etcd: {missing}")
     for size in keys:
-        err.print(f"beside etcd: {size} keys of 1 KB lost and restored on both")
-        rows += await beside_etcd(size, port_base + 300)
+        err.print(f"{'ours alone' if missing else 'beside etcd'}: {size} keys of 1 KB lost and restored")
+        await _beside(rows, size, port_base + 300, missing)
+
+
+def _missing_etcd() -> str:
+    """Why there is no etcd to compare with; empty: there is."""
+    missing = [name for name in ("etcd", "etcdctl") if shutil.which(name) is None]
+    return f"{' and '.join(missing)} not on PATH (Debian: etcd-server, etcd-client)" if missing else ""
+
+
+async def _beside(rows: list[Row], keys: int, port_base: int, missing: str) -> None:
+    """A row for each of the two, whatever comes of them."""
+    first = len(rows)
+    try:
+        await beside_etcd(rows, (OURS,) if missing else BOTH, keys, port_base)
+    except (QuarterdeckError, RuntimeError) as error:
+        rows[-1].verdict = Mark.FAIL
+        rows[-1].notes.append(str(error))
+    for row in rows[first:]:
+        row.verdict = Mark.PASS if row.verdict is Mark.UNENDED else row.verdict
+        err.print(f"  {row.drill}: {row.verdict}" + "".join(f"; {note}" for note in row.notes))
+    if missing:
+        rows.append(Row(drill_of(PEER), keys, verdict=Mark.NOT_COMPARED, notes=[missing]))
 
 
 async def _drill(rows: list[Row], name: str, fleet: Fleet, keys: int, folder: Path) -> None:
@@ -83,25 +104,11 @@ async def _drill(rows: list[Row], name: str, fleet: Fleet, keys: int, folder: Pa
     try:
         await DRILLS[name](fleet, row, folder)
     except QuarterdeckError as error:
-        row.verdict = "FAIL"
+        row.verdict = Mark.FAIL
         row.notes.append(str(error))
     else:
-        row.verdict = "PASS"
+        row.verdict = Mark.PASS
     err.print(f"  {row.verdict} after {time.monotonic() - began_s:.1f} s" + "".join(f"; {note}" for note in row.notes))
-
-
-def _print(rows: Sequence[Row]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="")
-    for heading in ("DRILL", "KEYS", "FIRST WRITE", "COMMAND", "WRITE GAP", "RESTORED TO", "VERDICT"):
-        table.add_column(heading, no_wrap=True)
-    for row in rows:
-        seconds = [_seconds(value) for value in (row.first_write_s, row.command_s, row.gap_s)]
-        table.add_row(row.drill, str(row.keys), *seconds, row.point or "-", row.verdict)
-    Console(width=140, highlight=False).print(table)
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} s"
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ class Repository:
                 sealed.unlink(missing_ok=True)
         else:
             self._objects.fetch(self._path(name), target)
-        info = inspect_snapshot_file(target)
+        info = inspect_snapshot_file(target, where)
         header = info.header
         if (header.cluster_id, header.index, header.term, header.revision) != (
             self.cluster_id, name.index, name.term, name.revision,

@@ -196,15 +196,18 @@ def _decompress(decompressor: zstandard.ZstdDecompressor, data: bytes, where: st
         raise CorruptStateError(f"snapshot {where} has an unreadable chunk: {error}") from error
 
 
-def inspect_snapshot_file(path: str | os.PathLike[str]) -> SnapshotInfo:
+def inspect_snapshot_file(path: str | os.PathLike[str], where: str | None = None) -> SnapshotInfo:
     """Verify a snapshot file anywhere, and say what is in it: `qd snapshot verify`.
+
+    Args:
+        where: what it is called in errors, if it is a copy of something; by default ``path``.
 
     Raises:
         CorruptStateError: it is no snapshot, or damaged.
         ConfigError: it cannot be opened, or a newer version wrote it.
     """
     with _PathReader(path) as reader:
-        return verify_snapshot(reader.read, reader.size, str(path))
+        return verify_snapshot(reader.read, reader.size, where or str(path))
 
 
 def read_snapshot_file(path: str | os.PathLike[str]) -> tuple[SnapshotInfo, Iterator[bytes]]:

@@ -83,12 +83,13 @@ def test_writes_that_share_an_entry_are_told_apart(life: Life, tmp_path: Path) -
 def test_a_damaged_newest_snapshot_is_got_around_and_said(life: Life, tmp_path: Path) -> None:
     life.save()
     life.put(b"a")
-    damage(life.save())
+    newest = life.save()
+    damage(newest)
     life.put(b"b")
     life.archive(2, 3)
     found = materialize(str(life.root), scratch=tmp_path / "s")
     assert (found.revision, found.entries_replayed) == (3, 2)
-    assert "damaged" in found.notes[0]
+    assert f"{newest} is damaged" in found.notes[0], "which of the archive's files is not said"
     assert "taking the snapshot before it" in found.notes[0]
 
 
