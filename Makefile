@@ -16,7 +16,7 @@ LOCAL_UP = --replicas $(REPLICAS) --nodes $(NODES) --port-base $(PORT_BASE) --st
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := controlplane node chaos tests
 
-.PHONY: help setup setup-dev cluster status down clean demo chaos soak test check fix lint types layers gen gen-check sim clients bench dr-drill lock
+.PHONY: help setup setup-dev cluster status down clean demo chaos soak test check fix lint types layers gen gen-check sim clients transcripts bench dr-drill lock
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ sim: setup-dev ## Simulate SEEDS seeds, or replay one: make sim SEED=7
 
 clients: setup-dev ## The Python clients of etcd (aetcd, etcd3, etcd3gw) run their own tests against us
 	@$(BIN)/python -m tests.clients
+
+transcripts: setup-dev ## Every sub-command of etcdctl, and the Python clients, against us; writes docs/transcripts.md
+	@$(BIN)/python -m tests.clients.transcripts --port-base $(PORT_BASE)
 
 bench: setup-dev ## Ours beside a real etcd on this machine, about an hour; writes docs/benchmarks.md
 	@$(BIN)/python -m chaos.bench --out docs/benchmarks.md $(BENCH)
