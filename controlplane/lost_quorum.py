@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from controlplane import swapping
+from controlplane.base import failpoints
 from controlplane.base.clock import Clock
 from controlplane.base.errors import ConfigError, CorruptStateError, StorageError
 from controlplane.pb.quarterdeck.internal.v1.snapshot_pb2 import SnapshotHeader
@@ -46,7 +48,8 @@ TERM_BUMP = 1_000_000
 RECORD_NAME = "recovery.json"
 #: Of what is in it. No program reads it back.
 RECORD_VERSION = 1
-_WORKSPACE = "recovery.tmp"
+#: What a recovery replaces in a data directory.
+_REPLACED = ("wal", "snapshots", "founding", RECORD_NAME)
 _COMMAND, _CONFIG = b"\x00", b"\x02"
 
 
@@ -115,14 +118,17 @@ class Plan:
 
 
 def inspect(data_dir: Path) -> Survivor:
-    """Read a stopped replica's directory, changing nothing of its log and snapshots.
+    """Read a stopped replica's directory, changing nothing of its log and snapshots. What a recovery that was cut short
+    had moved is put back first.
 
     Raises:
-        ConfigError: it is in use, no data directory, or superseded by an earlier recovery.
-        CorruptStateError: it is damaged; then it is no survivor.
+        ConfigError: it is in use, or no data directory.
+        CorruptStateError: it is damaged, or was found to differ from the others; then it is no survivor.
         StorageError: the disk refused.
     """
     with _opened(data_dir) as disk:
+        if swapping.undo(data_dir, _REPLACED):
+            _log.warning("a recovery that was cut short is undone data_dir=%s", data_dir)
         return _inspect(disk, data_dir)
 
 
@@ -138,16 +144,7 @@ def _opened(data_dir: Path) -> Iterator[RealDisk]:
 def _inspect(disk: RealDisk, data_dir: Path) -> Survivor:
     identity = identity_on_disk(disk)
     if identity is None:
-        half_way = (data_dir / _WORKSPACE / "wal").exists()
-        raise ConfigError(
-            f"{data_dir} holds no log"
-            + (
-                "; an earlier recovery was interrupted: move wal and snapshots out of its newest "
-                "before-recovery-* folder back in their place, and run this again"
-                if half_way
-                else ""
-            )
-        )
+        raise ConfigError(f"{data_dir} holds no log")
     recovered = read_log(disk, identity).recovered
     founding = read_founding(disk)
     info, damaged = newest_valid(SnapshotStore(disk), identity)
@@ -195,7 +192,8 @@ def recover(decided: Plan, *, clock: Clock) -> Path:
 
     Raises:
         ConfigError: a directory is in use, or is not what was planned with any more.
-        CorruptStateError, StorageError: see :func:`inspect`; a recovery cut short leaves what refuses to start.
+        CorruptStateError, StorageError: see :func:`inspect`. A recovery that is cut short leaves the chosen directory
+            as it was, or one that refuses to start; in both cases it can be done again.
     """
     chosen = decided.chosen
     data_dir = chosen.data_dir
@@ -208,6 +206,9 @@ def recover(decided: Plan, *, clock: Clock) -> Path:
         backup = _rewrite(disk, now, decided, clock)
         for other in others:
             supersede(other, f"the cluster went on from {chosen.name} at entry {chosen.index}, after a lost quorum")
+            failpoints.hit("recover.supersede.after")
+        # Only now: a stop before this leaves no two directories that both start.
+        swapping.finish(data_dir)
     _log.warning(
         "lost quorum recovered member=%s index=%d term=%d commit=%d backup=%s",
         chosen.name, chosen.index, chosen.term, chosen.commit_index, backup,
@@ -227,9 +228,9 @@ def _rewrite(disk: RealDisk, chosen: Survivor, decided: Plan, clock: Clock) -> P
         revision=store.revision,
         created_at_ms=clock.wall_ms(),
     )
-    workspace = chosen.data_dir / _WORKSPACE
+    workspace = chosen.data_dir / swapping.WORKSPACE
     stamp = datetime.fromtimestamp(clock.wall_ms() / 1000, UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    backup = chosen.data_dir / f"before-recovery-{stamp}"
+    backup = swapping.backup_of(chosen.data_dir, stamp)
     record = {
         "version": RECORD_VERSION,
         "at": stamp,
@@ -248,17 +249,10 @@ def _rewrite(disk: RealDisk, chosen: Survivor, decided: Plan, clock: Clock) -> P
             seed_data_dir(made, chosen.identity, header, store.snapshot(), term=chosen.current_term + TERM_BUMP)
             write_founding(made, Founding(chosen.identity.cluster_id, chosen.identity.member_id, membership))
         _write(workspace / RECORD_NAME, json.dumps(record, indent=2) + "\n")
-        backup.mkdir(mode=0o700)
-        # A stop between any two of these leaves the old state, or snapshots without a log, which refuse to start.
-        for name in ("snapshots", "wal", "founding", RECORD_NAME):
-            if (chosen.data_dir / name).exists():
-                os.rename(chosen.data_dir / name, backup / name)
-                _sync(backup)
-            os.rename(workspace / name, chosen.data_dir / name)
-            _sync(chosen.data_dir)
-        shutil.rmtree(workspace)
     except OSError as error:
-        raise StorageError(f"cannot rewrite {chosen.data_dir}: {error}", errno=error.errno or 0) from error
+        raise StorageError(f"cannot prepare {workspace}: {error}", errno=error.errno or 0) from error
+    failpoints.hit("recover.prepare.after")
+    swapping.begin(chosen.data_dir, _REPLACED, backup)
     return backup
 
 
@@ -290,11 +284,3 @@ def _write(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

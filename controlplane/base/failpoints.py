@@ -16,8 +16,8 @@ A process that runs is armed anew through a file, if :data:`FILE_VARIABLE` named
 then, and at each SIGUSR2. The file holds such a specification; an empty or missing one arms nothing.
 
 Every name is in :data:`FAILPOINTS`, so that the test that kills a process at each of them
-(``tests/integration/test_crash_points.py``) covers a new one without being told; the scheduler's is met in the
-experiment ``scheduler-kill``.
+(``tests/integration/test_crash_points.py``) covers a new one without being told; those of ``qd recover`` are met beside
+it, the scheduler's in the experiment ``scheduler-kill``.
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ FILE_VARIABLE: Final = "QUARTERDECK_FAILPOINTS_FILE"
 
 #: name -> the moment.
 FAILPOINTS: Final[Mapping[str, str]] = {
+    "founding.write.after": "at a member's first start: who it is, is written under a temporary name",
+    "founding.sync.after": "and synced",
+    "founding.rename.after": "and has its name, the directory not synced",
+    "founding.dirsync.after": "and is durable; there is no log yet",
     "wal.write.before": "a turn's frame is about to be written to the log",
     "wal.sync.before": "it is written, not synced",
     "wal.sync.after": "it is durable, nobody knows yet",
@@ -87,6 +91,16 @@ FAILPOINTS: Final[Mapping[str, str]] = {
     "raft.answer.before": "its messages have left, its waiters have not heard",
     "apply.before": "a committed entry is about to be applied",
     "apply.after": "it is applied",
+    "quarantine.write.after": "the mark that keeps a directory from being started is written under a temporary name",
+    "quarantine.sync.after": "and synced",
+    "quarantine.rename.after": "and has its name, the directory not synced",
+    "quarantine.dirsync.after": "and is durable; the replica still runs",
+    "recover.prepare.after": "`qd recover` has made the new state beside the old one",
+    "recover.old.after": "a part of the old state is out of its place (four parts, four hits)",
+    "recover.new.after": "a part of the new one is in it",
+    "recover.supersede.after": "a survivor that was not chosen is marked",
+    "recover.lift.after": "the chosen directory may be started again; what is left over is there",
+    "recover.undo.after": "a part of a recovery that was cut short is put back",
     "bind.before": "the scheduler has a node for pods, and is about to write it",
 }
 

@@ -15,6 +15,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from controlplane.base import failpoints
 from controlplane.base.errors import ConfigError, CorruptStateError, StorageError
 from controlplane.raft.disk import Disk, read_all
 from controlplane.raft.membership import Membership
@@ -48,11 +49,15 @@ def write_founding(disk: Disk, founding: Founding) -> None:
     file = disk.open_append(_TEMP)
     try:
         file.append(_MAGIC + _VERSION.pack(FORMAT_VERSION) + _CRC.pack(zlib.crc32(data)) + data)
+        failpoints.hit("founding.write.after")
         file.sync()
     finally:
         file.close()
+    failpoints.hit("founding.sync.after")
     disk.rename(_TEMP, _NAME)
+    failpoints.hit("founding.rename.after")
     disk.fsync_dir("")
+    failpoints.hit("founding.dirsync.after")
 
 
 def read_founding(disk: Disk) -> Founding | None:

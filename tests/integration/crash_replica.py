@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from controlplane import quarantine
 from controlplane.base import failpoints
 from controlplane.base.log import setup_logging
 from controlplane.base.rand import SystemRand
@@ -45,6 +46,7 @@ class Process:
     def __init__(self, name: str, data_dir: Path, cluster: str) -> None:
         cluster_id, members = make_members("crash", ((n, a, "", "") for n, a in json.loads(cluster)))
         self._rand = SystemRand()
+        self._data_dir = data_dir
         self.store = Store(cluster_id=cluster_id)
         self.raft = Replica(
             config=CONFIG,
@@ -79,6 +81,9 @@ class Process:
                     "revision": self.store.revision,
                     "hash": self.store.state_hash(),
                 }
+            case "condemn":  # as when its state was found to differ
+                quarantine.impose(self._data_dir, "condemned by the test")
+                return {}
             case "keys":
                 found = self.store.range(RangeRequest(key=b"\0", range_end=b"\0"))
                 return {"keys": {kv.key.decode(): kv.value.decode() for kv in found.kvs}}
@@ -89,6 +94,7 @@ class Process:
 async def main() -> None:
     setup_logging("info")
     failpoints.arm_from_environment()
+    quarantine.check(Path(sys.argv[2]))
     process = Process(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
     await process.raft.start()
     loop = asyncio.get_running_loop()

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from controlplane import quarantine
 from controlplane.base.failpoints import FAILPOINTS, VARIABLE
 from tests.integration.etcd_rig import free_port
 
@@ -38,18 +39,18 @@ class Member:
 
     def __init__(self, name: str, folder: Path, cluster: str) -> None:
         self.name = name
-        self._folder = folder
         self._cluster = cluster
         self._ids = itertools.count()
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self.log = folder / f"{name}.log"
+        self.data_dir = folder / name
 
     async def start(self, failpoint: str = "") -> None:
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tests.integration.crash_replica", self.name, str(self._folder / self.name),
+                sys.executable, "-m", "tests.integration.crash_replica", self.name, str(self.data_dir),
                 self._cluster,
                 cwd=REPOSITORY, env={**os.environ, VARIABLE: failpoint},
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log, limit=1 << 24,
@@ -203,11 +204,27 @@ async def under_writes(cluster: Cluster, victim: Member, failpoint: str) -> None
     await victim.ask("arm", spec=failpoint)
 
 
-#: These replicas have a log and a state, and nothing to schedule.
-STEPS = tuple(name for name in FAILPOINTS if not name.startswith("bind."))
+async def at_the_first_start(cluster: Cluster, victim: Member, failpoint: str) -> None:
+    """Steps of founding: nothing is on disk yet."""
+    await victim.start(failpoint)
+
+
+async def condemned(cluster: Cluster, victim: Member, failpoint: str) -> None:
+    """Steps of marking a directory that must not be started from."""
+    await victim.ask("arm", spec=failpoint)
+    with pytest.raises(DiedError):
+        await victim.ask("condemn")
+
+
+#: These replicas have a log and a state, and nothing to schedule. Nobody recovers them: ``test_lost_quorum.py`` does.
+STEPS = tuple(name for name in FAILPOINTS if not name.startswith(("bind.", "recover.")))
 
 
 def provocation(name: str) -> Any:
+    if name.startswith("founding."):
+        return at_the_first_start
+    if name.startswith("quarantine."):
+        return condemned
     if name.startswith("wal.open."):
         return at_start
     if name.startswith(("snapshot.receive.", "snapshot.install.")):
@@ -221,29 +238,44 @@ def provocation(name: str) -> Any:
 @pytest.mark.timeout(280)
 async def test_a_kill_at_every_failpoint_loses_nothing_acknowledged(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
+    first = cluster.members[0]
+    founding = [name for name in STEPS if name.startswith("founding.")]
     try:
+        for name in founding:
+            await killed_at(cluster, first, name)
         for member in cluster.members:
             await member.start()
         await cluster.leader(cluster.members)
-        for turn, name in enumerate(STEPS):
+        for turn, name in enumerate(name for name in STEPS if name not in founding):
             victim = cluster.members[turn % 3]
-            # A transfer is stopped in its middle, so that there is something to go on with.
-            spec = f"{name}=kill" + ("@3" if name == "snapshot.receive.write.after" else "")
-            await provocation(name)(cluster, victim, spec)
-            async with cluster.writing():
-                try:
-                    async with asyncio.timeout(_PATIENCE_S):
-                        code = await victim.ended()
-                except TimeoutError:
-                    raise AssertionError(f"{name} was not met in {_PATIENCE_S:g} s of writes") from None
-            assert code == -signal.SIGKILL, f"{name}: {victim.name} ended with {code}: {victim.log.read_text()[-2000:]}"
-            assert f"failpoint kills this process name={name}" in victim.log.read_text()
+            await killed_at(cluster, victim, name)
             await victim.start()
+            if quarantine.reason(victim.data_dir) is not None:
+                assert await victim.ended() == 1, f"{name}: it started from a directory that is marked"
+                assert "condemned by the test" in victim.log.read_text()
+                quarantine.lift(victim.data_dir)
+                await victim.start()
             await cluster.converge()
             await cluster.lose_nothing()
         logs = "".join(member.log.read_text() for member in cluster.members)
         assert "snapshot goes on arriving" in logs, "a half-received snapshot was begun anew after the restart"
+        assert "condemned by the test" in logs
         assert len(cluster.acknowledged) > len(STEPS)
     finally:
         for member in cluster.members:
             await member.kill()
+
+
+async def killed_at(cluster: Cluster, victim: Member, name: str) -> None:
+    """The victim meets a failpoint while the others write, and dies of it."""
+    # A transfer is stopped in its middle, so that there is something to go on with.
+    spec = f"{name}=kill" + ("@3" if name == "snapshot.receive.write.after" else "")
+    await provocation(name)(cluster, victim, spec)
+    async with cluster.writing():
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                code = await victim.ended()
+        except TimeoutError:
+            raise AssertionError(f"{name} was not met in {_PATIENCE_S:g} s of writes") from None
+    assert code == -signal.SIGKILL, f"{name}: {victim.name} ended with {code}: {victim.log.read_text()[-2000:]}"
+    assert f"failpoint kills this process name={name}" in victim.log.read_text()

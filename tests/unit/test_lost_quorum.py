@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from controlplane import quarantine
+from controlplane.base import failpoints
 from controlplane.base.clock import ManualClock
-from controlplane.base.errors import ConfigError, CorruptStateError
+from controlplane.base.errors import ConfigError, CorruptStateError, StorageError
 from controlplane.cli.recover import recover as command
 from controlplane.lost_quorum import RECORD_NAME, TERM_BUMP, Survivor, inspect, plan, recover
 from controlplane.pb.etcd.rpc_pb2 import PutRequest, RangeRequest
@@ -173,42 +173,93 @@ def test_the_directories_of_two_clusters_are_refused(tmp_path: Path) -> None:
         plan([one, one])
 
 
-def stopping_at(step: int) -> Callable[[str, str], None]:
-    rename, count = os.rename, 0
-
-    def stop(old: str, new: str) -> None:
-        nonlocal count
-        count += 1
-        if count == step:
-            raise KeyboardInterrupt
-        rename(old, new)
-
-    return stop
+#: Each step of a recovery, and how many times it is passed.
+STEPS = [
+    ("recover.prepare.after", 1),
+    ("quarantine.dirsync.after", 1),
+    *(("recover.old.after", n) for n in (1, 2, 3)),
+    *(("recover.new.after", n) for n in (1, 2, 3, 4)),
+    ("recover.supersede.after", 1),
+]
 
 
-@pytest.mark.parametrize("step", range(1, 11))
-def test_after_stopping_half_way_it_can_be_done_again_or_says_what_to_put_back(
-    tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = Directory(tmp_path, 1).entries(2, 6).snapshot(6).entries(7, 9).close(commit=8)
-    decided = plan([inspect(path)])
-    monkeypatch.setattr("os.rename", stopping_at(step))
-    with pytest.raises(KeyboardInterrupt):
+def cut_short(root: Path, step: str, count: int) -> Path:
+    """A recovery that stopped at a step; the chosen directory."""
+    path = Directory(root, 1).entries(2, 6).snapshot(6).entries(7, 9).close(term=4, commit=8)
+    other = Directory(root, 2).entries(2, 6).close(commit=6)
+    decided = plan([inspect(path), inspect(other)])
+    failpoints.arm(f"{step}=error:EIO@{count}")
+    with pytest.raises(StorageError, match=step):
         recover(decided, clock=ManualClock())
-    monkeypatch.undo()
-    if not (path / "wal").exists():
-        with pytest.raises(ConfigError, match="an earlier recovery was interrupted: move wal and snapshots"):
-            inspect(path)
-        (backup,) = path.glob("before-recovery-*")
-        shutil.rmtree(path / "snapshots")
-        for name in ("wal", "snapshots"):
-            (backup / name).rename(path / name)
-    clock = ManualClock()
-    clock.advance(5)
-    recover(plan([inspect(path)]), clock=clock)
-    state, membership, _ = keys(path, 1)
+    failpoints.disarm()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def unarmed() -> Iterator[None]:
+    yield
+    failpoints.disarm()
+
+
+@pytest.mark.parametrize(("step", "count"), STEPS)
+def test_a_recovery_that_is_cut_short_leaves_the_old_state_or_what_does_not_start(
+    tmp_path: Path, step: str, count: int
+) -> None:
+    path = cut_short(tmp_path, step, count)
+    if step == "recover.prepare.after":
+        quarantine.check(path)
+        assert {"wal", "snapshots", "founding"} <= {p.name for p in path.iterdir()}
+        assert not list(path.glob("before-recovery-*"))
+    else:
+        with pytest.raises(CorruptStateError, match="a recovery was cut short here; run qd recover again"):
+            quarantine.check(path)
+
+
+@pytest.mark.parametrize(("step", "count"), STEPS)
+def test_a_recovery_that_was_cut_short_is_done_again(tmp_path: Path, step: str, count: int) -> None:
+    path = cut_short(tmp_path, step, count)
+    recover(plan([inspect(path), inspect(tmp_path / "r2")]), clock=ManualClock())
+    quarantine.check(path)
+    state, membership, term = keys(path, 1)
     assert state == {f"k{n}": f"v{n}" for n in range(2, 10)}
     assert [m.name for m in membership.members] == ["r1"]
+    assert term == 4 + TERM_BUMP, "once, not twice"
+    (backup,) = path.glob("before-recovery-*")
+    assert sorted(p.name for p in backup.iterdir()) == ["founding", "snapshots", "wal"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_putting_back_that_is_cut_short_goes_on(tmp_path: Path, count: int) -> None:
+    path = cut_short(tmp_path, "recover.new.after", 3)
+    failpoints.arm(f"recover.undo.after=error:EIO@{count}")
+    with pytest.raises(StorageError, match=r"recover\.undo"):
+        inspect(path)
+    failpoints.disarm()
+    survivor = inspect(path)
+    assert (survivor.index, survivor.current_term, survivor.commit_index) == (9, 4, 8)
+    assert [m.name for m in survivor.membership.members] == ["r1", "r2", "r3"]
+
+
+def test_a_second_recovery_keeps_the_first_ones_record_and_backup(tmp_path: Path) -> None:
+    path = Directory(tmp_path, 1).entries(2, 6).snapshot(6).close(term=4, commit=6)
+    first = recover(plan([inspect(path)]), clock=ManualClock())
+    clock = ManualClock()
+    clock.advance(5)
+    failpoints.arm("recover.new.after=error:EIO@4")
+    with pytest.raises(StorageError):
+        recover(plan([inspect(path)]), clock=clock)
+    failpoints.disarm()
+    record = (first.parent / RECORD_NAME).read_text()
+    assert inspect(path).current_term == 4 + TERM_BUMP
+    assert (path / RECORD_NAME).read_text() != record, "that of the recovery which did not come to its end"
+    assert first.exists()
+
+
+def test_a_state_that_was_found_to_differ_is_no_survivor(tmp_path: Path) -> None:
+    path = Directory(tmp_path, 1).entries(2, 6).close()
+    quarantine.impose(path, "the state of member r1 differs")
+    with pytest.raises(CorruptStateError, match="the state of member r1 differs"):
+        inspect(path)
 
 
 def test_the_command_changes_nothing_without_yes(tmp_path: Path) -> None:
