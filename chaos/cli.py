@@ -26,7 +26,7 @@ from chaos.findings import Verdict, worst
 from chaos.ground import NAMESPACE, WORKLOAD
 from chaos.history import load
 from chaos.load import Rates
-from chaos.report import as_dict, matrix, render, render_repeats, write_all
+from chaos.report import as_dict, bars_met, matrix, render, render_repeats, write_all
 from chaos.runner import Run, heal_cluster
 from chaos.runner import run as run_experiments
 from chaos.steps import catalogue
@@ -222,6 +222,7 @@ async def _play(
     if len(chosen) > 1 and output == "table":
         click.echo()
         click.echo(matrix(reports))
+        err.print(bars_met(reports), markup=False, highlight=False)
     return worst(verdicts)
 
 

@@ -34,7 +34,8 @@ _PARTS_WITH_RULES_OF_THEIR_OWN: Final = frozenset({"txn", "lease", "lock", "depl
 @dataclass(frozen=True, slots=True)
 class ActReport:
     """One trial of an experiment (once: an act). ``observed`` is what was seen of the cluster from outside the history:
-    leaders, pods, times. ``faults`` are the details of its fault marks, ``seconds`` how it was served in each."""
+    leaders, pods, times. ``faults`` are the details of its fault marks, ``seconds`` how it was served in each,
+    ``store`` what kind of store served."""
 
     act: str
     n: int
@@ -48,6 +49,7 @@ class ActReport:
     window: Window = field(default_factory=lambda: Window(0, 0))
     faults: Sequence[Mapping[str, Any]] = ()
     seconds: Sequence[Second] = ()
+    store: str = "embedded"
 
     @property
     def verdict(self) -> Verdict:
@@ -139,6 +141,7 @@ class _Trial:
             window=self._window,
             faults=[mark.detail for mark in self._faults],
             seconds=per_second(self._history.ops, self._window),
+            store=self._history.header.store,
         )  # fmt: skip
 
     def _went_through(self) -> list[Finding]:

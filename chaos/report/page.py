@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from chaos.availability import Window
+from chaos.bars import held_of_each, word_of
 from chaos.findings import Finding, Verdict
 from chaos.history import History
 from chaos.report import plots
@@ -54,6 +55,7 @@ def page(
         wrong=_wrong(report),
         whole=[_finding(finding) for finding in report.findings],
         repeats=_repeats(report.acts),
+        bars=_bars(report.acts),
         # Of several experiments each first trial says what its experiment does; of one, the top of the page.
         trials=[
             _trial(act, window, descriptions.get(act.act, "") if len(names) > 1 and act.n == 1 else "")
@@ -136,6 +138,21 @@ def _repeats(acts: Sequence[ActReport]) -> dict[str, Any] | None:
         return None
     headings, rows = repeats(acts)
     return {"headings": ["experiment", *headings[1:]], "rows": rows}
+
+
+def _bars(acts: Sequence[ActReport]) -> list[dict[str, Any]]:
+    """What the design asks of each experiment, and what was measured."""
+    return [
+        {
+            "act": name,
+            "number": f"{one.bar.number}, {one.bar.statistic}",
+            "trials": one.trials,
+            "measured": "-" if one.measured_s is None else f"{one.measured_s:.3f} s",
+            "limit": f"{one.bar.limit_s:g} s",
+            "word": word_of(one),
+        }
+        for name, one in held_of_each(acts)
+    ]
 
 
 def _trial(act: ActReport, window: Window, description: str) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+from chaos.bars import Held, held, held_of_each, word_of
 from chaos.findings import Finding, Verdict
 from chaos.verdict import ActReport, Report
 from controlplane.cli.tables import table
 
-__all__ = ["as_dict", "findings_as_dicts", "line", "pods_restarted", "render", "render_repeats", "repeats"]
+__all__ = ["as_dict", "bar_line", "findings_as_dicts", "line", "pods_restarted", "render", "render_repeats", "repeats"]
 
 #: Numbers of an act that repetitions are compared by: (heading, how to take it).
 _NUMBERS: Final[Sequence[tuple[str, Callable[[ActReport], float | None]]]] = (
@@ -56,6 +57,7 @@ def render(report: Report) -> str:
             for finding in act.findings
             if len(same) == 1 or finding.verdict is not Verdict.PASS
         ]
+        parts += [bar_line(one, f"{name}: ") for one in held(same)]
     parts.append("")
     parts += [line(finding) for finding in report.findings]
     parts += ["", f"verdict: {report.verdict.value}"]
@@ -106,6 +108,10 @@ def as_dict(report: Report) -> dict[str, Any]:
             }
             for act in report.acts
         ],
+        "bars": [
+            {"act": name, **asdict(one.bar), "measured_s": one.measured_s, "trials": one.trials, "met": one.met}
+            for name, one in held_of_each(report.acts)
+        ],
         "findings": findings_as_dicts(report.findings),
     }
 
@@ -154,6 +160,16 @@ def pods_restarted(act: ActReport) -> int | None:
     if "pods_restarted" not in act.observed:
         return None
     return int(act.observed["pods_restarted"]) + int(act.observed["pods_replaced_without_need"])
+
+
+def bar_line(one: Held, before: str = "") -> str:
+    """A bar of the design and what was measured, as a line of text beside the findings; it decides nothing."""
+    bar = one.bar
+    measured = "-" if one.measured_s is None else f"{one.measured_s:.3f} s"
+    said = f"of {one.trials} trials" if one.trials != 1 else "of one trial"
+    return (
+        f"{f'bar {word_of(one)}':<12} {before}{bar.number}, {bar.statistic} {said}: {measured}, want {bar.limit_s:g} s"
+    )
 
 
 def line(finding: Finding, before: str = "") -> str:

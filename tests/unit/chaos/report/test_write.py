@@ -10,8 +10,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from chaos.history import Header, History, Mark, Recorder
-from chaos.report import junit, matrix, write_all
-from chaos.verdict import judge_history
+from chaos.report import bars_met, junit, matrix, write_all
+from chaos.verdict import ActReport, Report, judge_history
 from controlplane.base.clock import ManualClock
 from controlplane.base.errors import ConfigError
 from tests.unit.chaos.stories import SECOND
@@ -113,6 +113,34 @@ def test_the_matrix_has_a_line_per_experiment() -> None:
     reports = [judge_history(made.history()) for made in (tried(), tried(pods_restarted=1), played("node-kill"))]
     lines = matrix(reports).splitlines()
     assert len(lines) == 3
-    assert "FAIL (1 of 2 passed)" in lines[1]
+    assert "FAIL 1/2" in lines[1]
     assert "0 of 126" in lines[1]
-    assert "2.500 / 2.500 s" in lines[2]
+    assert "2.500 / 2.500 " in lines[2]
+    assert lines[2].endswith("replaced 3 met")
+
+
+def test_the_matrix_fits_a_wide_terminal_and_its_note_counts_the_bars() -> None:
+    acts = [*_acts("snapshot-during-kill", 100.0, 20), *_acts("leader-kill", 0.2, 20), *_acts("node-kill", 0.2, 20)]
+    report = Report("run", acts, [])
+    assert max(map(len, matrix([report]).splitlines())) <= 160
+    assert "write gap 0.1 missed / 0.3 met" in matrix([report])
+    assert "1 of 2 met" in bars_met([report])  # node-kill has no time of its pods here: not measured
+
+
+def _acts(name: str, gap_s: float, count: int) -> list[ActReport]:
+    (made,) = judge_history(tried().history()).acts
+    served = replace(made.served, longest_write_gap_s=gap_s, http_requests=99_999)
+    return [replace(made, act=name, n=n, served=served, observed={"leader_s": 10.0}) for n in range(1, count + 1)]
+
+
+def test_the_page_has_bars_beside_budgets(tmp_path: Path) -> None:
+    record(tmp_path / "history.jsonl", played("node-kill").history())
+    write_all(tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert "3.000 s met" in html
+    assert "Beside the bars of the design" in html
+    (bar,) = json.loads((tmp_path / "report.json").read_text())["bars"]
+    assert bar == {
+        "act": "node-kill", "number": "replaced", "statistic": "worst", "limit_s": 3.0, "measured_s": 2.5, "trials": 1,
+        "met": True,
+    }  # fmt: skip
