@@ -219,7 +219,8 @@ async def _new_store_leader(stage: Stage, within_s: float = 10.0) -> bool:
     async def elected() -> bool:
         nonlocal found
         found = await store_leader(stage)
-        return found[0] not in {None, before}
+        # etcd's Status names a new leader before the term it leads: its term is that of the last entry applied.
+        return found[0] not in {None, before} and found[1] > term_before
 
     await stage.until(elected, within_s, f"another leader of etcd than {before}")
     took_s = stage.since_fault_s()

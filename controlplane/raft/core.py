@@ -10,7 +10,10 @@ A turn::
     journal flush                            by the driver: ONE sync for everything the step wrote
     Turn                                     only then its messages are sent and its answers given
 
-Invariant: nothing in a :class:`Turn` may leave before what the journal recorded during the step is durable.
+Invariant: nothing in a :class:`Turn` may leave before what the journal recorded during the step is durable, and no
+step may begin before that. Two things need not wait (Ongaro's dissertation, 10.2.1), for they promise nothing of this
+disk: what a leader of some time sends its followers (``Turn.ahead``; its own log counts towards a majority only in the
+next step, when it is durable), and what clients hear of entries that a majority holds (``Turn.settled``).
 Any exception out of :meth:`Core.step` is fail-stop: the state in memory may be half a step ahead.
 """
 
@@ -57,12 +60,18 @@ _CONSENSUS = frozenset(
 _SNAPSHOT = frozenset({"snapshot_chunk", "snapshot_ack"})
 
 
+#: What only a leader sends. Nothing in it says that this replica's disk holds something.
+_OF_LEADER = frozenset({"append_entries", "leader_alive", "probe"})
+
+
 @dataclass(slots=True)
 class Turn:
-    """What one step produced. Release it only after the journal is durable.
+    """What one step produced. Release it only after the journal is durable, but for what is said to need no waiting.
 
     Attributes:
         messages: (peer id, message), in order.
+        ahead: the same, of a leader to its followers: may leave while the journal is being synced, before ``messages``.
+        settled: ``outcomes`` and ``reads`` rest on nothing that this step wrote, and may be given at once.
         outcomes: writes that have one.
         reads: reads that may be served, by applied index, or have failed.
         transfers: who asked to move leadership and may hear that it has moved, or why not.
@@ -73,6 +82,8 @@ class Turn:
     """
 
     messages: list[tuple[int, raft_pb2.RaftMessage]] = field(default_factory=list)
+    ahead: list[tuple[int, raft_pb2.RaftMessage]] = field(default_factory=list)
+    settled: bool = False
     outcomes: list[tuple[Done, Outcome]] = field(default_factory=list)
     reads: list[tuple[ReadDone, int | StatusError]] = field(default_factory=list)
     leadership: list[tuple[int, bool]] = field(default_factory=list)
@@ -135,6 +146,8 @@ class Core:
         self._leading_term: int | None = None
         self._announced_term: int | None = None
         self._applied = 0
+        #: The end of the log when the last step ended, which is durable when another one begins.
+        self._durable_index = 0
         self._outbox: list[tuple[int, raft_pb2.RaftMessage]] = []
         self._moved: list[tuple[TransferDone, StatusError | None]] = []
         #: Bytes of log entries applied since a snapshot was last cut (the cutter sets it back).
@@ -271,6 +284,7 @@ class Core:
         turn = Turn()
         turn.messages, self._outbox = self._outbox, []
         engine, now = self.engine, self._clock.monotonic()
+        before = (engine.role, engine.term)
         self._applied = 0
         self._handle_messages(turn)
         self._pump_proposals(now, turn)
@@ -284,6 +298,7 @@ class Core:
         turn.reads = self._reads.take_results()
         turn.transfers = self._take_moved()
         turn.applied = self._applied
+        self._part(turn, undisturbed=(engine.role, engine.term) == before)
         return turn
 
     @property
@@ -334,6 +349,18 @@ class Core:
         return len(self._proposals)
 
     # -- inside ------------------------------------------------------------------------------------------------
+
+    def _part(self, turn: Turn, *, undisturbed: bool) -> None:
+        """Part what must wait for the disk from what need not. ``undisturbed``: role and term are what they were."""
+        engine = self.engine
+        durable_index, self._durable_index = self._durable_index, engine.last_index
+        # A leader that votes alone commits what its disk may not hold yet: then everything waits.
+        turn.settled = undisturbed and (not engine.is_leader or engine.commit_index <= durable_index)
+        if turn.settled and engine.is_leader:
+            messages, turn.messages = turn.messages, []
+            for message in messages:
+                whither = turn.ahead if message[1].WhichOneof("body") in _OF_LEADER else turn.messages
+                whither.append(message)
 
     def _handle_messages(self, turn: Turn) -> None:
         engine = self.engine

@@ -1,8 +1,10 @@
 """The loop of turns of one running replica: their order, durability and pace.
 
 Owns when a turn is taken and when its effects are let out. A turn: step the core, write and sync the log once (in a
-helper thread), and only then send its messages and answer its waiters. While a sync runs, inputs gather for the next
-turn: that is the group commit. A replica that has nothing to do sleeps until something arrives or a timer is due.
+helper thread), and only then send its messages and answer its waiters; what the core says need not wait for that sync
+is let out while it runs, so that the disks of leader and followers work at the same time. While a sync runs, inputs
+gather for the next turn: that is the group commit. A replica that has nothing to do sleeps until something arrives or a
+timer is due.
 
 Must not know what a message or an outcome means.
 """
@@ -10,7 +12,7 @@ Must not know what a message or an outcome means.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 
 from controlplane.base import failpoints
@@ -87,10 +89,15 @@ class Turns:
         if step_s > _SLOW_STEP_S:
             metrics.SLOW_APPLY.inc()
         flush = storage.journal.take_dirty()
+        self._send_all(turn.ahead)
         if flush is not None:
             loop = asyncio.get_running_loop()
+            syncing = loop.run_in_executor(self._sync_thread, storage.wal.write_and_sync, flush)
+            failpoints.hit("raft.ahead.after")
+            if turn.settled:
+                self._answer_now(turn)
             try:
-                await loop.run_in_executor(self._sync_thread, storage.wal.write_and_sync, flush)
+                await syncing
             except StorageError:
                 self.answer(turn.withheld("the log could not be written"))
                 raise
@@ -101,14 +108,22 @@ class Turns:
     def _release(self, turn: Turn) -> None:
         """The turn is durable: let its effects out."""
         failpoints.hit("raft.send.before")
-        for peer_id, message in turn.messages:
+        self._send_all(turn.messages)
+        self._answer_now(turn)
+        self._released(turn)
+        self.wake_waiters()
+
+    def _send_all(self, messages: Iterable[tuple[int, raft_pb2.RaftMessage]]) -> None:
+        for peer_id, message in messages:
             if not self._send(peer_id, message) and message.HasField("append_entries"):
                 metrics.HEARTBEAT_SEND_FAILURES.inc()
+
+    def _answer_now(self, turn: Turn) -> None:
+        """Tell whoever waits for the turn's outcomes and reads, once."""
         if turn.outcomes:
             failpoints.hit("raft.answer.before")
         self.answer(turn)
-        self._released(turn)
-        self.wake_waiters()
+        turn.outcomes, turn.reads, turn.transfers = [], [], []
 
     def answer(self, turn: Turn) -> None:
         """Tell its waiters."""

@@ -210,7 +210,8 @@ class SimNode:
             turn: Turn = step()
             engine = self.core.engine
             self._checks.stepped(self.name, boot, engine)
-            self._s.note("turn", self.name, engine.term, engine.last_index, engine.commit_index, len(turn.messages))
+            sent = len(turn.ahead) + len(turn.messages)
+            self._s.note("turn", self.name, engine.term, engine.last_index, engine.commit_index, sent)
             return turn
 
         core.step = observed

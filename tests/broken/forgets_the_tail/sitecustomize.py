@@ -1,9 +1,10 @@
-"""A log that is not written when it says so: what a replica appends stays in its memory for up to a second, as with a
-disk that lies about syncs; kill -9 is its power cut."""
+"""A log that is not written when it says so: what a replica appends stays in its memory for a second, as with a disk
+that lies about syncs; kill -9 is its power cut. The newest second is always missing, whenever the cut comes."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Any
 
 from controlplane.raft import disk
@@ -13,26 +14,24 @@ _file: Any = disk._RealFile
 _append, _close, _truncate = _file.append, _file.close, _file.truncate
 
 
-def _write_held(self: Any, data: bytes = b"") -> None:
-    held = getattr(self, "_held", None)
-    if held is not None and held[1]:
-        kept, self._held = bytes(held[1]), None
-        self._size -= len(kept)
-        _append(self, kept)
+def _write_held(self: Any, before: float = float("inf")) -> None:
+    """What was appended before then, monotonic seconds, goes to the file at last."""
+    held: deque[tuple[float, bytes]] = getattr(self, "_held", deque())
+    while held and held[0][0] < before:
+        data = held.popleft()[1]
+        self._size -= len(data)
+        _append(self, data)
 
 
 def append(self: Any, data: bytes) -> None:
-    if not self._path.endswith(".wal") and "wal" not in self._path:
+    if "wal" not in self._path:
         _append(self, data)
         return
     now = time.monotonic()
-    held = getattr(self, "_held", None)
-    if held is not None and now - held[0] > _HELD_S:
-        _write_held(self)
-        held = None
-    if held is None:
-        self._held = held = [now, bytearray()]
-    held[1].extend(data)
+    if not hasattr(self, "_held"):
+        self._held = deque()
+    _write_held(self, now - _HELD_S)
+    self._held.append((now, bytes(data)))
     self._size += len(data)
 
 

@@ -86,7 +86,7 @@ class Fleet:
     def _step(self, n: int) -> None:
         core = self.cores[n]
         turn = core.step()
-        for peer, message in turn.messages:
+        for peer, message in (*turn.ahead, *turn.messages):
             if (n, peer) in self.wires:
                 self.wires[n, peer].append(message)
         for done, outcome in turn.outcomes:

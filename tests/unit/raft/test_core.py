@@ -49,7 +49,7 @@ class Trio:
 
     def step(self, n: int) -> Turn:
         turn = self.cores[n].step()
-        for peer, message in turn.messages:
+        for peer, message in (*turn.ahead, *turn.messages):
             self.wires[n, peer].append(message)
         for done, outcome in turn.outcomes:
             done(outcome)
@@ -122,10 +122,81 @@ def test_reads_that_wait_together_cost_one_round() -> None:
     leader = trio.elect()
     told = [trio.read(leader) for _ in range(50)]
     turn = trio.step(leader)
-    probes = [m for _, m in turn.messages if m.HasField("probe")]
+    probes = [m for _, m in turn.ahead if m.HasField("probe")]
     assert len(probes) == 2
     trio.settle()
     assert all(isinstance(results[0], int) for results in told)
+
+
+def test_a_leader_sends_its_entries_ahead_of_its_own_sync_and_a_follower_its_word_after_it() -> None:
+    trio = Trio()
+    leader = trio.elect()
+    trio.propose(leader, b"w")
+    turn = trio.step(leader)
+    assert [m.append_entries.entries[0].index for _, m in turn.ahead] == [trio.cores[leader].engine.last_index] * 2
+    assert not turn.messages
+    follower = leader % 3 + 1
+    trio.cores[follower].receive(leader, trio.wires[leader, follower].popleft())
+    answer = trio.step(follower)
+    assert not answer.ahead
+    assert [m.WhichOneof("body") for _, m in answer.messages] == ["next_index"]
+
+
+def test_an_entry_is_committed_only_in_a_step_after_the_leader_synced_it() -> None:
+    trio = Trio()
+    leader = trio.elect()
+    told = trio.propose(leader, b"w")
+    first = trio.step(leader)
+    assert not first.outcomes
+    trio.settle()
+    assert isinstance(told[0], Applied)
+    next_told = trio.propose(leader, b"x")
+    assert trio.step(leader).settled
+    assert next_told == []
+
+
+def test_what_a_replica_says_in_the_turn_of_its_election_waits_for_its_disk() -> None:
+    trio = Trio()
+    leader = trio.elect()
+    trio.isolate(leader)
+    others = [n for n in (1, 2, 3) if n != leader]
+    turns: list[tuple[bool, Turn]] = []
+    for _ in range(400):
+        trio.clock.advance(0.01)
+        for n in others:
+            before = (trio.cores[n].role, trio.cores[n].engine.term)
+            for peer in others:
+                wire = trio.wires.get((peer, n), deque())
+                while wire:
+                    trio.cores[n].receive(peer, wire.popleft())
+            turn = trio.step(n)
+            turns.append(((trio.cores[n].role, trio.cores[n].engine.term) == before, turn))
+    disturbed = [turn for undisturbed, turn in turns if not undisturbed]
+    assert any(m.HasField("append_entries") for turn in disturbed for _, m in turn.messages)
+    assert not any(turn.settled or turn.ahead for turn in disturbed)
+
+
+def test_a_replica_that_votes_alone_lets_nothing_out_before_its_disk_has_it() -> None:
+    alone = Core(
+        config=RaftConfig(),
+        me=MEMBERS[0],
+        members=MEMBERS[:1],
+        journal=memory_journal(),
+        state_machine=ToyMachine(),
+        clock=(clock := ManualClock()),
+        rand=SeededRand(1),
+    )
+    told: list[Outcome] = []
+    alone.propose(b"w", request_id=b"w" * 16, deadline=60.0 + clock.monotonic(), done=told.append)
+    durable = 0
+    answered = False
+    for _ in range(400):
+        clock.advance(0.01)
+        turn = alone.step()
+        assert not turn.settled or alone.engine.commit_index <= durable or not alone.engine.is_leader
+        answered = answered or any(isinstance(outcome, Applied) for _, outcome in turn.outcomes)
+        durable = alone.engine.last_index
+    assert answered
 
 
 def test_an_isolated_leader_answers_no_read_and_no_write() -> None:
