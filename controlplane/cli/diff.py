@@ -11,9 +11,20 @@ from typing import Any
 
 import click
 
-from controlplane.cli.common import EXIT_REFUSED, Settings, coroutine, settings_of
+from controlplane.base.errors import ConfigError, QuarterdeckError
+from controlplane.cli.common import (
+    EXIT_REFUSED,
+    EXIT_USAGE,
+    CommandError,
+    Settings,
+    api_error_text,
+    coroutine,
+    fail,
+    settings_of,
+)
 from controlplane.cli.snapshot.save import save_snapshot
 from controlplane.cli.snapshot.source import Source, snapshot_file, source_options
+from controlplane.client import ApiError, UnavailableError
 from controlplane.contents import Contents, Difference, contents_of, differences
 
 __all__ = ["diff", "live_contents", "show_difference"]
@@ -47,13 +58,19 @@ async def diff(
     SOURCE is a snapshot file, or a folder or URL of backups; it is compared with the running cluster, or with OTHER.
     Exit code 0: the same; 1: different; 2 and 3: it could not be compared.
     """
-    async with snapshot_file(Source(source, to_revision, to_time, key_file, cluster)) as path:
-        before = await asyncio.to_thread(contents_of, path)
-    if other is None:
-        after = await live_contents(settings_of(context))
-    else:
-        async with snapshot_file(Source(other, key_file=key_file)) as path:
-            after = await asyncio.to_thread(contents_of, path)
+    try:
+        before = await _contents(Source(source, to_revision, to_time, key_file, cluster))
+        if other is None:
+            after = await live_contents(settings_of(context))
+        else:
+            after = await _contents(Source(other, key_file=key_file))
+    except (ConfigError, UnavailableError):
+        raise  # these have such a code already
+    except ApiError as error:
+        raise CommandError(api_error_text(error), EXIT_USAGE) from error
+    except QuarterdeckError as error:
+        # As elsewhere it would end with 1, which says here that there are differences.
+        fail(str(error), EXIT_USAGE)
     found = list(differences(before, after, status=status, events=events))
     if output == "json":
         click.echo(json.dumps([difference.as_json() for difference in found], indent=2))
@@ -62,6 +79,11 @@ async def diff(
             show_difference(difference)
     if found:
         sys.exit(EXIT_REFUSED)
+
+
+async def _contents(source: Source) -> Contents:
+    async with snapshot_file(source) as path:
+        return await asyncio.to_thread(contents_of, path)
 
 
 async def live_contents(settings: Settings) -> Contents:

@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+_FORMAT_OLDEST = 1
 #: One chunk as the state machine gives it; bounds what a reader holds in memory.
 CHUNK_BYTES_MAX = 64 * MIB
 HEADER_BYTES_MAX = MIB
@@ -115,12 +116,14 @@ def verify_snapshot(read: ReadAt, file_bytes: int, where: str) -> SnapshotInfo:
 
     Raises:
         CorruptStateError: it is no snapshot, or not what its writer wrote.
-        ConfigError: a newer version wrote it.
+        ConfigError: a newer version wrote it, or one that is too old.
     """
     version, header_bytes = _read_prefix(read, where)
     digest = _check_digest(read, file_bytes, where)
     if version > FORMAT_VERSION:
         raise ConfigError(f"snapshot {where} has format {version}, this version reads up to {FORMAT_VERSION}")
+    if version < _FORMAT_OLDEST:
+        raise ConfigError(f"snapshot {where} has format {version}, this version reads from {_FORMAT_OLDEST} on")
     header = _read_header(read, header_bytes, where)
     chunks = state_bytes = 0
     for chunk in _chunks(read, _PREFIX.size + header_bytes, file_bytes, where):

@@ -179,3 +179,13 @@ def test_diff_of_two_files_says_by_its_exit_code_whether_they_differ(tmp_path: P
             "fields": [{"path": "data.x", "snapshot": "1", "live": "2"}],
         }
     ]  # fmt: skip
+
+
+def test_what_could_not_be_compared_is_no_difference(tmp_path: Path) -> None:
+    one = file_of(tmp_path / "a.qdsnap", stored(config("a", x="1")))
+    damaged = tmp_path / "damaged.qdsnap"
+    damaged.write_bytes(one.read_bytes()[:-1])
+    for argv in ([str(damaged), str(one)], [str(one), str(damaged)], [str(one), str(tmp_path / "none")]):
+        done = CliRunner().invoke(diff, argv)
+        assert done.exit_code == 2, done.output
+        assert "error: " in done.output

@@ -10,7 +10,7 @@ import click
 from controlplane.base.errors import ConfigError
 from controlplane.cli.common import CommandError, api_error_text, coroutine, err, settings_of
 from controlplane.cli.kinds import label_of
-from controlplane.client import ApiError, UnavailableError
+from controlplane.client import ApiError, NotFoundError, UnavailableError
 from controlplane.client.codec import from_dict, load_manifests, to_dict
 from controlplane.client.kinds import info_of
 from controlplane.contents import Contents, ObjectId, is_derived, without_server_fields
@@ -34,6 +34,8 @@ async def import_(context: click.Context, folder: Path, dry_run: bool) -> None:
     """
     contents = _read(folder)
     refused: list[str] = []
+    #: Of a dry run: namespaces that a real one would have made by then.
+    to_come: set[str] = set()
     client = settings_of(context).client()
     try:
         for which in contents.ordered():
@@ -45,8 +47,14 @@ async def import_(context: click.Context, folder: Path, dry_run: bool) -> None:
             except UnavailableError:
                 raise
             except ApiError as error:
+                if isinstance(error, NotFoundError) and which.namespace in to_come:
+                    label = label_of(info_of(type(obj)), which.name)
+                    click.echo(f"{label} created (dry run, not checked: its namespace is not there yet)")
+                    continue
                 refused.append(api_error_text(error))
                 continue
+            if dry_run and which.kind == "Namespace" and response.outcome == ApplyResponse.CREATED:
+                to_come.add(which.name)
             suffix = " (server dry run)" if dry_run else ""
             click.echo(f"{label_of(info_of(type(obj)), which.name)} {_WORD[response.outcome]}{suffix}")
     finally:

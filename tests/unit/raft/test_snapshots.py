@@ -109,12 +109,15 @@ def test_a_missing_file_is_a_config_error(tmp_path: Path) -> None:
         inspect_snapshot_file(tmp_path / "nothing.snap")
 
 
-def test_a_newer_format_is_told_from_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("version", "says"), [(2, "format 2, .* reads up to 1"), (0, "format 0, .* reads from 1 on")])
+def test_a_newer_format_and_one_too_old_are_told_from_damage(
+    version: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "backup.snap"
-    monkeypatch.setattr(snapshot_format, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(snapshot_format, "FORMAT_VERSION", version)
     path.write_bytes(file_bytes())
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="has format 2, this version reads up to 1"):
+    with pytest.raises(ConfigError, match=says):
         inspect_snapshot_file(path)
 
 
