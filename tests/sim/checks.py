@@ -105,6 +105,7 @@ class Checks:
         #: Every operation, ended or not.
         self.asked: list[Operation] = []
         self.reads = 0
+        self.ranges = 0
         self.installs = 0
         #: Told after each acknowledgement: the worst moment for something to break.
         self.on_ack: Callable[[], None] = lambda: None
@@ -295,6 +296,16 @@ class Checks:
             raise ViolationError(
                 f"read of {operation.key!r} at revision {revision} gives {got!r}, the log says {want!r}"
             )
+        self._floor = max(self._floor, revision)
+
+    @property
+    def floor(self) -> int:
+        """The newest revision that anybody has been told of."""
+        return self._floor
+
+    def range_answered(self, revision: int) -> None:
+        """Somebody was shown the state of a revision."""
+        self.ranges += 1
         self._floor = max(self._floor, revision)
 
     def nothing_lost(self, name: str, store: Store) -> None:

@@ -56,11 +56,19 @@ class Model:
 
     def at(self, key: bytes, revision: int | None = None) -> Change | None:
         """The key's newest change until that revision; None if there is none, or it was a deletion."""
-        history = next((past for last, past in self.past if revision is not None and revision <= last), self.history)
-        for change in reversed(history.get(key, ())):
+        for change in reversed(self._as_of(revision).get(key, ())):
             if revision is None or change.revision <= revision:
                 return None if change.value is None else change
         return None
+
+    def _as_of(self, revision: int | None) -> dict[bytes, list[Change]]:
+        """The history that has this revision: a restore begins another one."""
+        return next((past for last, past in self.past if revision is not None and revision <= last), self.history)
+
+    def range(self, key: bytes, range_end: bytes, revision: int) -> list[Change]:
+        """What was there then, in the order of the keys."""
+        keys = sorted(k for k in self._as_of(revision) if key <= k < range_end)
+        return [change for k in keys if (change := self.at(k, revision)) is not None]
 
     def mod_revision(self, key: bytes, revision: int | None = None) -> int:
         """What a compare of the mod revision sees: 0 when the key is not there."""

@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 
 from controlplane.base.errors import CorruptStateError, RemovedError, StorageError
 from controlplane.base.rand import SeededRand
+from controlplane.base.retention import Retention
+from controlplane.etcd.compactor import AutoCompactor
+from controlplane.etcd.integrity import CorruptMemberError, Integrity
 from controlplane.etcd.local import LocalKV
 from controlplane.etcd.restoring import LiveRestore
 from controlplane.raft.config import RaftConfig
@@ -30,6 +33,8 @@ __all__ = ["Breakage", "SimNode", "at_once", "run_now"]
 T = TypeVar("T")
 
 CLUSTER_ID = 1
+#: Between two comparisons of states.
+_COMPARED_EVERY_S = 0.3
 
 
 class Breakage:
@@ -80,6 +85,8 @@ class SimNode:
         sync_s: tuple[float, float],
         breakage: Breakage,
         services: bool = True,
+        compared: bool = False,
+        retention: Retention = Retention(),  # noqa: B008 - frozen
     ) -> None:
         self.me = me
         self.name = me.name
@@ -91,6 +98,8 @@ class SimNode:
         self.sync_s = sync_s
         self._breakage = breakage
         self._services = services
+        self._compared = compared
+        self._retention = retention
         self.disk = SimDisk(SeededRand(scheduler.rand.randint(0, 1 << 30)))
         self.alive = False
         self.serving = False
@@ -110,6 +119,7 @@ class SimNode:
         self.machine: CheckedStore
         self.kv: LocalKV
         self.restoring: LiveRestore
+        self.integrity: Integrity
         #: Clients that wait for an answer: what to tell them when the process dies.
         self.waiting: dict[int, Callable[[], None]] = {}
 
@@ -162,6 +172,7 @@ class SimNode:
             if self._services:
                 self.kv.start()
                 self.loop.spawn(self.restoring.run)
+                self._keep_house(replica)
             await replica.start()
             assert replica._core is not None
             self.core = replica._core
@@ -179,6 +190,20 @@ class SimNode:
             self.stop_by_itself(error)
         except Exception as error:  # noqa: BLE001 - a defect: it ends the run
             self._s.fail(error)
+
+    def _keep_house(self, replica: Replica) -> None:
+        """What else runs in every replica (``backbone.py``)."""
+        if self._retention.seconds is not None:
+            self.loop.spawn(AutoCompactor(self.kv, self.clock, lambda: self.leads, self._retention).run)
+        self.integrity = Integrity(self.kv, replica, self.machine.store, self.clock, every_s=_COMPARED_EVERY_S)
+        if self._compared:
+            self.loop.spawn(self._compare)
+
+    async def _compare(self) -> None:
+        try:
+            await self.integrity.run()
+        except CorruptMemberError as error:
+            self.stop_by_itself(error)
 
     def stop_by_itself(self, error: BaseException) -> None:
         """Fail-stop: the process is gone, and says why."""

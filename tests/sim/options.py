@@ -69,6 +69,12 @@ class Options:
     #: How many users there are whose permissions come and go; 0: nobody turns authentication on. Not where the state is
     #: put back, users with it.
     users: int = 0
+    #: Clients that read ranges, also of the past and from one replica alone.
+    readers: int = 0
+    #: Replicas compare their states' hashes.
+    compared: bool = False
+    #: How much history the replicas keep by themselves; 0: all of it.
+    retention_s: float = 0.0
 
     def line(self) -> str:
         """As text, for the report of a failure."""
@@ -113,7 +119,12 @@ def draw(seed: int) -> Options:
         options = replace(options, restores=rand.randint(1, 2))
     elif rand.random() < 0.25:
         options = replace(options, users=2)
-    return options
+    return replace(
+        options,
+        readers=rand.randint(0, 2),
+        compared=rand.random() < 0.5,
+        retention_s=pick(0.0, 0.5, 1.0) if "compact" in faults else 0.0,
+    )
 
 
 def past_failure(path: Path) -> tuple[int, Options]:

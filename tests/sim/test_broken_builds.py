@@ -15,6 +15,7 @@ import pytest
 
 from controlplane.base.errors import QuarterdeckError
 from controlplane.pb.etcd.kv_pb2 import Event
+from controlplane.pb.etcd.rpc_pb2 import RangeRequest
 from controlplane.store.leases import Change
 from controlplane.store.watch import Watcher
 from tests.sim.node import Breakage, SimNode
@@ -238,6 +239,52 @@ def a_snapshot_has_no_users(node: SimNode) -> None:
     store.take = nobody
 
 
+def past_revisions_are_read_as_of_now(node: SimNode) -> None:
+    store: Any = node.machine.store
+    read = store.range
+
+    def now(request: RangeRequest) -> Any:
+        present = RangeRequest()
+        present.CopyFrom(request)
+        present.revision = 0
+        return read(present)
+
+    store.range = now
+
+
+def counts_stop_at_the_limit(node: SimNode) -> None:
+    store: Any = node.machine.store
+    read = store.range
+
+    def short(request: RangeRequest) -> Any:
+        answer = read(request)
+        if request.limit:
+            answer.count = min(answer.count, request.limit)
+        return answer
+
+    store.range = short
+
+
+class _OtherHashes:
+    """A store of which the hashes tell of another state than the others have."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def hash_at(self, index: int) -> bytes | None:
+        digest = self._store.hash_at(index)
+        return None if digest is None else digest[::-1]
+
+
+def one_replica_holds_another_state(node: SimNode) -> None:
+    if node.name == "r2":
+        integrity: Any = node.integrity
+        integrity._store = _OtherHashes(integrity._store)
+
+
 @dataclass(frozen=True)
 class Build:
     """What is broken, what of the drawn options helps to show it, and the first seed of those to try."""
@@ -323,15 +370,21 @@ BUILDS = {
     "restores a snapshot without its users": Build(
         _inside(a_snapshot_has_no_users), "crash leader", options={**_SHORT_LOG, **_USERS}
     ),
+    "reads the past as it is now": Build(
+        _inside(past_revisions_are_read_as_of_now), says="range", options={"readers": 2}
+    ),
+    "counts no further than its limit": Build(_inside(counts_stop_at_the_limit), says="range", options={"readers": 2}),
+    "has another state than the others": Build(
+        _inside(one_replica_holds_another_state), says="CorruptMember", options={"compared": True}
+    ),
     "never expires a lease": Build(_inside(leases_are_for_ever), says="lease", options=_LEASES),
 }
 
 
 def _options(build: Build, seed: int) -> Options:
-    # Users and restores only where they help: the seeds were chosen without.
-    return replace(
-        draw(seed), **{"faults": frozenset(build.faults.split()), "users": 0, "restores": 0, **build.options}
-    )
+    # These only where they help: the seeds were chosen without.
+    without = {"users": 0, "restores": 0, "readers": 0, "compared": False, "retention_s": 0.0}
+    return replace(draw(seed), **{"faults": frozenset(build.faults.split()), **without, **build.options})
 
 
 def first_catch(build: Build) -> tuple[int, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.etcd import metrics
 from tests.sim.options import Options, past_failure
 from tests.sim.world import World, run_seed
 
@@ -34,6 +35,17 @@ def test_a_run_has_second_opinions() -> None:
     assert world.recording is not None
     assert len(world.recording.history.ops) > 20
     assert len(world.recording.history.events) > 10
+
+
+def test_replicas_keep_house_while_clients_read_ranges() -> None:
+    """Nobody compacts but the replicas; ranges of all kinds are read; states are compared."""
+    options = Options(readers=2, retention_s=0.5, compared=True, faults=frozenset({"crash"}))
+    world = World(4, options=options)
+    compared = metrics.INTEGRITY_COMPARED._value.get()
+    world.run()
+    assert world.checks.ranges > 30
+    assert world.checks.model.compacted > 0
+    assert metrics.INTEGRITY_COMPARED._value.get() > compared
 
 
 def test_the_same_seed_is_the_same_run_and_another_seed_is_another() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from controlplane.base.rand import SeededRand
+from controlplane.base.retention import Retention
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.types import Member
 from tests.sim.auth_clients import Administrator, UserClient
@@ -19,6 +20,7 @@ from tests.sim.net import SimNet
 from tests.sim.node import Breakage, SimNode
 from tests.sim.opinions import MARKS, Recording, search
 from tests.sim.options import Options, draw
+from tests.sim.readers import Reader
 from tests.sim.restorer import Restorer
 from tests.sim.rpc import HOST, Rpc
 from tests.sim.scheduler import Scheduler
@@ -107,6 +109,7 @@ class World:
         self.users: list[Administrator | UserClient] = []
         self.watchers: list[SimWatcher] = []
         self.restorers: list[Restorer] = []
+        self.readers: list[Reader] = []
         self.recording: Recording | None = None
         self.marker: Marker | None = None
         #: Keys whose beginning the search has found in order.
@@ -125,6 +128,8 @@ class World:
             sync_s=(self.options.sync_min_s, self.options.sync_max_s),
             breakage=self._breakage,
             services=services,
+            compared=self.options.compared,
+            retention=Retention(seconds=self.options.retention_s or None),
         )
         self.nodes.append(node)
         return node
@@ -168,6 +173,9 @@ class World:
                 LeaseClient(n + 1, self.rpc, self.nodes, self.checks, SeededRand(f"{self.seed} l{n}"))
             )
             self.rpc.start(self.lease_clients[-1].run)
+        for n in range(options.readers):
+            self.readers.append(Reader(self.rpc, self.nodes, self.checks, SeededRand(f"{self.seed} rd{n}")))
+            self.rpc.start(self.readers[-1].run)
         for n in range(options.restores):
             self.restorers.append(Restorer(n, self.rpc, self.nodes, SeededRand(f"{self.seed} r{n}")))
             self.rpc.start(self.restorers[-1].run)
@@ -209,6 +217,8 @@ class World:
             lessee.stopped = True
         for restorer in self.restorers:
             restorer.stopped = True
+        for reader in self.readers:
+            reader.stopped = True
         while not self._recovered(before):
             if s.now >= end:
                 raise ViolationError(f"no recovery within {_LIVENESS_S} s of peace: {self._state()}")
