@@ -1,5 +1,5 @@
-"""Replicas are replaced one by one, under load, by another version's or by themselves: no client notices, nothing is
-lost, and the states agree.
+"""Replicas, and agents with their pods, are replaced one by one, under load, by another version's or by themselves: no
+client notices, nothing is lost, no pod restarts, and the states agree.
 
 Real processes on one machine. The old version is the newest release, taken from the repository's own history and run
 with this environment's dependencies; without that history (a shallow clone) these tests fail, they never skip.
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import grpc
 import pytest
@@ -23,20 +24,28 @@ from chaos import releases
 from chaos.checkers import check_all
 from chaos.findings import Verdict
 from chaos.history import Header, History, Listing, Recorder, load
-from chaos.workload import Board, Pace, Reader, Watcher, Writer, read_prefix
+from chaos.observe import PodView, processes_of_pods, view
+from chaos.probes import node_ready, service_address
+from chaos.workload import Board, Pace, Reader, ServiceClient, Watcher, Writer, fetch, read_prefix
 from controlplane.base.clock import SystemClock
 from controlplane.base.rand import SystemRand
-from controlplane.client import ApiError, EtcdClient, OperatorClient
+from controlplane.client import ApiError, EtcdClient, GrpcClient, OperatorClient
+from controlplane.client.codec import load_manifests
 from controlplane.client.operator_client import leader_of
 from controlplane.local.cluster import LocalCluster
-from controlplane.local.spec import ReplicaSpec, plan
+from controlplane.local.spec import NodeSpec, ReplicaSpec, plan
 from controlplane.pb.etcd import rpc_pb2, rpc_pb2_grpc
+from controlplane.pb.k8s.core_v1_pb2 import Pod
 from controlplane.pb.quarterdeck.v1 import operator_pb2
 from controlplane.transport.channel import new_channel
 from tests.integration.etcd_rig import free_port
 
 pytestmark = pytest.mark.slow
 
+log = logging.getLogger(__name__)
+
+_WEB: Final = Path(__file__).resolve().parents[2] / "examples" / "web.yaml"
+_PODS = 4
 _PREFIX = "upgrade/"
 _TIMEOUT_S = 60.0
 #: Acknowledged writes between two steps: every mixture of versions has work to do.
@@ -44,7 +53,7 @@ _WRITES_BETWEEN = 60
 
 
 class Fleet:
-    """Three replicas without TLS (0.1 has none), and what their operators see."""
+    """Three replicas without TLS (0.1 has none), perhaps agents, and what their operators see."""
 
     def __init__(self, cluster: LocalCluster) -> None:
         self.cluster = cluster
@@ -68,8 +77,9 @@ class Fleet:
                 await asyncio.sleep(0.1)
 
     async def ready(self, name: str) -> None:
-        """Return when the replica says so at its health port."""
-        url = f"http://{self.cluster.replica(name).metrics}/readyz"
+        """Return when the replica or the agent says so at its health port."""
+        agents = {node.name: node.metrics for node in self.cluster.spec.nodes}
+        url = f"http://{agents.get(name) or self.cluster.replica(name).metrics}/readyz"
         async with asyncio.timeout(_TIMEOUT_S):
             while not await asyncio.to_thread(_answers, url):
                 self.cluster.check_alive([name])
@@ -105,44 +115,59 @@ def _answers(url: str) -> bool:
         return False
 
 
+class _Leaving(LocalCluster):
+    """Its agents leave their pods running for their successors, as those do that are to be upgraded."""
+
+    def _node_argv(self, me: NodeSpec) -> list[str]:
+        return [*super()._node_argv(me), "--leave-pods"]
+
+
+def _addresses(count: int) -> list[str]:
+    return [f"127.0.0.1:{free_port()}" for _ in range(count)]
+
+
 @asynccontextmanager
-async def running(folder: Path, source: Path | None, *args: str) -> AsyncIterator[Fleet]:
-    """Three replicas of that source tree; gone afterwards."""
-    spec = plan(replicas=3, nodes=0, port_base=20_000)
-    addresses = [[f"127.0.0.1:{free_port()}" for _ in range(3)] for _ in spec.replicas]
+async def running(folder: Path, source: Path | None, *args: str, nodes: int = 0) -> AsyncIterator[Fleet]:
+    """Three replicas, and agents, of that source tree; gone afterwards."""
+    spec = plan(replicas=3, nodes=nodes, port_base=20_000)
     spec = dataclasses.replace(
         spec,
-        replicas=tuple(ReplicaSpec(r.name, *mine) for r, mine in zip(spec.replicas, addresses, strict=True)),
+        replicas=tuple(ReplicaSpec(r.name, *_addresses(3)) for r in spec.replicas),
+        nodes=tuple(NodeSpec(node.name, *_addresses(2)) for node in spec.nodes),
         extra_replica_args=args,
     )
-    cluster = LocalCluster.create(folder / ".quarterdeck", spec)
+    cluster = _Leaving.create(folder / ".quarterdeck", spec)
     try:
-        for replica in spec.replicas:
-            if source is not None:
-                cluster.sources[replica.name] = source
-            cluster.start(replica.name)
         fleet = Fleet(cluster)
-        for replica in spec.replicas:
-            await fleet.ready(replica.name)
+        for names in ([r.name for r in spec.replicas], [node.name for node in spec.nodes]):
+            for name in names:
+                if source is not None:
+                    cluster.sources[name] = source
+                cluster.start(name)
+            for name in names:
+                await fleet.ready(name)
         yield fleet
     finally:
         await asyncio.to_thread(cluster.down)
 
 
 class Load:
-    """A writer and a reader at every replica and one watch over it all, recorded."""
+    """A writer and a reader at every replica, one watch over it all, and a client of a Service, if there is one;
+    recorded."""
 
-    def __init__(self, endpoints: list[str], path: Path) -> None:
+    def __init__(self, endpoints: list[str], path: Path, service: tuple[str, int] | None = None) -> None:
         clock, rand = SystemClock(), SystemRand()
         self.recorder = Recorder(path, Header("upgrade", _PREFIX, "", endpoints), clock)
         self._clients = [EtcdClient(endpoints, first=first) for first in endpoints for _ in range(2)]
         self.board = Board()
         self._stopping = asyncio.Event()
-        self._parts: list[Writer | Reader] = []
+        self._parts: list[Writer | Reader | ServiceClient] = []
         for n in range(len(endpoints)):
             writer, reader = self._clients[2 * n : 2 * n + 2]
             self._parts.append(Writer(n, _PREFIX, writer, self.board, self.recorder, Pace(30, clock), rand))
             self._parts.append(Reader(n, reader, self.board, self.recorder, Pace(10, clock)))
+        if service is not None:
+            self._parts.append(ServiceClient(0, service, self.recorder, Pace(30, clock), timeout_s=2.0))
         self._watching_client = EtcdClient(endpoints)
         self._watcher = Watcher(_PREFIX, self._watching_client, self.recorder, clock)
         self._tasks: list[asyncio.Task[None]] = []
@@ -182,16 +207,18 @@ async def roll(
     *,
     leader: Literal["last", "always"],
     half_way: Callable[[ReplicaSpec], Awaitable[None]] | None = None,
+    service: tuple[str, int] | None = None,
 ) -> None:
-    """Replace every replica under load; then nothing may have failed or be missing.
+    """Replace every replica, then every agent, under load; then nothing may have failed or be missing.
 
     Args:
         source: of the code that they come back with; None: this tree's.
         leader: ``last``: the one that leads at the start is the last; ``always``: whoever leads is the next, if it has
             not been replaced yet.
         half_way: given each replaced replica while others are not.
+        service: asked for all the while: one retry is a client's own.
     """
-    work = Load(fleet.endpoints, history)
+    work = Load(fleet.endpoints, history, service)
     try:
         await work.start()
         await work.more()
@@ -204,6 +231,9 @@ async def roll(
             if half_way is not None and old:
                 await half_way(fleet.cluster.replica(replaced))
             await work.more()
+        for node in fleet.cluster.spec.nodes:
+            await fleet.replace(node.name, source)
+            await work.more()
         await work.finish()
     finally:
         await work.close()
@@ -212,11 +242,41 @@ async def roll(
 
 def judge(history: History) -> None:
     """No write and no read failed or was left in doubt, and every rule of a history holds."""
-    lost = [op for op in history.of_kind("put", "get") if op.outcome != "ok"]
+    lost = [op for op in history.of_kind("put", "get", "http") if op.outcome != "ok"]
     assert not lost, f"{len(lost)} of {len(history.ops)} operations were not served, such as {lost[0]}"
     assert len(history.of_kind("put")) >= 4 * _WRITES_BETWEEN
     for finding in check_all(history):
         assert finding.verdict is Verdict.PASS, finding
+
+
+async def web(fleet: Fleet) -> tuple[str, int]:
+    """Four pods behind a Service, all serving; the Service's address."""
+    async with asyncio.timeout(_TIMEOUT_S), api(fleet) as client:
+        for manifest in load_manifests(_WEB.read_text()):
+            if manifest["kind"] == "Deployment":
+                manifest["spec"]["replicas"] = _PODS
+            await client.apply(manifest)
+        while True:
+            if len(await serving(client)) == _PODS:
+                address = await service_address(client)
+                if await fetch(*address, timeout_s=2.0) is None:
+                    return address
+            await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def api(fleet: Fleet) -> AsyncIterator[GrpcClient]:
+    client = GrpcClient(fleet.endpoints)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def serving(client: GrpcClient) -> Mapping[str, PodView]:
+    """Pods that are Ready, by uid."""
+    pods = (await client.list(Pod, namespace="default")).items
+    return {pod.metadata.uid: view(pod) for pod in pods if view(pod).ready and not view(pod).deleting}
 
 
 async def role_added(replica: ReplicaSpec) -> None:
@@ -251,3 +311,23 @@ async def test_a_rolling_restart_fails_no_request(tmp_path: Path) -> None:
     async with running(tmp_path, None) as fleet:
         await roll(fleet, tmp_path / "history.jsonl", None, leader="always")
         assert (await fleet.agreed()).state_hash
+
+
+async def test_agents_with_pods_and_a_service_are_upgraded_with_the_replicas(tmp_path: Path) -> None:
+    old = await asyncio.to_thread(releases.source_of, releases.newest(), tmp_path / "old")
+    async with running(tmp_path, old, nodes=2) as fleet:
+        service = await web(fleet)
+        assert list((old / "node" / "__pycache__").glob("agent.*.pyc")), "the old code did not run"
+        processes = processes_of_pods(fleet.cluster)
+        assert len(processes) == _PODS
+        await roll(fleet, tmp_path / "history.jsonl", None, leader="last", service=service)
+        requests = load(tmp_path / "history.jsonl").of_kind("http")
+        log.info("%d requests, %d attempts failed", len(requests), sum(op.attempts_failed for op in requests))
+        assert len(requests) > 100
+        assert processes_of_pods(fleet.cluster) == processes, "pods did not run on as the same processes"
+        async with api(fleet) as client:
+            now = await serving(client)
+            assert set(now) == set(processes), "the API says that they are others, or do not serve"
+            assert [pod.restarts for pod in now.values()] == [0] * _PODS
+            for node in fleet.cluster.spec.nodes:
+                assert await node_ready(client, node.name), node.name
