@@ -14,14 +14,19 @@ from typing import Any, TypeVar
 from controlplane.base.errors import CorruptStateError, RemovedError, StorageError
 from controlplane.base.rand import SeededRand
 from controlplane.base.retention import Retention
+from controlplane.etcd.caller import Caller
 from controlplane.etcd.compactor import AutoCompactor
+from controlplane.etcd.guard import LeaderGuard
 from controlplane.etcd.integrity import CorruptMemberError, Integrity
 from controlplane.etcd.local import LocalKV
 from controlplane.etcd.restoring import LiveRestore
+from controlplane.etcd.watch_service import WatchService
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.core import Core, Turn
 from controlplane.raft.driver import Replica
 from controlplane.raft.types import Member
+from controlplane.store.auth import ROOT
+from controlplane.store.store import Store
 from tests.sim.checks import CheckedStore, Checks
 from tests.sim.disk import PowerLoss, SimDisk
 from tests.sim.loop import SimLoop
@@ -33,6 +38,8 @@ __all__ = ["Breakage", "SimNode", "at_once", "run_now"]
 T = TypeVar("T")
 
 CLUSTER_ID = 1
+#: How often a watch is told of its progress.
+_PROGRESS_EVERY_S = 0.4
 #: Between two comparisons of states.
 _COMPARED_EVERY_S = 0.3
 
@@ -68,6 +75,19 @@ def run_now(work: Coroutine[Any, Any, T]) -> T:
 
 def at_once(operation: Callable[[], T], /) -> Awaitable[T]:
     return _at_once(operation)
+
+
+class _Administrators:
+    """Takes every caller for the administrator."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def caller(self, context: Any) -> Caller:
+        return self
+
+    async def user(self) -> str | None:
+        return ROOT if self._store.auth.enabled else None
 
 
 class SimNode:
@@ -119,6 +139,7 @@ class SimNode:
         self.machine: CheckedStore
         self.kv: LocalKV
         self.restoring: LiveRestore
+        self.watching: WatchService
         self.integrity: Integrity
         #: Clients that wait for an answer: what to tell them when the process dies.
         self.waiting: dict[int, Callable[[], None]] = {}
@@ -164,11 +185,12 @@ class SimNode:
                 clock=self.clock,
                 rand=rand,
                 election_timeout_ms=self.config.election_max_ms,
-                progress_every_s=0.4,
+                progress_every_s=_PROGRESS_EVERY_S,
             )
             self.restoring = LiveRestore(
                 self.kv, replica, self.machine.store, self.clock, rand, lambda: self.disk.capacity_bytes
             )
+            self._serve_streams(replica, rand)
             if self._services:
                 self.kv.start()
                 self.loop.spawn(self.restoring.run)
@@ -190,6 +212,15 @@ class SimNode:
             self.stop_by_itself(error)
         except Exception as error:  # noqa: BLE001 - a defect: it ends the run
             self._s.fail(error)
+
+    def _serve_streams(self, replica: Replica, rand: SeededRand) -> None:
+        """The services whose calls are streams. Everybody is the administrator: users have clients of their own."""
+        store = self.machine.store
+        guard = LeaderGuard(replica, self.clock, election_timeout_ms=self.config.election_max_ms)
+        authorizer: Any = _Administrators(store)
+        self.watching = WatchService(
+            self.kv, store, guard, authorizer, self.clock, rand, progress_every_s=_PROGRESS_EVERY_S
+        )
 
     def _keep_house(self, replica: Replica) -> None:
         """What else runs in every replica (``backbone.py``)."""

@@ -75,6 +75,8 @@ class Options:
     compared: bool = False
     #: How much history the replicas keep by themselves; 0: all of it.
     retention_s: float = 0.0
+    #: Watchers use the Watch service's streams, not what the control plane uses inside a replica.
+    streams: bool = False
 
     def line(self) -> str:
         """As text, for the report of a failure."""
@@ -124,6 +126,7 @@ def draw(seed: int) -> Options:
         readers=rand.randint(0, 2),
         compared=rand.random() < 0.5,
         retention_s=pick(0.0, 0.5, 1.0) if "compact" in faults else 0.0,
+        streams=rand.random() < 0.7,
     )
 
 

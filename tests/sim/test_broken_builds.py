@@ -7,7 +7,7 @@ the faults are the ordinary ones. A build is caught when a check fails or when a
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from controlplane.base.errors import QuarterdeckError
 from controlplane.pb.etcd.kv_pb2 import Event
-from controlplane.pb.etcd.rpc_pb2 import RangeRequest
+from controlplane.pb.etcd.rpc_pb2 import RangeRequest, WatchRequest, WatchResponse
 from controlplane.store.leases import Change
 from controlplane.store.watch import Watcher
 from tests.sim.node import Breakage, SimNode
@@ -265,6 +265,52 @@ def counts_stop_at_the_limit(node: SimNode) -> None:
     store.range = short
 
 
+def progress_is_told_before_what_is_on_its_way(node: SimNode) -> None:
+    watching: Any = node.watching
+    serve = watching.Watch
+
+    async def hasty(requests: Any, context: Any) -> None:
+        async def others() -> AsyncIterator[WatchRequest]:
+            async for request in requests:
+                if request.HasField("progress_request"):
+                    await context.write(WatchResponse(header=node.kv.header(), watch_id=-1))
+                else:
+                    yield request
+
+        await serve(others(), context)
+
+    watching.Watch = hasty
+
+
+def watches_do_not_wait_for_a_revision_to_come(node: SimNode) -> None:
+    """etcd#20221."""
+    store: Any = node.machine.store
+    create = store.watches.create
+
+    def begin(key: bytes, end: bytes, start: int, **options: Any) -> Any:
+        return create(key, end, min(start, store.revision + 1), **options)
+
+    store.watches.create = begin
+
+
+def a_canceled_watch_goes_on(node: SimNode) -> None:
+    watching: Any = node.watching
+    serve = watching.Watch
+
+    async def forgetful(requests: Any, context: Any) -> None:
+        async def others() -> AsyncIterator[WatchRequest]:
+            async for request in requests:
+                if request.HasField("cancel_request"):
+                    watch_id = request.cancel_request.watch_id
+                    await context.write(WatchResponse(header=node.kv.header(), watch_id=watch_id, canceled=True))
+                else:
+                    yield request
+
+        await serve(others(), context)
+
+    watching.Watch = forgetful
+
+
 class _OtherHashes:
     """A store of which the hashes tell of another state than the others have."""
 
@@ -370,6 +416,16 @@ BUILDS = {
     "restores a snapshot without its users": Build(
         _inside(a_snapshot_has_no_users), "crash leader", options={**_SHORT_LOG, **_USERS}
     ),
+    "tells progress before what is on its way": Build(
+        _inside(progress_is_told_before_what_is_on_its_way), says="watch", options={**_BUSY, "streams": True}
+    ),
+    "begins a watch of the future now": Build(
+        _inside(watches_do_not_wait_for_a_revision_to_come), says="watch", options={"streams": True}
+    ),
+    "goes on with a canceled watch": Build(_inside(a_canceled_watch_goes_on), says="watch", options={"streams": True}),
+    "begins a watch one revision late, on a stream": Build(
+        _inside(a_watch_begins_one_revision_late), says="watch", options={"streams": True}
+    ),
     "reads the past as it is now": Build(
         _inside(past_revisions_are_read_as_of_now), says="range", options={"readers": 2}
     ),
@@ -383,7 +439,7 @@ BUILDS = {
 
 def _options(build: Build, seed: int) -> Options:
     # These only where they help: the seeds were chosen without.
-    without = {"users": 0, "restores": 0, "readers": 0, "compared": False, "retention_s": 0.0}
+    without = {"users": 0, "restores": 0, "readers": 0, "compared": False, "retention_s": 0.0, "streams": False}
     return replace(draw(seed), **{"faults": frozenset(build.faults.split()), **without, **build.options})
 
 

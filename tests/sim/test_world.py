@@ -11,6 +11,7 @@ import pytest
 
 from controlplane.etcd import metrics
 from tests.sim.options import Options, past_failure
+from tests.sim.stream_watchers import StreamWatcher
 from tests.sim.world import World, run_seed
 
 _CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
@@ -46,6 +47,15 @@ def test_replicas_keep_house_while_clients_read_ranges() -> None:
     assert world.checks.ranges > 30
     assert world.checks.model.compacted > 0
     assert metrics.INTEGRITY_COMPARED._value.get() > compared
+
+
+def test_watchers_use_the_services_own_streams() -> None:
+    """Several watches on each; they are cancelled, overtaken by compaction, and asked for their progress."""
+    world = World(6, options=Options(streams=True, watchers=3, retention_s=0.5, faults=frozenset({"crash", "leader"})))
+    world.run()
+    assert world.checks.watches.watched > 100
+    assert sum(watcher.canceled for watcher in world.watchers if isinstance(watcher, StreamWatcher)) > 3
+    assert sum(watcher.progress_told for watcher in world.watchers if isinstance(watcher, StreamWatcher)) > 10
 
 
 def test_the_same_seed_is_the_same_run_and_another_seed_is_another() -> None:

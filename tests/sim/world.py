@@ -24,6 +24,7 @@ from tests.sim.readers import Reader
 from tests.sim.restorer import Restorer
 from tests.sim.rpc import HOST, Rpc
 from tests.sim.scheduler import Scheduler
+from tests.sim.stream_watchers import StreamWatcher
 from tests.sim.watchers import SimWatcher
 
 __all__ = ["Result", "World", "run_seed"]
@@ -107,7 +108,7 @@ class World:
         self.clients: list[Client] = []
         self.lease_clients: list[LeaseClient] = []
         self.users: list[Administrator | UserClient] = []
-        self.watchers: list[SimWatcher] = []
+        self.watchers: list[SimWatcher | StreamWatcher] = []
         self.restorers: list[Restorer] = []
         self.readers: list[Reader] = []
         self.recording: Recording | None = None
@@ -186,8 +187,12 @@ class World:
         for n in range(options.watchers):
             prefix = b"k" if n == 0 else b"k%d" % n
             rand = SeededRand(f"{self.seed} w{n}")
-            self.watchers.append(SimWatcher(n, self.rpc, self.net, self.nodes, self.checks, rand, prefix))
+            self.watchers.append(self._watcher(n, rand, prefix))
             self.rpc.start(self.watchers[-1].run)
+
+    def _watcher(self, number: int, rand: SeededRand, prefix: bytes) -> SimWatcher | StreamWatcher:
+        kind = StreamWatcher if self.options.streams else SimWatcher
+        return kind(number, self.rpc, self.net, self.nodes, self.checks, rand, prefix)
 
     def _bring_users(self, count: int) -> None:
         kinds: list[type[Administrator | UserClient]] = [Administrator, *([UserClient] * count)]
@@ -201,7 +206,7 @@ class World:
         self.marker = Marker(self.rpc, self.nodes, recording.history, SeededRand(f"{self.seed} m"))
         self.rpc.start(self.marker.run)
         rand = SeededRand(f"{self.seed} wm")
-        watcher = SimWatcher(len(self.watchers), self.rpc, self.net, self.nodes, self.checks, rand, MARKS)
+        watcher = self._watcher(len(self.watchers), rand, MARKS)
         watcher.on_events = lambda events: recording.told(events, self.scheduler.now)
         self.watchers.append(watcher)
         self.rpc.start(watcher.run)
