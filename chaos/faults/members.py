@@ -155,6 +155,8 @@ class RollingRestart(Fault):
         for name in strike.victims:
             if not strike.quorum_lost:
                 await _until_spared(ground, name)
+            if name in ground.seen.nodes:
+                await _until_pods_ready(ground, name)
             await restart(ground, name)
         return {"restarted": len(strike.victims)}
 
@@ -189,6 +191,15 @@ async def _until_spared(ground: Ground, name: str) -> None:
         if ground.clock.monotonic() > deadline_s:
             raise FaultError(f"{name} is not restarted: for {_SERVE_TIMEOUT_S:g} s the others were no majority")
         await ground.clock.sleep(_POLL_S)
+
+
+async def _until_pods_ready(ground: Ground, name: str) -> None:
+    """Wait for every pod of the workload. A node gives its pods no new connections while its agent is away, and on a
+    busy machine the agent before may have been away for so long that its pods were replaced: two such nodes may have
+    had them all. Raises DeviationError: not in time."""
+    wanted, pods = ground.seen.wanted, ground.pods
+    if await pods.until(lambda: len(pods.ready()) >= wanted, _SERVE_TIMEOUT_S) is None:
+        raise DeviationError(f"{name} is not restarted: for {_SERVE_TIMEOUT_S:g} s not {wanted} pods were Ready")
 
 
 async def _replica_serves(ground: Ground, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,15 +10,16 @@ from typing import Any, cast
 
 import pytest
 
-from chaos.fault import FaultError, ImpossibleError, Strike
+from chaos.fault import DeviationError, FaultError, ImpossibleError, Strike
 from chaos.faults import fault_named
 from chaos.ground import Ground
+from chaos.observe import PodView
 from controlplane.base.clock import SystemClock
 from controlplane.base.errors import Code, ConfigError
 from controlplane.base.rand import SeededRand
 from controlplane.client import NotFoundError
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment
-from tests.unit.chaos.faults.rig import ground
+from tests.unit.chaos.faults.rig import PODS, ground
 
 RAND = SeededRand(1)
 
@@ -128,6 +130,49 @@ async def test_a_rolling_restart_waits_while_another_fault_has_the_quorum_at_its
     assert cluster.calls == [
         "down: ", "stop r1", "start r1", "down: r2", "down: r2", "down: ", "stop r3", "start r3",
     ]  # fmt: skip
+
+
+async def test_a_rolling_restart_of_agents_waits_for_the_pods_that_went_with_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on, cluster, _ = rig(tmp_path)
+    strike = fault_named("rolling-restart").plan(on, ["node-1", "node-2"], {}, RAND)
+    ready = iter([6, 3, 5, 6])
+
+    class Replaced:
+        def ready(self) -> list[PodView]:
+            count = next(ready)
+            cluster.calls.append(f"{count} Ready")
+            return list(PODS[:count])
+
+        async def until(self, done: Callable[[], bool], timeout_s: float) -> float | None:
+            while not done():
+                pass
+            return 0.0
+
+    async def serves(ground: Ground, name: str) -> bool:
+        return True
+
+    monkeypatch.setattr("chaos.faults.members._agent_serves", serves)
+    on.pods = cast(Any, Replaced())
+    await fault_named("rolling-restart").strike(on, strike)
+    assert cluster.calls == [
+        "6 Ready", "SIGKILL node-1", "start node-1", "3 Ready", "5 Ready", "6 Ready", "SIGKILL node-2", "start node-2",
+    ]  # fmt: skip
+
+
+async def test_a_rolling_restart_of_agents_ends_if_the_pods_do_not_come_back(tmp_path: Path) -> None:
+    on, cluster, _ = rig(tmp_path)
+
+    class Never:
+        async def until(self, done: Callable[[], bool], timeout_s: float) -> float | None:
+            return None
+
+    on.pods = cast(Any, Never())
+    strike = fault_named("rolling-restart").plan(on, ["node-1"], {}, RAND)
+    with pytest.raises(DeviationError, match=r"node-1 is not restarted: .* not 6 pods were Ready"):
+        await fault_named("rolling-restart").strike(on, strike)
+    assert cluster.calls == []
 
 
 class Serving:
