@@ -5,7 +5,8 @@ second, whatever it is changed to. With ``monotonic`` the clock that never jumps
 machine is frozen and thawed; without, it is left alone, as when an administrator sets the time.
 
 Owns the files and the environment; starts nothing. Sees one defect of libfaketime: under it a thread that sleeps
-(``time.sleep``) gets an error, so it is for replicas and agents, which do not.
+(``time.sleep``) gets an error, and with ``monotonic`` a timed wait of a thread never ends, so it is for replicas and
+agents, which do neither.
 """
 
 from __future__ import annotations
@@ -78,6 +79,9 @@ class Clocks:
         }  # fmt: skip
         if not (self._folder / f"{name}{_MONOTONIC_TOO}").exists():
             environment["FAKETIME_DONT_FAKE_MONOTONIC"] = environment["DONT_FAKE_MONOTONIC"] = "1"
+            # Its repair of timed waits on the monotonic clock makes them last a second if that clock is left alone;
+            # Python's threads wait so for the interpreter's lock.
+            environment["FAKETIME_FORCE_MONOTONIC_FIX"] = "0"
         return environment
 
     @staticmethod
