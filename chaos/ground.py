@@ -80,10 +80,10 @@ class Ground:
         """``broken``: do not wait for the cluster to answer."""
         clock, rand = clock or SystemClock(), rand or SystemRand()
         spec = cluster.spec
-        credentials, kv_credentials = cluster.credentials(), cluster.kv_credentials()
+        credentials = cluster.credentials()
         async with (
             GrpcClient(spec.endpoints, credentials=credentials) as client,
-            EtcdClient(spec.kv_endpoints, foreign=bool(spec.store), credentials=kv_credentials) as kv,
+            EtcdClient(spec.kv_endpoints, foreign=bool(spec.store), credentials=credentials) as kv,
             Replicas({r.name: r.client for r in spec.replicas}, clock, credentials) as replicas,
             Pods(
                 client, namespace=NAMESPACE, label_selector=f"app={WORKLOAD}", clock=clock, rand=rand, wait=not broken

@@ -256,7 +256,7 @@ class _Runner:
                         Load(
                             spec.kv_endpoints, address, prefix=header.prefix, recorder=recorder, rates=self._rates,
                             clock=self._clock, rand=rand, foreign=bool(spec.store),
-                            credentials=self._cluster.kv_credentials(),
+                            credentials=self._cluster.credentials(),
                             parts={part for e in self._experiments for part in e.settings.workload},
                             api=ground.client, cluster=self._cluster,
                         )

@@ -63,7 +63,7 @@ class Peer:
         self.kind = kind
         replicas = 3 if kind == OURS else 1  # a plan has at least one; etcd's is never started
         store = "embedded" if kind == OURS else "etcd"
-        spec = plan(replicas=replicas, nodes=0, port_base=port_base, store=store, tls=tls)
+        spec = plan(replicas=replicas, nodes=0, port_base=port_base, store=store, tls=tls and kind == OURS)
         spec = dataclasses.replace(spec, extra_replica_args=replica_args)
         if hosts is not None:
             spec = _on_hosts(spec, hosts)

@@ -42,7 +42,7 @@ from controlplane.local.processes import ProcessError, Processes
 from controlplane.local.procfs import catches, stat_of
 from controlplane.local.relay import RelayFiles
 from controlplane.local.spec import EDGE, RELAY, ClusterSpec, NodeSpec, ReplicaSpec, StoreMemberSpec
-from controlplane.transport.tls import Reloader
+from controlplane.transport.tls import Reloader, TlsFiles
 
 if TYPE_CHECKING:
     from controlplane.local.pki import Pki
@@ -114,15 +114,17 @@ class LocalCluster:
         """The administrator's, to speak with replicas; None where TLS is off."""
         return Reloader(self.pki.admin) if self.spec.tls else None
 
-    def kv_credentials(self) -> Reloader | None:
-        """The same for who serves the etcd API; a store apart speaks plainly."""
-        return None if self.spec.store else self.credentials()
+    def certificate(self, who: identity.Identity, *addresses: str) -> TlsFiles | None:
+        """The files of a process that listens there, made or renewed if need be; None where TLS is off."""
+        if not self.spec.tls:
+            return None
+        hosts = dict.fromkeys(split_address(address)[0] for address in addresses)
+        return self.pki.ensure(who, [who.name, "localhost", *hosts]).absolute()
 
     def _tls_args(self, who: identity.Identity, *addresses: str) -> list[str]:
-        if not self.spec.tls:
+        files = self.certificate(who, *addresses)
+        if files is None:
             return []
-        hosts = dict.fromkeys(split_address(address)[0] for address in addresses)
-        files = self.pki.ensure(who, [who.name, "localhost", *hosts]).absolute()
         return ["--tls-ca", str(files.ca), "--tls-cert", str(files.cert), "--tls-key", str(files.key)]
 
     # -- hosts and links -------------------------------------------------------------------------------------------
@@ -251,7 +253,9 @@ class LocalCluster:
         elif name == EDGE:
             argv = self._edge_argv()
         elif any(member.name == name for member in self.spec.store):
-            argv = etcd.member_argv(self._named(name, self.spec.store), self.spec, self.store_dir(name).resolve())
+            me = self._named(name, self.spec.store)
+            tls = self.certificate(identity.member(name), me.client, me.peer)
+            argv = etcd.member_argv(me, self.spec, self.store_dir(name).resolve(), tls)
         elif any(node.name == name for node in self.spec.nodes):
             argv = self._node_argv(self.node(name))
         else:
@@ -308,7 +312,7 @@ class LocalCluster:
         return [
             self.python, "-m", "controlplane",
             "--name", me.name,
-            *self._store_args(me.name),
+            *self._store_args(me),
             "--initial-cluster", self.spec.initial_cluster,
             *(["--initial-cluster-state", "existing"] if me.name in self.spec.joined else []),
             "--cluster-token", self.spec.token,
@@ -321,10 +325,14 @@ class LocalCluster:
             *self.spec.extra_replica_args,
         ]  # fmt: skip
 
-    def _store_args(self, name: str) -> list[str]:
-        if self.spec.store:
-            return ["--store", f"etcd://{','.join(self.spec.kv_endpoints)}"]
-        return ["--data-dir", str(self.replica_dir(name).resolve())]
+    def _store_args(self, me: ReplicaSpec) -> list[str]:
+        if not self.spec.store:
+            return ["--data-dir", str(self.replica_dir(me.name).resolve())]
+        found = ["--store", f"etcd://{','.join(self.spec.kv_endpoints)}"]
+        files = self.certificate(identity.member(me.name), me.client, me.peer, me.metrics)
+        if files is not None:
+            found += ["--store-ca", str(files.ca), "--store-cert", str(files.cert), "--store-key", str(files.key)]
+        return found
 
     def _node_argv(self, me: NodeSpec) -> list[str]:
         there = {replica.name for replica in self.spec.replicas}
@@ -490,7 +498,7 @@ def _unmount(directory: Path) -> None:
 
 def etcdctl_environment(cluster: LocalCluster) -> dict[str, str]:
     """The variables with which etcdctl speaks to this cluster."""
-    secure = cluster.spec.tls and not cluster.spec.store
+    secure = cluster.spec.tls
     scheme = "https" if secure else "http"
     found = {
         "ETCDCTL_API": "3",

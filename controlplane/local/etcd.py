@@ -11,8 +11,9 @@ from typing import Final
 
 from controlplane.base.errors import ConfigError
 from controlplane.local.spec import ClusterSpec, StoreMemberSpec
+from controlplane.transport.tls import TlsFiles
 
-__all__ = ["initial_cluster", "member_argv", "program"]
+__all__ = ["etcdctl_flags", "initial_cluster", "member_argv", "peer_url", "program", "tls_flags"]
 
 _PACKAGES: Final = {"etcd": "etcd-server", "etcdctl": "etcd-client"}
 _SNAPSHOT_ENTRIES: Final = 10_000
@@ -33,21 +34,28 @@ def program(name: str) -> str:
     return found
 
 
+def peer_url(member: StoreMemberSpec, spec: ClusterSpec) -> str:
+    """Where the other members find it."""
+    return f"{_scheme(spec.tls)}://{member.peer}"
+
+
 def initial_cluster(spec: ClusterSpec) -> str:
     """The members, as each of them is told."""
-    return ",".join(f"{member.name}=http://{member.peer}" for member in spec.store)
+    return ",".join(f"{member.name}={peer_url(member, spec)}" for member in spec.store)
 
 
-def member_argv(me: StoreMemberSpec, spec: ClusterSpec, data_dir: Path) -> list[str]:
-    """The command line of one member. Heartbeat and election are as quick as our replicas' own."""
+def member_argv(me: StoreMemberSpec, spec: ClusterSpec, data_dir: Path, tls: TlsFiles | None = None) -> list[str]:
+    """The command line of one member. Heartbeat and election are as quick as our replicas' own. ``tls``: its
+    certificate, where the cluster has TLS; who has none of the same authority is let in on neither port."""
+    client = f"{_scheme(spec.tls)}://{me.client}"
     return [
         program("etcd"),
         "--name", me.name,
         "--data-dir", str(data_dir),
-        "--listen-client-urls", f"http://{me.client}",
-        "--advertise-client-urls", f"http://{me.client}",
-        "--listen-peer-urls", f"http://{me.peer}",
-        "--initial-advertise-peer-urls", f"http://{me.peer}",
+        "--listen-client-urls", client,
+        "--advertise-client-urls", client,
+        "--listen-peer-urls", peer_url(me, spec),
+        "--initial-advertise-peer-urls", peer_url(me, spec),
         "--initial-cluster", initial_cluster(spec),
         "--initial-cluster-token", spec.token,
         "--heartbeat-interval", "50",
@@ -55,4 +63,26 @@ def member_argv(me: StoreMemberSpec, spec: ClusterSpec, data_dir: Path) -> list[
         "--snapshot-count", str(_SNAPSHOT_ENTRIES),
         "--log-level", "warn",
         "--logger", "zap",
+        *([] if tls is None else tls_flags(tls)),
     ]  # fmt: skip
+
+
+def tls_flags(tls: TlsFiles) -> list[str]:
+    """What has an etcd show that certificate on both ports, and want one of its authority from others. It reads the
+    files again at every handshake, so a renewed one needs no restart."""
+    return [
+        "--client-cert-auth", "--trusted-ca-file", str(tls.ca),
+        "--cert-file", str(tls.cert), "--key-file", str(tls.key),
+        "--peer-client-cert-auth", "--peer-trusted-ca-file", str(tls.ca),
+        "--peer-cert-file", str(tls.cert), "--peer-key-file", str(tls.key),
+    ]  # fmt: skip
+
+
+def etcdctl_flags(endpoint: str, tls: TlsFiles | None) -> list[str]:
+    """How etcdctl speaks to a member."""
+    flags = ["--endpoints", f"{_scheme(tls is not None)}://{endpoint}"]
+    return flags if tls is None else [*flags, "--cacert", str(tls.ca), "--cert", str(tls.cert), "--key", str(tls.key)]
+
+
+def _scheme(tls: bool) -> str:
+    return "https" if tls else "http"

@@ -26,6 +26,7 @@ from typing import Any, Final, cast
 
 import grpc
 
+from controlplane.base import identity
 from controlplane.base.clock import SystemClock
 from controlplane.base.errors import StatusError
 from controlplane.base.rand import SystemRand
@@ -33,12 +34,13 @@ from controlplane.external.config import StoreConfig
 from controlplane.external.connection import Connection
 from controlplane.external.kv import RemoteKV
 from controlplane.local.cluster import LocalCluster
-from controlplane.local.etcd import initial_cluster, program
+from controlplane.local.etcd import etcdctl_flags, initial_cluster, peer_url, program, tls_flags
 from controlplane.local.processes import ProcessError
 from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.pb.etcd.rpc_pb2_grpc import LeaseStub
 from controlplane.recovery import Restored
 from controlplane.transport.channel import new_channel
+from controlplane.transport.tls import Reloader, TlsFiles
 
 __all__ = ["REVISIONS_SKIPPED", "restore_store", "save_store", "snapshot_revision"]
 
@@ -54,7 +56,8 @@ def save_store(cluster: LocalCluster, path: Path) -> None:
     member = next((m for m in cluster.spec.store if cluster.processes.pid(m.name) is not None), None)
     if member is None:
         raise ProcessError("no member of the store runs: there is nothing to take a snapshot of")
-    _etcdctl("--endpoints", member.client, "snapshot", "save", str(path))
+    tls = cluster.pki.admin if cluster.spec.tls else None
+    _etcdctl(*etcdctl_flags(member.client, tls), "snapshot", "save", str(path))
 
 
 def snapshot_revision(path: Path) -> int:
@@ -75,7 +78,10 @@ def restore_store(cluster: LocalCluster, path: Path) -> Restored:
         raise ProcessError(f"still running: {', '.join(running)}; stop or kill them first")
     with tempfile.TemporaryDirectory(dir=cluster.root) as work:
         moved_on = Path(work) / "moved-on.db"
-        restored = _move_on(path, moved_on, Path(work) / "alone")
+        # What a snapshot holds is as secret on its way as it was where it comes from.
+        first = cluster.spec.store[0]
+        tls = cluster.certificate(identity.member(first.name), first.client, first.peer)
+        restored = _move_on(path, moved_on, Path(work) / "alone", tls)
         for member in cluster.spec.store:
             shutil.rmtree(cluster.store_dir(member.name), ignore_errors=True)
             _etcdctl(
@@ -84,7 +90,7 @@ def restore_store(cluster: LocalCluster, path: Path) -> Restored:
                 "--data-dir", str(cluster.store_dir(member.name)),
                 "--initial-cluster", initial_cluster(cluster.spec),
                 "--initial-cluster-token", cluster.spec.token,
-                "--initial-advertise-peer-urls", f"http://{member.peer}",
+                "--initial-advertise-peer-urls", peer_url(member, cluster.spec),
             )  # fmt: skip
     for member in cluster.spec.store:
         cluster.start(member.name)
@@ -93,28 +99,30 @@ def restore_store(cluster: LocalCluster, path: Path) -> Restored:
     return restored
 
 
-def _move_on(path: Path, to: Path, data_dir: Path) -> Restored:
-    peer = f"http://127.0.0.1:{_free_port()}"
+def _move_on(path: Path, to: Path, data_dir: Path, tls: TlsFiles | None) -> Restored:
+    port, peer = _free_port(), f"127.0.0.1:{_free_port()}"
+    client = f"localhost:{port}"  # a name of every certificate
+    scheme = "http" if tls is None else "https"
     _etcdctl(
         "snapshot", "restore", str(path), "--name", "alone", "--data-dir", str(data_dir),
-        "--initial-cluster", f"alone={peer}", "--initial-advertise-peer-urls", peer,
+        "--initial-cluster", f"alone={scheme}://{peer}", "--initial-advertise-peer-urls", f"{scheme}://{peer}",
     )  # fmt: skip
-    client = f"127.0.0.1:{_free_port()}"
-    with _alone(data_dir, client, peer):
-        restored = asyncio.run(_skip_revisions(client))
-        _etcdctl("--endpoints", client, "snapshot", "save", str(to))
+    with _alone(data_dir, f"{scheme}://127.0.0.1:{port}", f"{scheme}://{peer}", tls):
+        restored = asyncio.run(_skip_revisions(client, tls))
+        _etcdctl(*etcdctl_flags(client, tls), "snapshot", "save", str(to))
     return restored
 
 
 @contextmanager
-def _alone(data_dir: Path, client: str, peer: str) -> Iterator[None]:
+def _alone(data_dir: Path, client: str, peer: str, tls: TlsFiles | None) -> Iterator[None]:
     """The restored member, on ports that no client knows."""
     process = subprocess.Popen(
         [
             program("etcd"), "--name", "alone", "--data-dir", str(data_dir),
-            "--listen-client-urls", f"http://{client}", "--advertise-client-urls", f"http://{client}",
+            "--listen-client-urls", client, "--advertise-client-urls", client,
             "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"alone={peer}",
             "--heartbeat-interval", "10", "--election-timeout", "100", "--log-level", "error",
+            *([] if tls is None else tls_flags(tls)),
         ],
         env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -125,14 +133,16 @@ def _alone(data_dir: Path, client: str, peer: str) -> Iterator[None]:
         process.wait()
 
 
-async def _skip_revisions(endpoint: str) -> Restored:
+async def _skip_revisions(endpoint: str, tls: TlsFiles | None) -> Restored:
     """End all leases, move on, and forget what was before; what the store then is."""
-    connection = Connection(StoreConfig((endpoint,)), clock=SystemClock(), rand=SystemRand())
+    there = StoreConfig((endpoint,)) if tls is None else StoreConfig((endpoint,), tls.ca, tls.cert, tls.key)
+    connection = Connection(there, clock=SystemClock(), rand=SystemRand())
     kv = RemoteKV(connection, clock=SystemClock(), rand=SystemRand())
     try:
         began = await kv.range(e.RangeRequest(key=_SKIP_KEY, count_only=True), timeout_ms=int(_START_TIMEOUT_S * 1000))
         snapshot_revision = began.header.revision
-        async with new_channel(endpoint) as channel:
+        credentials = None if tls is None else Reloader(tls)
+        async with new_channel(endpoint, credentials=credentials) as channel:
             leases = await cast(Any, LeaseStub(channel)).LeaseLeases(e.LeaseLeasesRequest())
         for lease in leases.leases:
             await kv.lease_revoke(e.LeaseRevokeRequest(ID=lease.ID))

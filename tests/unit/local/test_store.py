@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.base import identity
 from controlplane.base.errors import ConfigError
+from controlplane.base.pki import read_certificate
 from controlplane.local import etcd
 from controlplane.local.cluster import LocalCluster
 from controlplane.local.etcd_restore import save_store
@@ -64,6 +66,33 @@ def test_a_member_is_told_of_all_members(tmp_path: Path, monkeypatch: pytest.Mon
         "etcd-1=http://127.0.0.1:20016,etcd-2=http://127.0.0.1:20026,etcd-3=http://127.0.0.1:20036"
     )
     assert settings["--initial-cluster-token"] == spec.token
+
+
+def test_with_tls_both_ports_of_a_member_want_certificates_of_the_clusters_authority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(etcd, "program", lambda name: f"/usr/bin/{name}")
+    spec = plan(replicas=3, nodes=1, port_base=20_000, store="etcd", tls=True)
+    cluster = LocalCluster.create(tmp_path / "c", spec)
+    me = spec.store[0]
+    tls = cluster.certificate(identity.member(me.name), me.client, me.peer)
+    assert tls is not None
+    argv = etcd.member_argv(me, spec, tmp_path, tls)
+    assert {"--client-cert-auth", "--peer-client-cert-auth"} <= set(argv)
+    assert not any("http://" in word for word in argv)
+    for flag in ("--trusted-ca-file", "--peer-trusted-ca-file"):
+        assert argv[argv.index(flag) + 1] == str(cluster.pki.ca.absolute())
+    names = read_certificate(tls.cert.read_bytes()).names
+    assert {"etcd-1", "localhost", "127.0.0.1"} <= set(names)
+    assert etcd.etcdctl_flags(me.client, tls)[:2] == ["--endpoints", f"https://{me.client}"]
+
+
+def test_replicas_show_the_store_their_own_certificates(tmp_path: Path) -> None:
+    spec = plan(replicas=3, nodes=1, port_base=20_000, store="etcd", tls=True)
+    cluster = LocalCluster.create(tmp_path / "c", spec)
+    argv = cluster._replica_argv(spec.replicas[0])
+    assert argv[argv.index("--store-cert") + 1] == argv[argv.index("--tls-cert") + 1]
+    assert argv[argv.index("--store-ca") + 1] == str(cluster.pki.ca.absolute())
 
 
 def test_a_missing_program_is_named_with_the_package_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
