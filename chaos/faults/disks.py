@@ -10,10 +10,14 @@ What is real:
   that was not synced is taken from the file, whole or in part. It is exactly what a power cut may do, no more: one
   frame is written per sync.
 - ``flip``: one bit of a synced file turns while the replica is down. It must be found out.
+- ``tear`` of a snapshot: the newest one loses its end while the replica is down. A snapshot has its name only once all
+  of it is synced, so no power cut does this: it is rot of another kind, and must be found out as well.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -177,11 +181,65 @@ class Tear(LoseUnsynced):
     """A write that the power cut ended half-way."""
 
     name = "tear"
-    doc = "kill -9 between write and sync of the log; what was not synced is there in part; down until healed"
+    doc = (
+        "kill -9 between write and sync of the log; what was not synced is there in part; down until healed; "
+        "or kill -9, and the newest snapshot without its end; started again; put back when healed"
+    )
+    params: Mapping[str, str] = {"where": "wal (the default) or snapshot"}
     kept = (1, 99)
+
+    def plan(self, ground: Ground, targets: Sequence[str], params: Mapping[str, JSON], rand: Rand) -> Strike:
+        known(self.name, params, self.params)
+        if word(self.name, params, "where", "wal", ("wal", "snapshot")) == "wal":
+            return super().plan(ground, targets, {}, rand)
+        _one(self.name, targets)
+        if isinstance(ground.cluster, RemoteCluster):
+            raise ConfigError(f"{self.name}: agents tear the log only; flip (where: snapshot) damages a snapshot there")
+        percent = rand.randint(*self.kept)
+        note = ground.cluster.root / "chaos" / f"torn-{targets[0]}"
+        says = f"kill -9 {targets[0]}, and its newest snapshot ends after {percent} %"
+        return self._planned(
+            ground, targets, {"snapshot_percent": percent}, [{"name": targets[0], "note": str(note)}], says
+        )
 
     def _loses(self) -> str:
         return "the end"
+
+    async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
+        if "snapshot_percent" not in strike.args:
+            return await super().strike(ground, strike)
+        name, note = strike.victims[0], Path(strike.undo[0].args["note"])
+        await aside(ground.cluster.kill, name)
+        try:
+            path, _, last = await aside(damage.rot_target, ground.cluster.replica_dir(name), "snapshot")
+        except ConfigError as error:
+            raise FaultError(str(error)) from error
+        size = last + 1
+        # All of it is kept, and where it belongs is on disk, before it is torn: whoever heals has nothing else.
+        await aside(shutil.copyfile, path, _kept(note))
+        _write_note(note, f"{path}\n{path.stat().st_ino}\n")
+        keep = max(1, size * strike.args["snapshot_percent"] // 100)
+        await aside(os.truncate, path, keep)
+        await aside(ground.cluster.start, name)
+        await until_known(ground, name)
+        return {"torn": f"{path.name} after {keep} of {size} bytes"}
+
+    async def proof(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
+        """Of a snapshot: whether it was found out, and how, the cluster says."""
+        if "snapshot_percent" not in strike.args:
+            return await super().proof(ground, strike)
+        return {"bit": True, "refused_to_start": ground.cluster.processes.pid(strike.victims[0]) is None}
+
+    async def heal(self, ground: Ground, undo: Undo) -> None:
+        note = Path(undo.args["note"]) if "note" in undo.args else None
+        if note is not None and note.exists():
+            await aside(ground.cluster.kill, undo.args["name"], signal.SIGKILL)
+            path, inode = note.read_text().splitlines()
+            if _is(Path(path), inode):
+                await aside(os.replace, _kept(note), path)
+            _kept(note).unlink(missing_ok=True)
+            note.unlink()
+        await super().heal(ground, undo)
 
 
 class Flip(OnDisk):
@@ -195,8 +253,7 @@ class Flip(OnDisk):
     def plan(self, ground: Ground, targets: Sequence[str], params: Mapping[str, JSON], rand: Rand) -> Strike:
         known(self.name, params, self.params)
         where = word(self.name, params, "where", "wal", ("wal", "snapshot"))
-        if len(targets) != 1:
-            raise ConfigError(f"{self.name}: one replica at a time, not {', '.join(targets)}")
+        _one(self.name, targets)
         place = integer(self.name, {"place": rand.randint(0, 999_999)}, "place", 0, 0, 999_999)
         says = f"kill -9 {targets[0]}, and a bit of its {where} turned"
         args = {"where": where, "place": place, "bit": rand.randint(0, 7)}
@@ -209,7 +266,7 @@ class Flip(OnDisk):
             await aside(ground.cluster.kill, name)
             offset = await aside(ground.cluster.flip, name, args["where"], args["place"], args["bit"])
             await aside(ground.cluster.start, name)
-            await self._until_known(ground, name)
+            await until_known(ground, name)
             return {"flipped": f"{args['where']} at {offset}"}
         directory, note = ground.cluster.replica_dir(name), Path(strike.undo[0].args["note"])
         await aside(ground.cluster.kill, name)
@@ -220,22 +277,11 @@ class Flip(OnDisk):
         offset = low + (high - low) * args["place"] // 1_000_000
         before = path.read_bytes()[offset]
         # Where it was, on disk before it is turned: whoever heals has nothing else.
-        temporary = note.with_suffix(".tmp")
-        temporary.write_text(f"{path}\n{offset}\n{before}\n")
-        temporary.replace(note)  # all of it or nothing, whenever this is killed
+        _write_note(note, f"{path}\n{offset}\n{before}\n{path.stat().st_ino}\n")
         await aside(damage.flip, path, offset, args["bit"])
         await aside(ground.cluster.start, name)
-        await self._until_known(ground, name)
+        await until_known(ground, name)
         return {"flipped": f"{path.name} at {offset}"}
-
-    async def _until_known(self, ground: Ground, name: str) -> None:
-        """Until it has ended, or serves: it was found out, or did not matter."""
-        deadline_s = ground.clock.monotonic() + _DIES_S
-        while ground.cluster.processes.pid(name) is not None and ground.clock.monotonic() < deadline_s:
-            answer = (await ground.replicas.statuses()).get(name)
-            if answer is not None and answer.ready:
-                return
-            await ground.clock.sleep(_POLL_S)
 
     async def proof(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
         """A turned bit has bitten; whether it was found out, and how, the cluster says."""
@@ -247,11 +293,42 @@ class Flip(OnDisk):
         if isinstance(ground.cluster, RemoteCluster):
             await aside(ground.cluster.flip_back, name)
         elif note.exists():
-            path, offset, byte = note.read_text().splitlines()
+            path, offset, byte, inode = note.read_text().splitlines()
             await aside(ground.cluster.kill, name, signal.SIGKILL)
-            await aside(damage.restore, Path(path), int(offset), int(byte))
+            if _is(Path(path), inode):
+                await aside(damage.restore, Path(path), int(offset), int(byte))
             note.unlink()
         await super().heal(ground, undo)
+
+
+async def until_known(ground: Ground, name: str) -> None:
+    """Until a damaged replica has ended, or serves: it was found out, or did not matter."""
+    deadline_s = ground.clock.monotonic() + _DIES_S
+    while ground.cluster.processes.pid(name) is not None and ground.clock.monotonic() < deadline_s:
+        answer = (await ground.replicas.statuses()).get(name)
+        if answer is not None and answer.ready:
+            return
+        await ground.clock.sleep(_POLL_S)
+
+
+def _one(fault: str, targets: Sequence[str]) -> None:
+    if len(targets) != 1:
+        raise ConfigError(f"{fault}: one replica at a time, not {', '.join(targets)}")
+
+
+def _is(path: Path, inode: str) -> bool:
+    """Whether that is the damaged file still. It may have been set aside, and another have its name since."""
+    return path.exists() and path.stat().st_ino == int(inode)
+
+
+def _kept(note: Path) -> Path:
+    return note.with_suffix(".kept")
+
+
+def _write_note(note: Path, text: str) -> None:
+    temporary = note.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(note)  # all of it or nothing, whenever this is killed
 
 
 FAULTS: Final[tuple[Fault, ...]] = (DiskFull(), DiskError(), LoseUnsynced(), Tear(), Flip())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from controlplane.base.errors import ConfigError
-from controlplane.raft.snapshots import SNAPSHOT_DIR
+from controlplane.raft.snapshots import SNAPSHOT_DIR, SNAPSHOT_SUFFIX
 from controlplane.raft.wal_format import read_frames
 from controlplane.raft.wal_recovery import SEGMENT_SUFFIX, WAL_DIR
 
@@ -69,7 +69,7 @@ def rot_target(data_dir: Path, where: str) -> tuple[Path, int, int]:
         ConfigError: there is none.
     """
     if where == "snapshot":
-        snapshots = sorted(path for path in (data_dir / SNAPSHOT_DIR).glob("*") if path.suffix != ".tmp")
+        snapshots = sorted((data_dir / SNAPSHOT_DIR).glob(f"*{SNAPSHOT_SUFFIX}"))
         if not snapshots:
             raise ConfigError(f"{data_dir} holds no snapshot yet")
         return snapshots[-1], 0, snapshots[-1].stat().st_size - 1

@@ -30,6 +30,7 @@ from controlplane.raft.wal import HardState, Identity, Wal
 
 __all__ = [
     "SNAPSHOT_DIR",
+    "SNAPSHOT_SUFFIX",
     "SnapshotReceiver",
     "SnapshotRef",
     "SnapshotSource",
@@ -42,7 +43,7 @@ _log = logging.getLogger("quarterdeck.snapshots")
 
 SNAPSHOT_DIR = "snapshots"
 SNAPSHOTS_KEPT = 2
-_SUFFIX = ".snap"
+SNAPSHOT_SUFFIX = ".snap"
 _TEMP = f"{SNAPSHOT_DIR}/saving.tmp"
 _TEMP_SUFFIX = ".tmp"
 _PART_SUFFIX = ".part"
@@ -60,7 +61,7 @@ class SnapshotRef:
 
     @property
     def name(self) -> str:
-        return f"{SNAPSHOT_DIR}/{self.index:016x}-{self.term:016x}{_SUFFIX}"
+        return f"{SNAPSHOT_DIR}/{self.index:016x}-{self.term:016x}{SNAPSHOT_SUFFIX}"
 
 
 class SnapshotWriter:
@@ -110,7 +111,7 @@ class SnapshotSource:
     @property
     def name(self) -> str:
         """Where the pieces gather. It says all there is to know for going on with it after a restart."""
-        base = self.ref.name.removesuffix(_SUFFIX)
+        base = self.ref.name.removesuffix(SNAPSHOT_SUFFIX)
         return f"{base}-{self.total_bytes:x}-{self.file_id.hex()}{_PART_SUFFIX}"
 
 
@@ -200,10 +201,10 @@ class SnapshotStore:
         """Saved snapshots, newest first. Not verified."""
         refs = []
         for name in self._disk.list(SNAPSHOT_DIR):
-            if not name.endswith(_SUFFIX):
+            if not name.endswith(SNAPSHOT_SUFFIX):
                 continue
             try:
-                index, term = (int(part, 16) for part in name.removesuffix(_SUFFIX).split("-"))
+                index, term = (int(part, 16) for part in name.removesuffix(SNAPSHOT_SUFFIX).split("-"))
             except ValueError as error:
                 raise CorruptStateError(f"{self._disk.locate(f'{SNAPSHOT_DIR}/{name}')} is no snapshot name") from error
             refs.append(SnapshotRef(index, term))

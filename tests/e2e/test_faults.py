@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from chaos.faults import fault_named
+from chaos.faults.disks import until_dead
 from chaos.ground import Ground
 from chaos.small_disk import missing as small_disk_missing
 from controlplane.base.rand import SeededRand
 from controlplane.local.clocks import library
 from controlplane.local.cluster import LocalCluster
+from controlplane.local.damage import flip, restore
 from controlplane.pb.etcd import rpc_pb2
+from controlplane.raft.snapshots import SNAPSHOT_DIR
 from tests.conftest import not_run
 from tests.e2e.support import Qd
 
@@ -134,4 +137,47 @@ async def test_replicas_killed_in_the_middle_of_a_snapshot_leave_half_a_file_and
         follower = next(name for name in ground.seen.replicas if name != leader)
         found = await rig.bite("kill-receiving", victim=follower)
         assert ".part" in found["proved"]["snapshot-received-at-kill"], found
+        await rig.nothing_lost()
+
+
+@pytest.mark.slow
+async def test_a_damaged_snapshot_is_set_aside_for_the_one_before_and_without_one_the_replica_refuses(qd: Qd) -> None:
+    # A cluster made of a snapshot: no log of it reaches back to the beginning.
+    file = str(qd.folder / "all.qdsnap")
+    qd.ok("snapshot", "save", file)
+    for name in "r1", "r2", "r3":
+        qd.ok("local", "kill", name)
+    qd.ok("snapshot", "restore", file, "--yes")
+    async with Ground.open(LocalCluster.open(qd.root), say=lambda _: None) as ground:
+        rig = Rig(ground)
+        leader = (await ground.look()).leader
+        follower = next(name for name in ground.seen.replicas if name != leader)
+        folder = ground.cluster.replica_dir(follower) / SNAPSHOT_DIR
+
+        async def cut_twice() -> None:
+            for _ in range(2):
+                await rig.write()
+                await asyncio.to_thread(qd.ok, "snapshot", "cut", follower)
+
+        for fault, damaged in (("flip", "flipped"), ("tear", "torn")):
+            await cut_twice()
+            newest = max(path.name for path in folder.glob("*.snap"))
+            found = await rig.bite(fault, victim=follower, where="snapshot")
+            assert str(found[damaged]).startswith(newest), found
+            assert found["refused_to_start"] is False, "the log reaches back to the snapshot before"
+            assert (folder / f"{newest}.corrupt").exists()
+            assert "snapshot refused" in ground.cluster.processes.log_tail(follower, 200)
+        await cut_twice()
+        await asyncio.to_thread(ground.cluster.kill, follower)
+        turned = [flip(path, path.stat().st_size // 2, 3) for path in folder.glob("*.snap")]
+        assert len(turned) == 2
+        ground.cluster.start(follower)
+        await until_dead(ground, follower, "serves a damaged state")
+        said = ground.cluster.processes.log_tail(follower, 20)
+        assert "no usable snapshot" in said
+        assert all(f"{byte.path.name} is damaged or incomplete" in said for byte in turned), said
+        for byte in turned:
+            restore(byte.path, byte.offset, byte.before)
+        ground.cluster.start(follower)
+        assert await ground.replicas.until_whole(30, lambda: None)
         await rig.nothing_lost()

@@ -61,6 +61,14 @@ def test_a_bit_turns_and_is_put_back(tmp_path: Path) -> None:
     assert path.read_bytes() == b"".join(FRAMES)
 
 
+def test_what_rots_is_the_newest_snapshot_and_not_what_was_set_aside_or_half_received(tmp_path: Path) -> None:
+    folder = tmp_path / "snapshots"
+    folder.mkdir()
+    for name in ("1-1.snap", "2-1.snap", "2-1.snap.corrupt", "3-1.snap.corrupt", "4-1-9-ab.part", "5-1.tmp"):
+        (folder / name).write_bytes(b"0123456789")
+    assert rot_target(tmp_path, "snapshot") == (folder / "2-1.snap", 0, 9)
+
+
 def test_a_process_gets_a_clock_of_its_own_only_if_there_is_a_file_for_it(tmp_path: Path) -> None:
     clocks = Clocks(tmp_path)
     assert clocks.environment("r1") == {}

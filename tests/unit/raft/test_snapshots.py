@@ -381,6 +381,20 @@ def test_a_damaged_newest_snapshot_falls_back_to_the_one_before_and_is_set_aside
     assert SnapshotRef(30, 2).name + ".corrupt" in [f"{SNAPSHOT_DIR}/{name}" for name in disk.list(SNAPSHOT_DIR)]
 
 
+def test_a_torn_newest_snapshot_is_found_out_wherever_it_ends() -> None:
+    whole = SimDisk()
+    a_life(whole)
+    data = whole.read(SnapshotRef(30, 2).name)
+    for keep in (0, 1, 7, 40, len(data) // 2, len(data) - 32, len(data) - 1):
+        disk = SimDisk()
+        a_life(disk)
+        disk.replace(SnapshotRef(30, 2).name, data[:keep])
+        storage = recover(disk)
+        assert storage.snapshot_ref == SnapshotRef(20, 2), keep
+        assert storage.journal.last_index == 35
+        assert storage.snapshots.list() == [SnapshotRef(20, 2)]
+
+
 def test_damage_to_every_snapshot_is_refused_and_names_them() -> None:
     disk = SimDisk()
     a_life(disk)

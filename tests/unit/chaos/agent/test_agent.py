@@ -254,7 +254,7 @@ async def test_a_killed_process_is_started_again(rig: Rig) -> None:
 
 
 async def test_a_bit_of_a_stopped_replicas_snapshot_is_turned_and_turned_back(rig: Rig) -> None:
-    path = rig.folder / "r1" / SNAPSHOT_DIR / "0001.qdsnap"
+    path = rig.folder / "r1" / SNAPSHOT_DIR / "0001.snap"
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(1000))
     async with rig.serving(), rig.caller(ADMIN) as agent:

@@ -46,6 +46,7 @@ def test_only_replicas_have_a_disk_and_only_processes_a_clock(tmp_path: Path, fa
     [
         ("disk-error", {"errno": "EPERM"}, "want one of EIO, EROFS, ENOSPC"),
         ("flip", {"where": "heart"}, "want one of wal, snapshot"),
+        ("tear", {"where": "heart"}, "want one of wal, snapshot"),
         ("clock-skew", {"rate": 1}, "that is no skew"),
         ("clock-step", {"step": 5}, "did you mean 'step_s'"),
         ("monotonic-jump", {"jump_s": -5}, "want a number from 0.1"),
