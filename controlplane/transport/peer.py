@@ -1,14 +1,14 @@
 """Links between replicas: TCP connections that carry checked frames, one outgoing link per peer.
 
-Owns dialling, accepting, the handshake, keeping a link alive, and the peers' request/response channels. Knows frames,
-not consensus: ``raft`` messages go to a callback.
+Owns dialling, accepting, and keeping a link alive. Knows frames, not consensus: ``raft`` messages go to a callback.
+Bytes are in ``peer_connection``, who is believed in ``peer_handshake``, requests and answers in ``peer_calls``.
 
 - A link carries one direction. We dial every peer and send on that connection; its frames come on the one it dialled.
   Only the answers to the handshake and to pings travel back on a dialled connection.
 - Nobody is believed before a correct ``Hello``; until then a connection may send one small frame, within a few seconds.
 - A newer connection of a peer replaces its older one, whose remaining frames are dropped: no stale frame arrives.
 - A link whose queue is full drops frames and counts them (Raft sends again); it never blocks and never grows.
-- When a link breaks and the peer's address refuses at once, its process is dead: ``on_dead`` tells.
+- When a link breaks and the peer's address refuses at once, its process is dead: ``peer_died`` tells.
 - With TLS both ends show a member's certificate, and it must be that of the member they say or are expected to be;
   any other connection is closed before a byte of it is looked at.
 """
@@ -19,46 +19,29 @@ import asyncio
 import logging
 import ssl
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from controlplane.base.aio import wait_event
 from controlplane.base.clock import Clock
-from controlplane.base.errors import Code, ConfigError, StatusError
-from controlplane.base.limits import FRAME_BYTES_MAX, PEER_QUEUE_BYTES_MAX
+from controlplane.base.errors import ConfigError
+from controlplane.base.identity import IdentityError
+from controlplane.base.limits import FRAME_BYTES_MAX
 from controlplane.base.rand import Rand
-from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import (
-    CallRequest,
-    CallResponse,
-    Frame,
-    Hello,
-    HelloAck,
-    Ping,
-    Pong,
-    RaftMessage,
-)
+from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import Frame, HelloAck, Ping, Pong, RaftMessage
 from controlplane.transport import peer_metrics as metrics
-from controlplane.transport.frames import (
-    HEADER_BYTES,
-    PROTOCOL_REVISION,
-    PROTOCOL_VERSION,
-    FrameError,
-    decode,
-    encode,
-    encode_raft,
-    frame_length,
-)
-from controlplane.transport.tls import Identity, IdentityError, IdentityKind, Reloader, identity_of
+from controlplane.transport.frames import FrameError
+from controlplane.transport.peer_calls import CallHandler, PeerCalls
+from controlplane.transport.peer_connection import PeerConnection
+from controlplane.transport.peer_handshake import Handshake
+from controlplane.transport.tls import Reloader
 from controlplane.transport.tls_listener import TlsListener
 
-__all__ = ["CallHandler", "PeerAddress", "PeerEvents", "PeerLinks"]
+__all__ = ["PeerAddress", "PeerEvents", "PeerLinks"]
 
 _log = logging.getLogger("quarterdeck.peer")
 
-CallHandler = Callable[[str, bytes], Awaitable[bytes]]
-
-_HANDSHAKE_BYTES_MAX = 4 * 1024
 _HANDSHAKE_TIMEOUT_S = 5.0
 _DIAL_TIMEOUT_S = 1.0
 _BACKOFF_MIN_S = 0.02
@@ -67,9 +50,6 @@ _PING_PERIOD_S = 1.0
 _SILENCE_MAX_S = 3.0
 #: Connections that have not said who they are.
 _STRANGERS_MAX = 32
-#: Requests of one peer being handled.
-_CALLS_MAX = 256
-_CALL_BYTES_MAX = FRAME_BYTES_MAX // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,105 +72,6 @@ class PeerEvents(Protocol):
     def link_up(self, peer_id: int) -> None: ...
     def link_down(self, peer_id: int) -> None: ...
     def peer_died(self, peer_id: int) -> None: ...
-
-
-class _Connection(asyncio.Protocol):
-    """One TCP connection, either side: bytes to frames and back."""
-
-    def __init__(self, on_frame: Callable[[_Connection, Frame], None], on_open: Callable[[_Connection], None]) -> None:
-        self.peer_id = 0
-        self.epoch = b""
-        self.frame_bytes_max = _HANDSHAKE_BYTES_MAX
-        self.heard_at = 0.0
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.received = 0
-        #: Size of the frame that is being handled.
-        self.frame_bytes = 0
-        #: The member whose certificate was shown; empty without TLS.
-        self.certified = ""
-        self._on_frame = on_frame
-        self._on_open = on_open
-        self._buffer = bytearray()
-        self._transport: asyncio.Transport | None = None
-
-    def holder(self) -> Identity:
-        """Whom the certificate of the other side speaks for. Raises IdentityError: nobody, or it is no member's."""
-        ssl_object: ssl.SSLObject | None = self._transport.get_extra_info("ssl_object") if self._transport else None
-        certificate = ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None
-        if certificate is None:
-            raise IdentityError("no certificate was shown")
-        identity = identity_of(certificate)
-        if identity.kind is not IdentityKind.MEMBER:
-            raise IdentityError(f"the certificate of {identity} is no member's")
-        return identity
-
-    @property
-    def remote(self) -> str:
-        name = self._transport.get_extra_info("peername") if self._transport is not None else None
-        return f"{name[0]}:{name[1]}" if name else "?"
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports have the methods of asyncio.Transport without being one.
-        self._transport = cast(asyncio.Transport, transport)
-        # Never pause: the bound is ours to keep, by dropping.
-        self._transport.set_write_buffer_limits(high=2 * PEER_QUEUE_BYTES_MAX)
-        self._on_open(self)
-
-    def data_received(self, data: bytes) -> None:
-        self.received += len(data)
-        buffer = self._buffer
-        if buffer:
-            buffer += data
-        source = buffer or data
-        start, available = 0, len(source)
-        with memoryview(source) as view:
-            try:
-                while available - start >= HEADER_BYTES and not self.closing:
-                    at = start + HEADER_BYTES
-                    end = at + frame_length(view[start:at], self.frame_bytes_max)
-                    if available < end:
-                        break
-                    with view[at:end] as body:
-                        frame = decode(body)
-                    self.frame_bytes = end - at
-                    start = end
-                    self._on_frame(self, frame)
-            except FrameError as error:
-                metrics.REFUSED.labels("bad_frame").inc()
-                _log.warning("frame refused remote=%s peer=%x error=%r", self.remote, self.peer_id, str(error))
-                self.close()
-        if source is data:
-            buffer += data[start:]
-        elif start:
-            del buffer[:start]
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._buffer = bytearray()
-        if not self.lost.done():
-            self.lost.set_result(None)
-
-    @property
-    def closing(self) -> bool:
-        return self._transport is None or self._transport.is_closing()
-
-    def send(self, frame: Frame | RaftMessage) -> int:
-        """Queue a frame, or one around a message of Raft; bytes taken, or 0 when it was dropped."""
-        if self._transport is None or self._transport.is_closing():
-            return 0
-        data = encode(frame) if isinstance(frame, Frame) else encode_raft(frame)
-        if self._transport.get_write_buffer_size() + len(data) > PEER_QUEUE_BYTES_MAX:
-            return 0
-        self._transport.write(data)
-        return len(data)
-
-    def close(self) -> None:
-        """Close once what is queued is written (a refusal must reach the other side)."""
-        if self._transport is not None:
-            self._transport.close()
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
 
 
 class PeerLinks:
@@ -224,29 +105,35 @@ class PeerLinks:
         on_outcast: Callable[[PeerAddress, HelloAck], None] = lambda peer, ack: None,
         dial: Mapping[str, str] | None = None,
     ) -> None:
-        self._cluster_id = cluster_id
         self._me = me
         self._peers = {peer.id: peer for peer in peers}
         self._events = events
         self._clock = clock
         self._rand = rand
-        self._epoch = rand.token(8)
+        self._handshake = Handshake(
+            cluster_id=cluster_id,
+            member_id=me.id,
+            name=me.name,
+            epoch=rand.token(8),
+            empty_disk=empty_disk,
+            certified=tls is not None,
+        )
+        self._handshake.set_peers({peer.id: peer.name for peer in self._peers.values()}, removed or {})
         self._tls = tls
         self._server: asyncio.Server | None = None
         self._tls_listener: TlsListener | None = None
-        self._strangers: set[_Connection] = set()
-        self._incoming: dict[int, _Connection] = {}
-        self._links: dict[int, _Connection] = {}
-        self._handlers: dict[str, CallHandler] = {}
-        self._calls: dict[int, tuple[int, asyncio.Future[bytes]]] = {}
-        self._call_id = int.from_bytes(rand.token(6), "big")
-        self._answering = dict.fromkeys(self._peers, 0)
-        self._removed = dict(removed or {})
-        self._empty_disk = empty_disk
+        self._strangers: set[PeerConnection] = set()
+        self._incoming: dict[int, PeerConnection] = {}
+        self._links: dict[int, PeerConnection] = {}
+        self._calls = PeerCalls(
+            me=me.name,
+            first_id=int.from_bytes(rand.token(6), "big"),
+            send=self._send,
+            name=self._handshake.name,
+            spawn=self._spawn,
+        )
         self._on_outcast = on_outcast
         self._dials = dict(dial or {})
-        #: The life in which each peer was last accepted: one with an empty disk has no second life.
-        self._epochs: dict[int, bytes] = {}
         self._revisions: dict[int, int] = {}
         self._keepers: dict[int, asyncio.Task[None]] = {}
         #: Set when the peer has called us: so it is up, and to wait on before it is dialled again is of no use.
@@ -284,7 +171,7 @@ class PeerLinks:
         but for those to ``keep`` a while. ``removed``: see the class."""
         kept = {peer_id: peer for peer_id, peer in self._peers.items() if peer_id in keep}
         before, self._peers = self._peers, kept | {peer.id: peer for peer in peers}
-        self._removed = {peer_id: index for peer_id, index in removed.items() if peer_id not in self._peers}
+        self._handshake.set_peers({peer.id: peer.name for peer in self._peers.values()}, removed)
         for peer_id, peer in before.items():
             now = self._peers.get(peer_id)
             if now is None or now.address != peer.address:
@@ -293,7 +180,6 @@ class PeerLinks:
                 if now is None and (connection := self._incoming.pop(peer_id, None)) is not None:
                     connection.close()
         for peer_id, peer in self._peers.items():
-            self._answering.setdefault(peer_id, 0)
             if self._started and peer_id not in self._keepers:
                 self._keepers[peer_id] = self._spawn(self._keep_link(peer))
 
@@ -307,8 +193,8 @@ class PeerLinks:
         return [peer_id for peer_id, known in self._revisions.items() if known < revision and peer_id in self._peers]
 
     async def _listen(self, host: str, port: int) -> None:
-        def stranger() -> _Connection:
-            return _Connection(self._on_incoming_frame, self._on_stranger)
+        def stranger() -> PeerConnection:
+            return PeerConnection(self._on_incoming_frame, self._on_stranger)
 
         if self._tls is None:
             self._server = await asyncio.get_running_loop().create_server(stranger, host, port, backlog=64)
@@ -334,10 +220,7 @@ class PeerLinks:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for connection in connections:
             connection.close()
-        for _, future in self._calls.values():
-            if not future.done():
-                future.set_exception(StatusError(Code.UNAVAILABLE, "replica is stopping"))
-        self._calls.clear()
+        self._calls.stop()
 
     # -- sending -----------------------------------------------------------------------------------------------
 
@@ -347,31 +230,11 @@ class PeerLinks:
 
     def serve(self, channel: str, handler: CallHandler) -> None:
         """Answer peers' requests on ``channel``. The handler gets the asking peer's name and the payload."""
-        self._handlers[channel] = handler
+        self._calls.serve(channel, handler)
 
-    async def call(self, peer_id: int, channel: str, payload: bytes, *, timeout_ms: int) -> bytes:
-        """Ask a peer.
-
-        Raises:
-            StatusError: Unavailable when there is no link or it breaks, DeadlineExceeded, ResourceExhausted when the
-                payload exceeds a frame, or what the handler raised.
-        """
-        _check_payload(payload)
-        self._call_id += 1
-        call_id = self._call_id
-        request = CallRequest(id=call_id, channel=channel, payload=payload)
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._calls[call_id] = (peer_id, future)
-        try:
-            if not self._send(peer_id, Frame(call_request=request)):
-                raise StatusError(Code.UNAVAILABLE, f"no link to {self._name(peer_id)}")
-            async with asyncio.timeout(timeout_ms / 1000):
-                return await future
-        except TimeoutError as error:
-            text = f"{self._name(peer_id)} did not answer on {channel} within {timeout_ms} ms"
-            raise StatusError(Code.DEADLINE_EXCEEDED, text) from error
-        finally:
-            self._calls.pop(call_id, None)
+    def call(self, peer_id: int, channel: str, payload: bytes, *, timeout_ms: int) -> Coroutine[None, None, bytes]:
+        """Ask a peer; see ``PeerCalls.call``."""
+        return self._calls.call(peer_id, channel, payload, timeout_ms=timeout_ms)
 
     def _send(self, peer_id: int, frame: Frame | RaftMessage) -> bool:
         connection = self._links.get(peer_id)
@@ -406,7 +269,7 @@ class PeerLinks:
                 _log.error("peer not trusted name=%s address=%s error=%r", peer.name, peer.address, str(error))
             except (OSError, FrameError) as error:
                 if just_lost:
-                    _log.info("peer is dead name=%s error=%r", self._name(peer.id), str(error))
+                    _log.info("peer is dead name=%s error=%r", self._handshake.name(peer.id), str(error))
                     self._events.peer_died(peer.id)
                 just_lost = False
             else:
@@ -417,12 +280,12 @@ class PeerLinks:
             await wait_event(called, self._clock, backoff_s * (0.5 + self._rand.random()))
             backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
 
-    async def _dial(self, peer: PeerAddress) -> _Connection:
+    async def _dial(self, peer: PeerAddress) -> PeerConnection:
         """Connect and shake hands. Raises OSError, TimeoutError, or FrameError when refused."""
         host, port = replace(peer, address=self._dials.get(peer.address, peer.address)).split()
         welcome: asyncio.Future[HelloAck] = asyncio.get_running_loop().create_future()
 
-        def on_frame(connection: _Connection, frame: Frame) -> None:
+        def on_frame(connection: PeerConnection, frame: Frame) -> None:
             connection.heard_at = self._clock.monotonic()
             if not welcome.done() and frame.HasField("hello_ack"):
                 welcome.set_result(frame.hello_ack)
@@ -431,27 +294,17 @@ class PeerLinks:
             else:
                 raise FrameError(f"unexpected {frame.WhichOneof('kind')} on a dialled connection")
 
-        connection: _Connection | None = None
+        connection: PeerConnection | None = None
         try:
             async with asyncio.timeout(_DIAL_TIMEOUT_S):
                 loop = asyncio.get_running_loop()
                 context = self._tls.client if self._tls is not None else None
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(on_frame, lambda c: None), host, port, ssl=context
+                    lambda: PeerConnection(on_frame, lambda c: None), host, port, ssl=context
                 )
-                if self._tls is not None and not self._is_holder(peer.id, holder := connection.holder()):
+                if self._tls is not None and not self._handshake.is_holder(peer.id, holder := connection.holder()):
                     raise IdentityError(f"{peer.address} has the certificate of {holder}, not of {peer.name}")
-                hello = Hello(
-                    protocol_version=PROTOCOL_VERSION,
-                    cluster_id=self._cluster_id,
-                    member_id=self._me.id,
-                    member_name=self._me.name,
-                    to_member_id=peer.id,
-                    epoch=self._epoch,
-                    revision=PROTOCOL_REVISION,
-                    empty_disk=self._empty_disk,
-                )
-                connection.send(Frame(hello=hello))
+                connection.send(Frame(hello=self._handshake.hello(peer.id)))
                 await _first(welcome, connection.lost)
             if not welcome.done():
                 raise ConnectionResetError(f"{peer.name} closed the connection during the handshake")
@@ -471,11 +324,11 @@ class PeerLinks:
         self._revisions[peer.id] = ack.revision
         return connection
 
-    async def _use(self, peer: PeerAddress, connection: _Connection) -> None:
+    async def _use(self, peer: PeerAddress, connection: PeerConnection) -> None:
         """Keep the link until it is lost or silent."""
         connection.heard_at = self._clock.monotonic()
         self._links[peer.id] = connection
-        _log.info("link up peer=%s address=%s", self._name(peer.id), peer.address)
+        _log.info("link up peer=%s address=%s", self._handshake.name(peer.id), peer.address)
         self._events.link_up(peer.id)
         pinging = asyncio.ensure_future(self._ping(connection))
         try:
@@ -485,13 +338,11 @@ class PeerLinks:
             connection.abort()
             if self._links.get(peer.id) is connection:
                 del self._links[peer.id]
-            _log.info("link down peer=%s address=%s", self._name(peer.id), peer.address)
+            _log.info("link down peer=%s address=%s", self._handshake.name(peer.id), peer.address)
             self._events.link_down(peer.id)
-            for peer_id, future in self._calls.values():
-                if peer_id == peer.id and not future.done():
-                    future.set_exception(StatusError(Code.UNAVAILABLE, f"the link to {peer.name} broke"))
+            self._calls.link_broke(peer.id)
 
-    async def _ping(self, connection: _Connection) -> None:
+    async def _ping(self, connection: PeerConnection) -> None:
         """Ping until the peer has been silent for too long (its host is gone, or a middle box forgot us)."""
         while self._clock.monotonic() - connection.heard_at < _SILENCE_MAX_S:
             self._ping_seq += 1
@@ -507,7 +358,7 @@ class PeerLinks:
 
     # -- incoming ----------------------------------------------------------------------------------------------
 
-    def _on_stranger(self, connection: _Connection) -> None:
+    def _on_stranger(self, connection: PeerConnection) -> None:
         if len(self._strangers) >= _STRANGERS_MAX:
             metrics.REFUSED.labels("too_many").inc()
             connection.abort()
@@ -523,7 +374,7 @@ class PeerLinks:
         self._strangers.add(connection)
         self._spawn(self._see_out_stranger(connection))
 
-    async def _see_out_stranger(self, connection: _Connection) -> None:
+    async def _see_out_stranger(self, connection: PeerConnection) -> None:
         sleeper = asyncio.ensure_future(self._clock.sleep(_HANDSHAKE_TIMEOUT_S))
         try:
             await _first(sleeper, connection.lost)
@@ -539,7 +390,7 @@ class PeerLinks:
             if self._incoming.get(connection.peer_id) is connection:
                 del self._incoming[connection.peer_id]
 
-    def _on_incoming_frame(self, connection: _Connection, frame: Frame) -> None:
+    def _on_incoming_frame(self, connection: PeerConnection, frame: Frame) -> None:
         if connection in self._strangers:
             self._welcome(connection, frame)
             return
@@ -554,46 +405,23 @@ class PeerLinks:
         elif kind == "ping":
             connection.send(Frame(pong=Pong(seq=frame.ping.seq)))
         elif kind == "call_request":
-            self._on_call(peer_id, frame.call_request)
+            self._calls.on_request(peer_id, frame.call_request)
         elif kind == "call_response":
-            self._on_answer(peer_id, frame.call_response)
+            self._calls.on_response(peer_id, frame.call_response)
         else:
-            raise FrameError(f"unexpected {kind} from {self._name(peer_id)}")
+            raise FrameError(f"unexpected {kind} from {self._handshake.name(peer_id)}")
 
-    def _welcome(self, connection: _Connection, frame: Frame) -> None:
+    def _welcome(self, connection: PeerConnection, frame: Frame) -> None:
         hello = frame.hello
-        refused, disk_lost = "", False
-        if not frame.HasField("hello"):
-            refused = "say hello first"
-        elif hello.protocol_version != PROTOCOL_VERSION:
-            refused = f"protocol version {hello.protocol_version}: {self._me.name} speaks {PROTOCOL_VERSION}"
-        elif hello.cluster_id != self._cluster_id:
-            refused = f"cluster {hello.cluster_id:x}: {self._me.name} is in cluster {self._cluster_id:x}"
-        elif hello.member_id in self._removed:
-            refused = f"member {hello.member_id:x} was removed from the cluster"
-        elif hello.member_id not in self._peers:
-            refused = f"member {hello.member_id:x} ({hello.member_name[:64]!r}) is not in this cluster"
-        elif hello.to_member_id != self._me.id:
-            refused = f"you want member {hello.to_member_id:x}, this is {self._me.name} ({self._me.id:x})"
-        elif self._tls is not None and not (
-            connection.certified == hello.member_name and self._peers[hello.member_id].name in ("", hello.member_name)
-        ):
-            refused = f"your certificate is that of {connection.certified}, you say {hello.member_name[:64]!r}"
-        elif disk_lost := hello.empty_disk and self._epochs.get(hello.member_id, hello.epoch) != hello.epoch:
-            refused = f"member {hello.member_name[:64]!r} has lived before and comes with an empty disk"
+        ack = self._handshake.answer(frame, connection.certified)
         self._strangers.discard(connection)
-        ack = HelloAck(member_id=self._me.id, epoch=self._epoch, refused=refused, revision=PROTOCOL_REVISION)
-        if refused:
-            ack.removed_at_index = self._removed.get(hello.member_id, 0) if hello.cluster_id == self._cluster_id else 0
-            ack.disk_lost = disk_lost
         connection.send(Frame(hello_ack=ack))
-        if refused:
+        if ack.refused:
             metrics.REFUSED.labels("handshake").inc()
-            _log.warning("connection refused remote=%s reason=%r", connection.remote, refused)
+            _log.warning("connection refused remote=%s reason=%r", connection.remote, ack.refused)
             connection.close()
             return
         connection.peer_id, connection.epoch = hello.member_id, hello.epoch
-        self._epochs[hello.member_id] = hello.epoch
         connection.frame_bytes_max = FRAME_BYTES_MAX
         older = self._incoming.get(hello.member_id)
         self._incoming[hello.member_id] = connection
@@ -601,63 +429,11 @@ class PeerLinks:
         if older is not None:
             older.abort()
 
-    def _on_call(self, peer_id: int, request: CallRequest) -> None:
-        if self._answering[peer_id] >= _CALLS_MAX:
-            refused = CallResponse(id=request.id, code=Code.RESOURCE_EXHAUSTED, error="too many requests of this peer")
-            self._send(peer_id, Frame(call_response=refused))
-            return
-        self._answering[peer_id] += 1
-        self._spawn(self._answer(peer_id, request))
-
-    async def _answer(self, peer_id: int, request: CallRequest) -> None:
-        response = CallResponse(id=request.id)
-        handler = self._handlers.get(request.channel)
-        try:
-            if handler is None:
-                raise StatusError(Code.UNIMPLEMENTED, f"{self._me.name} serves no channel {request.channel[:64]!r}")
-            payload = await handler(self._name(peer_id), request.payload)
-            _check_payload(payload)
-            response.payload = payload
-        except StatusError as error:
-            response.code, response.error = error.code, error.message
-        except Exception as error:  # noqa: BLE001 - the asking replica is told; ours goes on and says so
-            _log.exception("peer request failed channel=%s peer=%s", request.channel, self._name(peer_id))
-            response.code, response.error = Code.INTERNAL, f"{type(error).__name__}: {error}"
-        finally:
-            self._answering[peer_id] -= 1
-        self._send(peer_id, Frame(call_response=response))
-
-    def _on_answer(self, peer_id: int, response: CallResponse) -> None:
-        asked, future = self._calls.get(response.id, (0, None))
-        if future is None or asked != peer_id or future.done():
-            return  # too late, or not asked of this peer
-        if response.code == Code.OK:
-            future.set_result(response.payload)
-        else:
-            code = Code(response.code) if response.code in Code._value2member_map_ else Code.UNKNOWN
-            future.set_exception(StatusError(code, response.error))
-
-    def _name(self, peer_id: int) -> str:
-        peer = self._peers.get(peer_id)
-        return peer.name if peer is not None and peer.name else f"{peer_id:x}"
-
-    def _is_holder(self, peer_id: int, holder: Identity) -> bool:
-        """Whether it is the peer's certificate; any member's will do for one that has no name yet."""
-        peer = self._peers.get(peer_id)
-        return peer is not None and peer.name in ("", holder.name)
-
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _check_payload(payload: bytes) -> None:
-    if len(payload) > _CALL_BYTES_MAX:
-        raise StatusError(
-            Code.RESOURCE_EXHAUSTED, f"message of {len(payload)} bytes to a peer: want at most {_CALL_BYTES_MAX}"
-        )
 
 
 async def _first(*futures: asyncio.Future[Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from controlplane.base.errors import Code, RemovedError, StatusError
 from controlplane.raft.driver import Replica
 from controlplane.raft.types import AddMember, Member, PromoteMember, RemoveMember, UpdateMember
-from controlplane.transport import peer
+from controlplane.transport import peer_handshake
 from tests.unit.raft.test_replica import CONFIG, Cluster, free_ports
 from tests.unit.raft.toy import ToyMachine
 
@@ -91,7 +91,7 @@ async def test_a_learner_is_added_through_a_follower_catches_up_and_is_promoted(
 @pytest.fixture
 def outdated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replicas that start now say that they are of version 0.1."""
-    monkeypatch.setattr(peer, "PROTOCOL_REVISION", 0)
+    monkeypatch.setattr(peer_handshake, "PROTOCOL_REVISION", 0)
 
 
 async def test_members_do_not_change_while_one_of_them_does_not_know_how(outdated: None, cluster: Growing) -> None:

@@ -1,0 +1,106 @@
+"""The handshake of a link between replicas: what each side says of itself, and whom it believes.
+
+Owns the rules of admission and the lives in which peers were last admitted. Must not know connections or addresses: it
+takes and gives messages, and whoever holds the connection acts on them.
+
+- A member speaks to members of its own cluster that it knows, and to nobody else; whoever is refused is told why.
+- With TLS a name counts only with the certificate of that name; a peer whose name is not known yet may be any member.
+- A member with an empty disk is admitted in one life only: coming back with another, it has lost what it acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from controlplane.base.identity import Identity
+from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import Frame, Hello, HelloAck
+from controlplane.transport.frames import PROTOCOL_REVISION, PROTOCOL_VERSION
+
+__all__ = ["Handshake"]
+
+
+class Handshake:
+    """One replica's side of it.
+
+    Args:
+        cluster_id: only members of the same cluster are spoken to.
+        member_id, name: this replica.
+        epoch: of this life.
+        empty_disk: this member's data directory was made in this start.
+        certified: links have TLS, so every name needs its certificate.
+    """
+
+    def __init__(
+        self, *, cluster_id: int, member_id: int, name: str, epoch: bytes, empty_disk: bool, certified: bool
+    ) -> None:
+        self._cluster_id = cluster_id
+        self._member_id = member_id
+        self._name = name
+        self._epoch = epoch
+        self._empty_disk = empty_disk
+        self._certified = certified
+        self._names: dict[int, str] = {}
+        self._removed: dict[int, int] = {}
+        #: The life in which each peer was last admitted: one with an empty disk has no second life.
+        self._epochs: dict[int, bytes] = {}
+
+    def set_peers(self, names: Mapping[int, str], removed: Mapping[int, int]) -> None:
+        """Whom to admit, by id, with the name of each (empty: not known yet); ``removed``: members that were, and the
+        log entry that ended it, who are told so."""
+        self._names = dict(names)
+        self._removed = {peer_id: index for peer_id, index in removed.items() if peer_id not in self._names}
+
+    def name(self, peer_id: int) -> str:
+        """What to call a peer: its name, or its id in hex."""
+        return self._names.get(peer_id) or f"{peer_id:x}"
+
+    def is_holder(self, peer_id: int, holder: Identity) -> bool:
+        """Whether it is the peer's certificate; any member's will do for one that has no name yet."""
+        return self._names.get(peer_id) in ("", holder.name)
+
+    def hello(self, peer_id: int) -> Hello:
+        """What to say to the peer on a connection just made to it."""
+        return Hello(
+            protocol_version=PROTOCOL_VERSION,
+            cluster_id=self._cluster_id,
+            member_id=self._member_id,
+            member_name=self._name,
+            to_member_id=peer_id,
+            epoch=self._epoch,
+            revision=PROTOCOL_REVISION,
+            empty_disk=self._empty_disk,
+        )
+
+    def answer(self, frame: Frame, certified: str) -> HelloAck:
+        """What to say to the first frame of a connection. Its sender is admitted unless ``refused`` says why not.
+
+        Args:
+            certified: the member whose certificate was shown; empty without TLS.
+        """
+        hello = frame.hello
+        refused, disk_lost = "", False
+        if not frame.HasField("hello"):
+            refused = "say hello first"
+        elif hello.protocol_version != PROTOCOL_VERSION:
+            refused = f"protocol version {hello.protocol_version}: {self._name} speaks {PROTOCOL_VERSION}"
+        elif hello.cluster_id != self._cluster_id:
+            refused = f"cluster {hello.cluster_id:x}: {self._name} is in cluster {self._cluster_id:x}"
+        elif hello.member_id in self._removed:
+            refused = f"member {hello.member_id:x} was removed from the cluster"
+        elif hello.member_id not in self._names:
+            refused = f"member {hello.member_id:x} ({hello.member_name[:64]!r}) is not in this cluster"
+        elif hello.to_member_id != self._member_id:
+            refused = f"you want member {hello.to_member_id:x}, this is {self._name} ({self._member_id:x})"
+        elif self._certified and not (
+            certified == hello.member_name and self._names[hello.member_id] in ("", hello.member_name)
+        ):
+            refused = f"your certificate is that of {certified}, you say {hello.member_name[:64]!r}"
+        elif disk_lost := hello.empty_disk and self._epochs.get(hello.member_id, hello.epoch) != hello.epoch:
+            refused = f"member {hello.member_name[:64]!r} has lived before and comes with an empty disk"
+        ack = HelloAck(member_id=self._member_id, epoch=self._epoch, refused=refused, revision=PROTOCOL_REVISION)
+        if refused:
+            ack.removed_at_index = self._removed.get(hello.member_id, 0) if hello.cluster_id == self._cluster_id else 0
+            ack.disk_lost = disk_lost
+        else:
+            self._epochs[hello.member_id] = hello.epoch
+        return ack
