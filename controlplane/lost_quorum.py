@@ -32,7 +32,7 @@ from controlplane.raft.founding import Founding, read_founding, write_founding
 from controlplane.raft.membership import Membership, Removed, membership_of, to_wire
 from controlplane.raft.proposals import decode_batch
 from controlplane.raft.snapshots import SnapshotRef, SnapshotStore, seed_data_dir
-from controlplane.raft.storage import newest_valid, supersede
+from controlplane.raft.storage import newest_valid, supersede, superseded
 from controlplane.raft.types import Member
 from controlplane.raft.wal import Entry
 from controlplane.raft.wal_recovery import Identity, identity_on_disk, read_log
@@ -55,7 +55,8 @@ _COMMAND, _CONFIG = b"\x00", b"\x02"
 
 @dataclass(frozen=True, slots=True)
 class Survivor:
-    """What one stopped replica's data directory holds. ``commit_index``: committed for certain, perhaps more."""
+    """What one stopped replica's data directory holds. ``commit_index``: committed for certain, perhaps more.
+    ``superseded``: why it never starts again, if it was not chosen by a recovery before this one."""
 
     data_dir: Path
     identity: Identity
@@ -66,6 +67,7 @@ class Survivor:
     current_term: int
     snapshot: SnapshotRef | None
     entries: Sequence[Entry]
+    superseded: str | None
 
     @property
     def name(self) -> str:
@@ -166,20 +168,33 @@ def _inspect(disk: RealDisk, data_dir: Path) -> Survivor:
     last_index, last_term = (behind[-1][1], behind[-1][2]) if behind else (at, info.header.term if info else 0)
     commit_index = min(max(at, recovered.hard_state.commit_index), last_index)
     ref = SnapshotRef(info.header.index, info.header.term) if info is not None else None
+    term = recovered.hard_state.term
     return Survivor(
-        data_dir, identity, membership, last_term, last_index, commit_index, recovered.hard_state.term, ref, behind
+        data_dir, identity, membership, last_term, last_index, commit_index, term, ref, behind, superseded(disk)
     )
 
 
 def plan(survivors: Sequence[Survivor]) -> Plan:
-    """Choose the one to go on with. Raises ConfigError: no distinct members of one cluster, or nothing in them."""
+    """Choose the one to go on with: of equals one that may start, so that a recovery which was cut short, and had
+    superseded the others already, goes on from the same one.
+
+    Raises:
+        ConfigError: no distinct members of one cluster, nothing in them, or the one with the most is superseded.
+    """
     ids = {s.identity.member_id for s in survivors}
     clusters = {s.identity.cluster_id for s in survivors}
     if len(clusters) != 1 or len(ids) != len(survivors):
         raise ConfigError("the data directories are not those of different members of one cluster")
-    chosen, *others = sorted(survivors, key=lambda s: (s.term, s.index, s.commit_index), reverse=True)
+    chosen, *others = sorted(
+        survivors, key=lambda s: (s.term, s.index, s.commit_index, s.superseded is None), reverse=True
+    )
     if chosen.index < 1:
         raise ConfigError("no survivor holds anything; start a new cluster")
+    if chosen.superseded is not None:
+        raise ConfigError(
+            f"{chosen.data_dir} is superseded: {chosen.superseded}. Whatever was acknowledged since is not in it: run "
+            "this on what has it, or restore a snapshot; only if that is lost too, remove the file superseded from it"
+        )
     lost = tuple(m for m in chosen.membership.members if m.id not in ids)
     return Plan(chosen, tuple(others), lost)
 

@@ -39,6 +39,8 @@ def begin(data_dir: Path, names: tuple[str, ...], backup: Path) -> None:
         StorageError: the disk refused; :func:`undo` puts back what was moved.
     """
     try:
+        # The way back takes what is missing here for moved to its place.
+        _sync(data_dir / WORKSPACE)
         backup.mkdir(mode=0o700)
         _sync(data_dir)
         quarantine.impose(data_dir, _REASON + backup.name)

@@ -17,7 +17,7 @@ from controlplane.raft.snapshot_format import SnapshotInfo
 from controlplane.raft.snapshots import SNAPSHOT_DIR, SnapshotRef, SnapshotStore
 from controlplane.raft.wal import SEGMENT_BYTES, Identity, RecoveryReport, Wal
 
-__all__ = ["Storage", "create_storage", "has_run_before", "newest_valid", "open_storage", "supersede"]
+__all__ = ["Storage", "create_storage", "has_run_before", "newest_valid", "open_storage", "supersede", "superseded"]
 
 _log = logging.getLogger("quarterdeck.storage")
 
@@ -58,6 +58,13 @@ def supersede(disk: Disk, why: str) -> None:
     disk.fsync_dir("")
 
 
+def superseded(disk: Disk) -> str | None:
+    """Why it never starts again; None: it may. Raises StorageError."""
+    if not disk.exists(_SUPERSEDED):
+        return None
+    return read_all(disk, _SUPERSEDED).decode(errors="replace").strip()
+
+
 def create_storage(
     disk: Disk, identity: Identity, *, clock: Clock | None = None, segment_bytes: int = SEGMENT_BYTES
 ) -> Storage:
@@ -88,8 +95,7 @@ def open_storage(
         ConfigError: no log, or one of another member, cluster or newer version.
         StorageError: the disk refused.
     """
-    if disk.exists(_SUPERSEDED):
-        why = read_all(disk, _SUPERSEDED).decode(errors="replace").strip()
+    if (why := superseded(disk)) is not None:
         raise ConfigError(
             f"{disk.locate('')} is superseded: {why}. Empty it, and add this machine to the cluster as a new member"
         )

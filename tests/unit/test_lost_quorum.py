@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from controlplane.raft.storage import Storage, create_storage, open_storage
 from controlplane.raft.types import Member
 from controlplane.raft.wal import HardState, Identity
 from controlplane.store.store import Store
+from controlplane.swapping import WORKSPACE
 
 CLUSTER = 0xC1
 MEMBERS = tuple(Member(n, f"r{n}", f"127.0.0.1:{n}", f"127.0.0.1:{n + 100}") for n in (1, 2, 3))
@@ -226,6 +228,47 @@ def test_a_recovery_that_was_cut_short_is_done_again(tmp_path: Path, step: str, 
     assert term == 4 + TERM_BUMP, "once, not twice"
     (backup,) = path.glob("before-recovery-*")
     assert sorted(p.name for p in backup.iterdir()) == ["founding", "snapshots", "wal"]
+
+
+def test_all_that_was_prepared_has_its_names_on_disk_before_anything_is_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Directory(tmp_path, 1).entries(2, 6).close(commit=6)
+    named: set[str] = set()
+    fsync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        fsync(descriptor)
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == path / WORKSPACE:
+            named.update(p.name for p in (path / WORKSPACE).iterdir())
+
+    monkeypatch.setattr("os.fsync", noting)
+    failpoints.arm("quarantine.write.after=error:EIO")
+    with pytest.raises(StorageError):
+        recover(plan([inspect(path)]), clock=ManualClock())
+    # The way back takes what is not there for moved to its place.
+    assert {"wal", "snapshots", "founding", RECORD_NAME} <= named
+
+
+def test_done_again_with_the_directories_in_another_order_it_goes_on_from_the_same_one(tmp_path: Path) -> None:
+    path, other = (Directory(tmp_path, n).entries(2, 6).close(commit=6) for n in (1, 2))
+    failpoints.arm("recover.supersede.after=error:EIO")
+    with pytest.raises(StorageError):
+        recover(plan([inspect(path), inspect(other)]), clock=ManualClock())
+    failpoints.disarm()
+    decided = plan([inspect(other), inspect(path)])
+    assert decided.chosen.data_dir == path, "the other one is superseded: it would start no more"
+    assert decided.had_quorum
+    recover(decided, clock=ManualClock())
+    assert keys(path, 1)[0] == {f"k{n}": f"v{n}" for n in range(2, 7)}
+
+
+def test_who_was_not_chosen_is_no_survivor_of_a_later_loss(tmp_path: Path) -> None:
+    path, other = (Directory(tmp_path, n).entries(2, 6).close(commit=6) for n in (1, 2))
+    recover(plan([inspect(path), inspect(other)]), clock=ManualClock())
+    with pytest.raises(ConfigError, match=r"r2 is superseded: the cluster went on from r1 at entry 6"):
+        plan([inspect(other)])
+    assert plan([inspect(other), inspect(path)]).chosen.data_dir == path
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
