@@ -13,7 +13,8 @@ from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Proposal
 from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import Forward, RaftMessage
 from controlplane.raft.config import RaftConfig
 from controlplane.raft.core import Core, Turn
-from controlplane.raft.types import Applied, Member, NeverSent, Outcome, Unknown
+from controlplane.raft.types import Applied, Member, NeverSent, Outcome, RemoveMember, Unknown
+from tests.unit.raft.fleet import Fleet
 from tests.unit.raft.memory import memory_journal
 from tests.unit.raft.toy import ToyMachine
 
@@ -197,6 +198,26 @@ def test_a_replica_that_votes_alone_lets_nothing_out_before_its_disk_has_it() ->
         answered = answered or any(isinstance(outcome, Applied) for _, outcome in turn.outcomes)
         durable = alone.engine.last_index
     assert answered
+
+
+def test_a_leader_that_is_left_alone_lets_nothing_out_before_its_disk_has_the_change() -> None:
+    fleet = Fleet(2)
+    fleet.pass_time(2.5)
+    leader = fleet.leader()
+    core = fleet.cores[leader]
+    told: list[Outcome] = []
+    core.propose(b"w", request_id=b"w" * 16, deadline=60.0 + fleet.clock.monotonic(), done=told.append)
+    core.step()  # the write is in its log, and in no other
+    index = fleet.change(RemoveMember(3 - leader))
+    turn = core.step()
+    assert core.engine.commit_index == index, (
+        "alone it is a majority: the removal is committed in the turn that writes it"
+    )
+    assert [type(outcome) for _, outcome in turn.outcomes] == [Applied]
+    assert not turn.settled
+    assert not turn.ahead
+    assert any(m.HasField("append_entries") for _, m in turn.messages), "the other one hears of it, later"
+    assert core.step().settled
 
 
 def test_an_isolated_leader_answers_no_read_and_no_write() -> None:
