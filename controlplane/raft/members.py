@@ -51,6 +51,8 @@ class Surroundings(Protocol):
 
     @property
     def core(self) -> Core: ...
+    @property
+    def durable_index(self) -> int: ...
     def kick(self) -> None: ...
     async def call_id(self, member_id: int, channel: str, payload: bytes, *, timeout_ms: int) -> bytes: ...
     async def transfer_leadership(self, target_id: int | None, *, timeout_ms: int) -> None: ...
@@ -141,9 +143,10 @@ class MemberChanges:
         return not_leader
 
     async def _committed(self, index: int, term: int, deadline: float) -> bool:
-        """Whether the entry that this leader appended in ``term`` is committed and applied; False: who knows."""
+        """Whether the entry that this leader appended in ``term`` is committed, applied and on its own disk, which may
+        be the only one now; False: who knows."""
         engine = self._core.engine
-        while engine.applied_index < index:
+        while self._replica.durable_index < index:
             if not engine.is_leader or engine.term != term or self._clock.monotonic() >= deadline:
                 return False
             await self._replica.next_turn(deadline=deadline)
