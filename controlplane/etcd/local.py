@@ -1,13 +1,12 @@
 """LocalKV: this replica's store behind Raft, as the :class:`KVStore` everything above talks to.
 
-Owns the way of a request: check it before it costs anything, propose it, read the reply; or confirm the read index,
-then read. Knows no gRPC. Holds no state of its own besides lease timers.
+Owns the way of a read: check it before it costs anything, confirm the read index, then read; and what each request asks
+of the others. Changes go through ``proposals``, watches through ``local_watch``, lease timers through ``lessor``. Knows
+no gRPC, holds no state of its own.
 
 Invariants:
 
-- Every change is one proposal; nothing here writes to the store.
-- A response leaves with cluster id, member id and term filled in; its revision is the store's.
-- A write that may have happened fails with ``unknown_outcome=True``, and only such a write does.
+- A response leaves with cluster id, member id and term filled in (``headers``); its revision is the store's.
 - What a ``caller`` may do is checked in the same turn of the loop as the read it is for, or in apply (``permissions``).
   Without a caller it is the control plane itself that asks, which may do everything.
 """
@@ -15,32 +14,28 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from typing import Final, TypeVar
+from contextlib import asynccontextmanager
+from typing import Final
 
 from controlplane.base.clock import Clock, SystemClock
-from controlplane.base.errors import Code, StatusError
-from controlplane.base.limits import PROPOSALS_PENDING_MAX
 from controlplane.base.rand import Rand, SystemRand
 from controlplane.etcd import metrics
 from controlplane.etcd.caller import Caller
+from controlplane.etcd.headers import Headers
 from controlplane.etcd.lessor import Lessor, min_lease_ttl_s
+from controlplane.etcd.local_watch import LocalWatches
+from controlplane.etcd.proposals import Proposals
 from controlplane.etcd.quota import QUOTA_BYTES_DEFAULT, Quota
+from controlplane.etcd.soundness import check_not_declared_corrupt, check_sound
 from controlplane.pb.etcd import rpc_pb2
-from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Condemn, Reply, RestoreProgress
-from controlplane.raft.types import Applied, NeverSent, RaftHandle, Unknown, outdated
-from controlplane.store.auth_errors import OLD_REVISION_TEXT, USER_EMPTY_TEXT
-from controlplane.store.check import check_command, check_range, check_txn, is_read_only, peer_revision_of
-from controlplane.store.errors import FORGOTTEN_TEXT, CompactedError, corrupt, no_space
+from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command, Condemn, RestoreProgress
+from controlplane.raft.types import RaftHandle
+from controlplane.store.check import check_range, check_txn, is_read_only
 from controlplane.store.permissions import check_lease_read, check_lease_write, check_read
 from controlplane.store.permissions import check_txn as check_txn_permissions
 from controlplane.store.scan import Scan
 from controlplane.store.store import Store
-from controlplane.store.watch import Watcher
-
-_log = logging.getLogger("quarterdeck.etcd")
 
 __all__ = ["DEFAULT_TIMEOUT_MS", "PROGRESS_EVERY_S", "LocalKV"]
 
@@ -48,26 +43,9 @@ __all__ = ["DEFAULT_TIMEOUT_MS", "PROGRESS_EVERY_S", "LocalKV"]
 DEFAULT_TIMEOUT_MS: Final = 5_000
 #: How often an idle in-process watch that asked for progress gets a bookmark.
 PROGRESS_EVERY_S: Final = 10.0
-#: A watch that has more to read yields this many events at a time (or one revision, if that has more).
-_WATCH_EVENTS_PER_RESPONSE: Final = 500
 #: Keys of a long range read in one turn of the loop: about a millisecond.
 _KEYS_PER_STEP: Final = 500
 _LEASE_ID_MAX: Final = (1 << 63) - 1
-#: The auth store is not as the proposer knew it.
-_AUTH_STALE: Final = (OLD_REVISION_TEXT, USER_EMPTY_TEXT)
-#: How often a write is proposed anew because the auth store changed while it was on its way.
-_AUTH_ATTEMPTS_MAX: Final = 8
-
-_ResponseT = TypeVar(
-    "_ResponseT",
-    rpc_pb2.PutResponse,
-    rpc_pb2.DeleteRangeResponse,
-    rpc_pb2.TxnResponse,
-    rpc_pb2.CompactionResponse,
-    rpc_pb2.LeaseGrantResponse,
-    rpc_pb2.LeaseRevokeResponse,
-    rpc_pb2.AlarmResponse,
-)
 
 
 class LocalKV:
@@ -94,14 +72,16 @@ class LocalKV:
     ) -> None:
         self._raft = raft
         self._store = store
-        #: Cluster and member id, which never change: looked up once, sent with every response.
-        self._identity: tuple[int, int] | None = None
         self._clock = clock or SystemClock()
         self._rand = rand or SystemRand()
         self._default_timeout_ms = default_timeout_ms
-        self._progress_every_s = progress_every_s
         self._min_ttl_s = min_lease_ttl_s(election_timeout_ms)
         self.quota = Quota(quota_bytes)
+        self._headers = Headers(raft, store)
+        self._watches = LocalWatches(store, self._headers, self._clock, progress_every_s)
+        self._proposals = Proposals(
+            raft, store, clock=self._clock, rand=self._rand, quota=self.quota, default_timeout_ms=default_timeout_ms
+        )
         self.lessor = Lessor(raft, store.leases, self._clock, self._rand)
 
     def start(self) -> None:
@@ -141,9 +121,7 @@ class LocalKV:
 
     def header(self, revision: int = 0) -> rpc_pb2.ResponseHeader:
         """A header for a response made now, at ``revision`` (0: the present one)."""
-        header = rpc_pb2.ResponseHeader(revision=revision or self._store.revision)
-        self._stamp(header)
-        return header
+        return self._headers.new(revision)
 
     async def barrier(self, timeout_ms: int | None = None) -> None:
         """Return once everything committed before the call is applied here.
@@ -152,7 +130,7 @@ class LocalKV:
             StatusError: Unavailable, no quorum confirmed it in time; DataLoss, this replica's state is not the
                 cluster's.
         """
-        self._check_sound()
+        check_sound(self._store, self._raft)
         await self._raft.read_barrier(timeout_ms=timeout_ms or self._default_timeout_ms)
 
     async def range(
@@ -162,7 +140,7 @@ class LocalKV:
         scan = self._store.scan(request)
         if scan is None:
             response = self._store.range(request)
-            self._stamp(response.header)
+            self._headers.stamp(response.header)
             return response
         response = rpc_pb2.RangeResponse(header=self.header(scan.revision))
         async for fields in _stepwise(scan):
@@ -178,7 +156,7 @@ class LocalKV:
         scan = self._store.scan(request)
         if scan is None:
             response = self._store.range(request)
-            self._stamp(response.header)
+            self._headers.stamp(response.header)
             return response
         pieces = [rpc_pb2.RangeResponse(header=self.header(scan.revision)).SerializeToString()]
         pieces += [fields async for fields in _stepwise(scan)]
@@ -187,10 +165,10 @@ class LocalKV:
     async def _may_read(self, request: rpc_pb2.RangeRequest, timeout_ms: int | None, caller: Caller | None) -> None:
         """Return when the state may be read for this request: in this same turn of the loop."""
         check_range(request)
-        self._check_sound()
+        check_sound(self._store, self._raft)
         if not request.serializable:
             await self.barrier(timeout_ms)
-        self._check_not_declared_corrupt()
+        check_not_declared_corrupt(self._store)
         if caller is not None and (user := await caller.user()) is not None:
             check_read(self._store.auth, user, request.key, request.range_end)
 
@@ -213,51 +191,8 @@ class LocalKV:
         ``progress_every_s``. Revisions are read from the store's history as the caller takes them: nothing queues."""
         if caller is not None and (user := await caller.user()) is not None:
             check_read(self._store.auth, user, request.key, request.range_end)
-        work = asyncio.Event()
-        watcher = self._store.watches.create(
-            request.key,
-            request.range_end,
-            request.start_revision,
-            filters=request.filters,
-            prev_kv=request.prev_kv,
-            wake=work.set,
-        )
-        ticking = asyncio.create_task(self._tick(work)) if request.progress_notify else None
-        try:
-            async with aclosing(self._responses(watcher, work, request.progress_notify)) as responses:
-                yield responses
-        finally:
-            watcher.cancel()
-            if ticking is not None:
-                ticking.cancel()
-
-    async def _tick(self, work: asyncio.Event) -> None:
-        while True:
-            await self._clock.sleep(self._progress_every_s)
-            work.set()
-
-    async def _responses(
-        self, watcher: Watcher, work: asyncio.Event, progress_notify: bool
-    ) -> AsyncGenerator[rpc_pb2.WatchResponse, None]:
-        woken = False
-        while True:
-            try:
-                batch = watcher.poll(_WATCH_EVENTS_PER_RESPONSE)
-            except CompactedError as error:
-                compact_revision = error.compact_revision
-                yield rpc_pb2.WatchResponse(header=self.header(), canceled=True, compact_revision=compact_revision)
-                return
-            if batch:
-                events = [event for _, events in batch for event in events]
-                yield rpc_pb2.WatchResponse(header=self.header(watcher.progress), events=events)
-            elif woken and progress_notify and watcher.synced:  # woken without an event: the tick
-                yield rpc_pb2.WatchResponse(header=self.header(watcher.progress))
-            if watcher.synced:
-                await work.wait()
-                work.clear()
-                woken = True
-            else:
-                await asyncio.sleep(0)
+        async with self._watches.open(request) as responses:
+            yield responses
 
     # -- writes
 
@@ -270,8 +205,8 @@ class LocalKV:
         caller: Caller | None = None,
         born_index: int = 0,
     ) -> rpc_pb2.PutResponse:
-        reply = await self._write(Command(put=request), request_id, timeout_ms, caller, born_index)
-        return self._stamped(reply.put)
+        reply = await self._proposals.write(Command(put=request), request_id, timeout_ms, caller, born_index)
+        return self._headers.stamped(reply.put)
 
     async def delete_range(
         self,
@@ -282,8 +217,8 @@ class LocalKV:
         caller: Caller | None = None,
         born_index: int = 0,
     ) -> rpc_pb2.DeleteRangeResponse:
-        reply = await self._write(Command(delete_range=request), request_id, timeout_ms, caller, born_index)
-        return self._stamped(reply.delete_range)
+        reply = await self._proposals.write(Command(delete_range=request), request_id, timeout_ms, caller, born_index)
+        return self._headers.stamped(reply.delete_range)
 
     async def txn(
         self,
@@ -296,26 +231,26 @@ class LocalKV:
     ) -> rpc_pb2.TxnResponse:
         if is_read_only(request):
             check_txn(request)
-            self._check_sound()
+            check_sound(self._store, self._raft)
             if not _is_serializable(request):
                 await self.barrier(timeout_ms)
-            self._check_not_declared_corrupt()
+            check_not_declared_corrupt(self._store)
             if caller is not None and (user := await caller.user()) is not None:
                 check_txn_permissions(self._store.auth, self._store.leases, user, request)
-            return self._stamped(self._store.read_txn(request))
-        reply = await self._write(Command(txn=request), request_id, timeout_ms, caller, born_index)
-        return self._stamped(reply.txn)
+            return self._headers.stamped(self._store.read_txn(request))
+        reply = await self._proposals.write(Command(txn=request), request_id, timeout_ms, caller, born_index)
+        return self._headers.stamped(reply.txn)
 
     async def compact(
         self, request: rpc_pb2.CompactionRequest, *, timeout_ms: int | None = None, caller: Caller | None = None
     ) -> rpc_pb2.CompactionResponse:
         """A ``physical`` compaction also waits until this replica has given the memory back, but for what a backup that
         is being made still reads."""
-        reply = await self._write(Command(compact=request), b"", timeout_ms, caller)
+        reply = await self._proposals.write(Command(compact=request), b"", timeout_ms, caller)
         while request.physical and self._store.sweepable:
             self._store.sweep()
             await asyncio.sleep(0)
-        return self._stamped(reply.compact)
+        return self._headers.stamped(reply.compact)
 
     # -- leases
 
@@ -329,9 +264,9 @@ class LocalKV:
     ) -> rpc_pb2.LeaseGrantResponse:
         """An id of 0 asks us to pick one. A TTL below the minimum is raised to it; the response has the real one."""
         grant = rpc_pb2.LeaseGrantRequest(ID=request.ID or self._new_lease_id(), TTL=max(request.TTL, self._min_ttl_s))
-        reply = await self._write(Command(lease_grant=grant), request_id, timeout_ms, caller)
+        reply = await self._proposals.write(Command(lease_grant=grant), request_id, timeout_ms, caller)
         metrics.LEASE_GRANTED.inc()
-        return self._stamped(reply.lease_grant)
+        return self._headers.stamped(reply.lease_grant)
 
     async def lease_revoke(
         self,
@@ -341,9 +276,9 @@ class LocalKV:
         timeout_ms: int | None = None,
         caller: Caller | None = None,
     ) -> rpc_pb2.LeaseRevokeResponse:
-        reply = await self._write(Command(lease_revoke=request), request_id, timeout_ms, caller)
+        reply = await self._proposals.write(Command(lease_revoke=request), request_id, timeout_ms, caller)
         metrics.LEASE_REVOKED.inc()
-        return self._stamped(reply.lease_revoke)
+        return self._headers.stamped(reply.lease_revoke)
 
     async def lease_keep_alive(
         self, request: rpc_pb2.LeaseKeepAliveRequest, *, timeout_ms: int | None = None, caller: Caller | None = None
@@ -389,9 +324,9 @@ class LocalKV:
         Raises:
             StatusError: as a write.
         """
-        reply = await self._write(command, request_id, timeout_ms, caller)
+        reply = await self._proposals.write(command, request_id, timeout_ms, caller)
         header: rpc_pb2.ResponseHeader = getattr(reply, reply.WhichOneof("result") or "").header
-        self._stamp(header)
+        self._headers.stamp(header)
         return header
 
     # -- alarms
@@ -409,10 +344,9 @@ class LocalKV:
         Raises:
             StatusError: as a write.
         """
-        request = rpc_pb2.AlarmRequest(action=action, memberID=member_id, alarm=kind)
-        command = Command(alarm=request, proposed_at_ms=self._clock.wall_ms())
-        reply = await self._propose(command, b"", timeout_ms)
-        return self._stamped(reply.alarm)
+        command = self._proposals.alarm_command(action, member_id, kind)
+        reply = await self._proposals.propose(command, b"", timeout_ms)
+        return self._headers.stamped(reply.alarm)
 
     async def condemn(self, member_id: int) -> None:
         """Replicate the verdict that a member's state is wrong: it serves nobody from that entry on, and stops.
@@ -421,7 +355,7 @@ class LocalKV:
             StatusError: as a write.
         """
         command = Command(condemn=Condemn(member_id=member_id), proposed_at_ms=self._clock.wall_ms())
-        await self._propose(command, b"", None)
+        await self._proposals.propose(command, b"", None)
 
     # -- a restore into the running cluster
 
@@ -435,130 +369,11 @@ class LocalKV:
             StatusError: as a write.
         """
         command.proposed_at_ms = self._clock.wall_ms()
-        self._check_sound()
-        reply = await self._propose(command, request_id, timeout_ms)
+        check_sound(self._store, self._raft)
+        reply = await self._proposals.propose(command, request_id, timeout_ms)
         progress: RestoreProgress = getattr(reply, reply.WhichOneof("result") or "")
-        self._stamp(progress.header)
+        self._headers.stamp(progress.header)
         return progress
-
-    # -- inside
-
-    async def _write(
-        self,
-        command: Command,
-        request_id: bytes,
-        timeout_ms: int | None,
-        caller: Caller | None,
-        born_index: int = 0,
-    ) -> Reply:
-        """Replicate a command and return its reply.
-
-        Raises:
-            StatusError: the store refused it, or nobody can say whether it happened (``unknown_outcome``).
-        """
-        command.proposed_at_ms = self._clock.wall_ms()
-        check_command(command)
-        self._check_sound()
-        if self.quota.lacks(command, self._store.size_bytes):
-            await self._raise_no_space()
-            raise no_space()
-        if caller is None:
-            return await self._propose(command, request_id, timeout_ms, born_index)
-        return await self._propose_for(caller, command, request_id or self._rand.token(16), timeout_ms, born_index)
-
-    async def _propose_for(
-        self, caller: Caller, command: Command, request_id: bytes, timeout_ms: int | None, born_index: int
-    ) -> Reply:
-        """Propose in the name of a caller; anew, under the same id, if meanwhile the auth store has changed. Such a
-        rejection has no effect and is not remembered, so this is one write still."""
-        attempts_left = _AUTH_ATTEMPTS_MAX
-        while True:
-            command.auth_user = await caller.user() or ""
-            command.auth_revision = self._store.auth.revision
-            attempts_left -= 1
-            try:
-                return await self._propose(command, request_id, timeout_ms, born_index)
-            except StatusError as error:
-                if error.message not in _AUTH_STALE or not attempts_left:
-                    raise
-
-    async def _propose(self, command: Command, request_id: bytes, timeout_ms: int | None, born_index: int = 0) -> Reply:
-        needs = peer_revision_of(command)
-        if needs and (old := self._raft.members_below(needs)):
-            raise outdated(old)
-        term = self._raft.term
-        outcome = await self._raft.propose(
-            command.SerializeToString(),
-            request_id=request_id or self._rand.token(16),
-            timeout_ms=timeout_ms or self._default_timeout_ms,
-            born_index=born_index,
-        )
-        if not isinstance(outcome, Applied):
-            raise self._failure(outcome, term)
-        reply = Reply.FromString(outcome.reply)
-        if reply.HasField("rejection"):
-            text = reply.rejection.message
-            # A store that may have forgotten this id cannot say whether it was applied once already.
-            raise StatusError(Code(reply.rejection.code), text, unknown_outcome=text == FORGOTTEN_TEXT)
-        if reply.WhichOneof("result") != command.WhichOneof("op"):
-            # The store answers a known id as it did the first time: with that reply this request would look done.
-            raise StatusError(Code.INVALID_ARGUMENT, "quarterdeck: request id was used for another request")
-        return reply
-
-    def _check_sound(self) -> None:
-        """Raises:
-        StatusError: DataLoss, this replica's state is not what the others' is: nobody is served from it.
-        """
-        if self._store.alarms and self._raft.status().member_id in self._store.alarms.condemned:
-            raise corrupt()
-
-    def _check_not_declared_corrupt(self) -> None:
-        """Refuse a read as apply refuses writes.
-
-        Raises:
-            StatusError: DataLoss, a client has raised a CORRUPT alarm.
-        """
-        if self._store.alarms and self._store.alarms.corrupt:
-            raise corrupt()
-
-    async def _raise_no_space(self) -> None:
-        """Make it known to all replicas that the state is full; done once."""
-        member_id = self._raft.status().member_id
-        if self._raft.members_below(peer_revision_of(Command(alarm=rpc_pb2.AlarmRequest()))):
-            return  # in the middle of an upgrade: each replica refuses by its own account, as it does before the alarm
-        if not self._store.alarms.has(member_id, rpc_pb2.NOSPACE):
-            _log.error(
-                "event=no-space size_bytes=%d quota_bytes=%d: writes are refused; delete or compact, then clear the "
-                "alarm (etcdctl alarm disarm)",
-                self._store.size_bytes, self.quota.limit_bytes,
-            )  # fmt: skip
-            await self.alarm(rpc_pb2.AlarmRequest.ACTIVATE, member_id, rpc_pb2.NOSPACE)
-
-    def _failure(self, outcome: NeverSent | Unknown, term: int) -> StatusError:
-        """What a client is told of a write that was not seen to be applied, in etcd's words."""
-        status = self._raft.status()
-        _log.debug("event=write_failed outcome=%s reason=%r", type(outcome).__name__, outcome.reason)
-        if isinstance(outcome, Unknown):
-            text = "etcdserver: request timed out"
-            if status.term != term:
-                text += ", possibly due to previous leader failure"
-            return StatusError(Code.UNAVAILABLE, text, unknown_outcome=True)
-        if status.pending >= PROPOSALS_PENDING_MAX:
-            return StatusError(Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
-        if status.leader is None:
-            return StatusError(Code.UNAVAILABLE, "etcdserver: no leader")
-        return StatusError(Code.UNAVAILABLE, "etcdserver: request timed out")
-
-    def _stamped(self, response: _ResponseT) -> _ResponseT:
-        self._stamp(response.header)
-        return response
-
-    def _stamp(self, header: rpc_pb2.ResponseHeader) -> None:
-        if self._identity is None:
-            status = self._raft.status()
-            self._identity = (status.cluster_id, status.member_id)
-        header.cluster_id, header.member_id = self._identity
-        header.raft_term = self._raft.term
 
 
 async def _stepwise(scan: Scan) -> AsyncGenerator[bytes, None]:

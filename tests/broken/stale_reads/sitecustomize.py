@@ -6,10 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.etcd.local import LocalKV
+from controlplane.etcd.soundness import check_sound
 
 
 async def barrier(self: Any, timeout_ms: int | None = None) -> None:
-    self._check_sound()
+    check_sound(self._store, self._raft)
 
 
 LocalKV.barrier = barrier  # type: ignore[method-assign]

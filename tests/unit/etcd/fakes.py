@@ -8,7 +8,10 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from controlplane.base.clock import ManualClock
+from controlplane.base.errors import StatusError
 from controlplane.base.rand import SeededRand
 from controlplane.etcd.authorizer import Authorizer
 from controlplane.etcd.local import LocalKV
@@ -17,7 +20,7 @@ from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.store.store import Store
 from tests.fakes.raft import FakeRaft
 
-__all__ = ["FakeContext", "InlineExecutor", "Replica", "put", "settle"]
+__all__ = ["FakeContext", "InlineExecutor", "Replica", "put", "refused", "settle"]
 
 
 @dataclass
@@ -94,3 +97,10 @@ async def settle() -> None:
 async def put(kv: LocalKV, key: bytes, value: bytes = b"v", lease: int = 0) -> int:
     """Put a key; its revision."""
     return (await kv.put(e.PutRequest(key=key, value=value, lease=lease))).header.revision
+
+
+async def refused(call: object) -> StatusError:
+    """The error with which a call fails."""
+    with pytest.raises(StatusError) as caught:
+        await call  # type: ignore[misc]
+    return caught.value

@@ -1,4 +1,4 @@
-"""LocalKV: outcomes become answers, reads wait for their index, watches follow the store."""
+"""LocalKV: reads wait for their index, and each request is answered as etcd answers it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,16 @@ import asyncio
 
 import pytest
 
-from controlplane.base.errors import Code, StatusError
+from controlplane.base.errors import Code
 from controlplane.pb.etcd import rpc_pb2 as e
-from controlplane.pb.quarterdeck.internal.v1.command_pb2 import Command
 from controlplane.raft.types import RaftHandle
 from controlplane.store.kv import KVStore
-from tests.unit.etcd.fakes import Replica, put, settle
-
-ID = bytes(range(16))
+from tests.unit.etcd.fakes import Replica, put, refused, settle
 
 
 @pytest.fixture
 async def replica() -> Replica:
     return Replica()
-
-
-async def refused(call: object) -> StatusError:
-    with pytest.raises(StatusError) as caught:
-        await call  # type: ignore[misc]
-    return caught.value
 
 
 def test_it_is_a_kv_store_over_a_raft_handle() -> None:
@@ -41,75 +32,6 @@ async def test_a_put_can_be_read_back_and_headers_say_who_answered(replica: Repl
     assert (read.kvs[0].value, read.kvs[0].mod_revision) == (b"v", 2)
     for header in (written.header, read.header):
         assert (header.cluster_id, header.member_id, header.revision, header.raft_term) == (0xC1, 1, 2, 1)
-
-
-async def test_the_proposer_stamps_the_time_and_a_request_id(replica: Replica) -> None:
-    await put(replica.kv, b"k")
-    proposal = replica.raft.proposals[0]
-    assert len(proposal.request_id) == 16
-    assert Command.FromString(proposal.payload).proposed_at_ms == replica.clock.wall_ms()
-
-
-async def test_two_writes_have_different_request_ids(replica: Replica) -> None:
-    await put(replica.kv, b"k")
-    await put(replica.kv, b"k")
-    first, second = replica.raft.proposals
-    assert first.request_id != second.request_id
-
-
-async def test_the_same_request_id_writes_once_and_answers_alike(replica: Replica) -> None:
-    first = await replica.kv.put(e.PutRequest(key=b"k"), request_id=ID)
-    again = await replica.kv.put(e.PutRequest(key=b"k"), request_id=ID)
-    assert again == first
-    assert replica.kv.revision == 2
-
-
-async def test_a_request_id_used_for_another_kind_of_request_is_refused_not_answered_with_the_first_ones_reply(
-    replica: Replica,
-) -> None:
-    await replica.kv.put(e.PutRequest(key=b"k", value=b"1"), request_id=b"r" * 16)
-    error = await refused(replica.kv.delete_range(e.DeleteRangeRequest(key=b"k"), request_id=b"r" * 16))
-    assert error.code is Code.INVALID_ARGUMENT
-    assert replica.store.key_count == 1
-
-
-async def test_a_bad_request_is_refused_before_it_is_proposed(replica: Replica) -> None:
-    error = await refused(replica.kv.put(e.PutRequest()))
-    assert (error.code, error.message) == (Code.INVALID_ARGUMENT, "etcdserver: key is not provided")
-    assert replica.raft.proposals == []
-
-
-async def test_a_rejection_of_the_state_machine_arrives_as_its_error(replica: Replica) -> None:
-    error = await refused(replica.kv.put(e.PutRequest(key=b"k", lease=5)))
-    assert (error.code, error.message) == (Code.NOT_FOUND, "etcdserver: requested lease not found")
-    assert not error.unknown_outcome
-
-
-@pytest.mark.parametrize("applied", [True, False])
-async def test_a_write_nobody_saw_applied_is_unknown_whatever_really_happened(replica: Replica, applied: bool) -> None:
-    replica.raft.lose_next(applied=applied)
-    error = await refused(replica.kv.put(e.PutRequest(key=b"k"), request_id=ID))
-    assert (error.code, error.message) == (Code.UNAVAILABLE, "etcdserver: request timed out")
-    assert error.unknown_outcome
-    await replica.kv.put(e.PutRequest(key=b"k"), request_id=ID)
-    assert replica.kv.revision == 2, "the retry under the same id must not write twice"
-
-
-async def test_an_unknown_outcome_over_a_leader_change_says_so(replica: Replica) -> None:
-    replica.raft.hold()
-    writing = asyncio.ensure_future(replica.kv.put(e.PutRequest(key=b"k"), timeout_ms=30))
-    await settle()
-    replica.raft.set_leader("r1")
-    error = await refused(writing)
-    assert error.message == "etcdserver: request timed out, possibly due to previous leader failure"
-    assert error.unknown_outcome
-
-
-async def test_a_write_that_never_left_is_safe_to_retry(replica: Replica) -> None:
-    replica.raft.fail_next()
-    error = await refused(replica.kv.put(e.PutRequest(key=b"k")))
-    assert error.code is Code.UNAVAILABLE
-    assert not error.unknown_outcome
 
 
 async def test_without_a_leader_writes_and_linearizable_reads_say_no_leader(replica: Replica) -> None:
@@ -199,55 +121,6 @@ async def test_leases_lists_what_was_granted(replica: Replica) -> None:
     for lease_id in (3, 1):
         await replica.kv.lease_grant(e.LeaseGrantRequest(ID=lease_id, TTL=60))
     assert {status.ID for status in (await replica.kv.lease_leases()).leases} == {1, 3}
-
-
-# -- watch
-
-
-async def test_a_watch_delivers_what_follows(replica: Replica) -> None:
-    await put(replica.kv, b"k", b"before")
-    async with replica.kv.watch(e.WatchCreateRequest(key=b"k")) as responses:
-        reading = asyncio.ensure_future(anext(responses))
-        await settle()
-        await put(replica.kv, b"k", b"after")
-        response = await reading
-    assert [event.kv.value for event in response.events] == [b"after"]
-    assert response.header.revision == 3
-
-
-async def test_a_watch_from_a_past_revision_replays_history_in_order(replica: Replica) -> None:
-    for value in (b"1", b"2", b"3"):
-        await put(replica.kv, b"k", value)
-    async with replica.kv.watch(e.WatchCreateRequest(key=b"k", start_revision=3)) as responses:
-        response = await anext(responses)
-    assert [event.kv.value for event in response.events] == [b"2", b"3"]
-
-
-async def test_a_watch_of_compacted_history_ends_with_the_revision_to_start_from(replica: Replica) -> None:
-    for _ in range(5):
-        await put(replica.kv, b"k")
-    await replica.kv.compact(e.CompactionRequest(revision=4))
-    async with replica.kv.watch(e.WatchCreateRequest(key=b"k", start_revision=2)) as responses:
-        answers = [response async for response in responses]
-    assert [(answer.canceled, answer.compact_revision) for answer in answers] == [(True, 4)]
-
-
-async def test_an_idle_watch_that_asked_gets_bookmarks(replica: Replica) -> None:
-    async with replica.kv.watch(e.WatchCreateRequest(key=b"k", progress_notify=True)) as responses:
-        reading = asyncio.ensure_future(anext(responses))
-        await settle()
-        await put(replica.kv, b"other")
-        await settle()
-        assert not reading.done()
-        replica.clock.advance(10)
-        bookmark = await reading
-    assert (list(bookmark.events), bookmark.header.revision) == ([], 2)
-
-
-async def test_a_closed_watch_is_forgotten_by_the_store(replica: Replica) -> None:
-    async with replica.kv.watch(e.WatchCreateRequest(key=b"k")):
-        assert len(replica.store.watches) == 1
-    assert len(replica.store.watches) == 0
 
 
 async def test_a_long_range_is_the_same_in_steps_and_serialized(replica: Replica) -> None:
