@@ -45,17 +45,22 @@ class Hogs:
         self._folder = folder
         self._processes = Processes(folder, folder)
 
+    @staticmethod
+    def refusal(mib: int) -> str | None:
+        """Why so much is not taken now; None: it may be."""
+        available = int(psutil.virtual_memory().available)
+        if mib * MIB <= available * _SHARE_MAX:
+            return None
+        return f"{mib} MiB of memory: {available // MIB} MiB are available, and at most half of it is taken"
+
     def take(self, token: str, mib: int) -> None:
         """It is held when this returns.
 
         Raises:
             FaultError: too much is asked, or it cannot be had.
         """
-        available = psutil.virtual_memory().available
-        if mib * MIB > available * _SHARE_MAX:
-            raise FaultError(
-                f"{mib} MiB of memory: {available // MIB} MiB are available, and at most half of it is taken"
-            )
+        if (why := self.refusal(mib)) is not None:
+            raise FaultError(why)
         argv = [sys.executable, "-c", HOG, str(mib * MIB), str(self._folder.resolve())]
         self._processes.start(token, argv, env={}, cwd=Path("/"))
         deadline_s = time.monotonic() + _FILLED_S

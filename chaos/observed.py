@@ -6,7 +6,7 @@ that was not answered, so it is INCONCLUSIVE.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chaos.budgets import Budgets
@@ -40,6 +40,8 @@ def observed_findings(act: str, observed: Mapping[str, Any], budgets: Budgets) -
         findings.append(_scaled(observed))
     if "snapshot_hash" in observed:
         findings.append(_restored(observed))
+    if observed.get("left_out"):
+        findings.append(_left_out(observed["left_out"]))
     if budgets.first_write_s is not None:
         findings.append(_within("a write acknowledged", "first_write_s", budgets.first_write_s, observed))
     if budgets.converged_s is not None:
@@ -70,6 +72,12 @@ def _untouched(observed: Mapping[str, Any], allowed: int) -> Finding:
     # Where every pod had a reason to go there was none to watch.
     at_least = 0 if observed.get("pods_excused") else 1
     return judge(rule, int(observed["pods_watched"]), broken, at_least=at_least)
+
+
+def _left_out(kinds: Sequence[str]) -> Finding:
+    """Kinds that a schedule may do without: told with the verdict, so that nobody takes them for survived."""
+    note = f"left out: {', '.join(dict.fromkeys(kinds))}"
+    return judge("random faults that cannot be made here", 0, [], at_least=0, note=note)
 
 
 def _new_leader(observed: Mapping[str, Any]) -> Finding:

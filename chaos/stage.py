@@ -18,7 +18,7 @@ from chaos.ground import Ground
 from chaos.history import Mark, Recorder
 from chaos.load import Load
 from chaos.lookout import Lookout
-from chaos.targets import resolve
+from chaos.targets import TargetError, resolve
 from chaos.undo import Entry
 from controlplane.base.errors import ConfigError, QuarterdeckError
 from controlplane.base.rand import Rand
@@ -125,6 +125,7 @@ class Stage:
 
         Raises:
             BlastRadiusError: it would cost the quorum.
+            TargetError: whom it was meant for was gone when it struck; it is taken back.
             ImpossibleError, ConfigError, FaultError: as :meth:`plan` and the fault.
         """
         strike = await self.plan(name, arguments, rand)
@@ -142,11 +143,18 @@ class Stage:
         self.last_fault_s = now_s
         self.mark(
             "fault", id=struck.entry.id, fault=name, victims=list(strike.victims), params=dict(arguments),
-            says=strike.says,
+            says=strike.says, excused=list(strike.excused),
         )  # fmt: skip
         if self.census is not None:
             self.census.include(strike.victims)
-        struck.facts = dict(await REGISTRY[name].strike(self.ground, strike))
+        try:
+            struck.facts = dict(await REGISTRY[name].strike(self.ground, strike))
+        except TargetError as error:
+            # Nobody was there to be struck: nothing of it shall count as in force.
+            await heal_entry(self.ground, struck.entry)
+            self.struck.remove(struck)
+            self.mark("healed", id=struck.entry.id, fault=name, proof={"bit": False, "failed": str(error)})
+            raise
         if self.census is not None and name == "kill":
             self.census.killed(strike.victims)
         for claim, seen_then in struck.facts.pop("proved", {}).items():

@@ -13,7 +13,7 @@ from chaos.fault import JSON, Fault, Strike, Undo
 from chaos.faults.again import restart
 from chaos.faults.params import known, number
 from chaos.ground import Ground, aside
-from chaos.targets import quorum_lost
+from chaos.targets import TargetError, quorum_lost
 from controlplane.base.errors import ConfigError
 from controlplane.base.rand import Rand
 from controlplane.local.clocks import Clocks, library
@@ -35,10 +35,17 @@ class _OnClock(Fault):
         for name in targets:
             if name not in {*ground.seen.replicas, *ground.seen.nodes}:
                 raise ConfigError(f"{self.name}: {name} is no replica and no node: only those have clocks of their own")
+        there = {name for e in ground.undo.entries if e.strike.fault in _NAMES for name in e.strike.victims}
+        if already := sorted(there & set(targets)):
+            # There is one file a process: the first to be healed would put the other's clock right as well.
+            raise TargetError(f"{self.name}: the clock of {', '.join(already)} is wrong already: heal that first")
         fresh = [name for name in targets if not self._prepared(ground, name)]
         first = f" ({', '.join(fresh)} restarted first)" if fresh else ""
         return Strike(
-            self.name, tuple(targets), {"wrong": wrong}, tuple(Undo(self.name, {"name": name}) for name in targets),
+            self.name, tuple(targets),
+            # Who is restarted is of no use meanwhile: what is drawn beside must not take the next one.
+            {"wrong": wrong, "down": [name for name in fresh if name in ground.seen.replicas]},
+            tuple(Undo(self.name, {"name": name}) for name in targets),
             quorum_lost=any(quorum_lost(ground.seen, [name]) for name in fresh if name in ground.seen.replicas),
             says=f"{what} of {', '.join(targets)}{first}",
         )  # fmt: skip
@@ -126,3 +133,4 @@ class MonotonicJump(_OnClock):
 
 
 FAULTS: Final[tuple[Fault, ...]] = (ClockStep(), ClockSkew(), MonotonicJump())
+_NAMES: Final = frozenset(fault.name for fault in FAULTS)

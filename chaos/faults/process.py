@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from chaos.fault import JSON, Fault, FaultError, Strike, Undo
+from chaos.fault import JSON, Fault, Strike, Undo
 from chaos.faults.params import known
 from chaos.ground import Ground, aside
 from chaos.in_pods import INSIDE, identified, signal_pods, split
@@ -94,7 +94,7 @@ class Pause(Fault):
         inside, processes = split(strike.victims)
         for name in processes:
             if not ground.cluster.kill(name, signal.SIGSTOP):
-                raise FaultError(f"{name} does not run: it cannot be paused")
+                raise TargetError(f"{name} does not run now: it cannot be paused")
         signal_pods(ground, inside, signal.SIGSTOP)
         return {}
 

@@ -16,7 +16,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from chaos.fault import JSON, Fault, FaultError, Strike, Undo
+from chaos.fault import JSON, Fault, Strike, Undo
 from chaos.faults.params import integer, known
 from chaos.ground import Ground, aside
 from chaos.groups import PREFIX, CpuGroup
@@ -127,6 +127,8 @@ class MemoryPressure(Fault):
     def plan(self, ground: Ground, targets: Sequence[str], params: Mapping[str, JSON], rand: Rand) -> Strike:
         known(self.name, params, self.params)
         mib = integer(self.name, params, "mib", 512, 1, 1 << 20)
+        if not ground.cluster.remote and (why := Hogs.refusal(mib)) is not None:
+            raise TargetError(f"{self.name}: {why}")
         token = f"memory-{rand.token(4).hex()}"
         # Whose machines: here there is one; of agents those of the targets, by default all.
         on = [*targets] or ground.cluster.machines() if isinstance(ground.cluster, RemoteCluster) else []
@@ -172,5 +174,5 @@ def _hogs(ground: Ground) -> Hogs:
 def _running(ground: Ground, name: str) -> int:
     pid: Any = ground.cluster.processes.pid(name)
     if pid is None:
-        raise FaultError(f"{name} does not run: it cannot be throttled")
+        raise TargetError(f"{name} does not run now: it cannot be throttled")
     return int(pid)

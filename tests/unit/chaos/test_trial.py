@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from chaos import experiment
 from chaos.experiment import Activity, Experiment, Settings
 from chaos.fault import FaultError, Strike, Undo
 from chaos.faults import REGISTRY
@@ -19,6 +20,7 @@ from chaos.history import Header, Mark, Recorder, load
 from chaos.runner import heal_left, put_back
 from chaos.schedule import Choice, Schedule
 from chaos.stage import Stage
+from chaos.steps import catalogue
 from chaos.trial import TrialLog, play_trial
 from chaos.whole import NotWholeError, Whole
 from controlplane.base.clock import SystemClock
@@ -383,6 +385,28 @@ async def test_a_random_fault_that_cannot_be_made_is_left_out_only_if_it_may_be(
     strict = Rig(tmp_path / "again")
     log = await strict.play(schedule=Schedule(20, (1, 2), 1, (Choice("partition", target="replica"),)))
     assert "partition" in log.impossible
+
+
+async def test_a_random_fault_whose_victim_is_gone_when_it_strikes_is_taken_back_and_left_out(tmp_path: Path) -> None:
+    """Such a moment must not end a run of hours, nor count as a fault that was in force."""
+    rig = Rig(tmp_path)
+    rig.cluster.refuse = {"node-1", "node-2", "node-3"}
+    choices = (Choice("pause", target="node", for_s=(30, 40)), Choice("kill", target="r1", for_s=(1, 2)))
+    log = await rig.play(schedule=Schedule(60, (1, 2), 2, choices))
+    assert (log.impossible, log.deviations) == ("", [])
+    proofs = [mark.detail["proof"] for mark in rig.marks() if mark.name == "healed" and mark.detail["fault"] == "pause"]
+    assert proofs
+    assert all(proof["bit"] is False and "does not run now" in proof["failed"] for proof in proofs)
+    assert int(rig.stage.observed["faults_left_out"]) >= len(proofs)
+
+
+async def test_everything_at_once_breaks_clocks_disks_processor_and_memory_too() -> None:
+    schedule = experiment.read("everything-at-once", catalogue()).schedule
+    assert schedule is not None
+    kinds = {choice.fault for choice in schedule.faults}
+    assert {"clock-step", "clock-skew", "disk-full", "disk-error", "cpu-throttle", "memory-pressure"} <= kinds
+    # One that takes no time from anybody's leases: a clock that jumps ends them early, by right (docs/chaos.md).
+    assert "monotonic-jump" not in kinds
 
 
 def test_a_strike_says_what_it_needs() -> None:

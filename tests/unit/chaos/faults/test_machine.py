@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -81,6 +82,28 @@ def test_who_is_throttled_is_not_throttled_again_until_that_is_healed(tmp_path: 
     planned(ground, "cpu-throttle", "r1")
     ground.undo.remove(entry)
     planned(ground, "cpu-throttle", "r2")
+
+
+def test_a_clock_that_is_wrong_is_not_set_again_until_that_is_healed(tmp_path: Path) -> None:
+    ground, _ = rig.ground(tmp_path)
+    ground.undo.add("a-run", planned(ground, "clock-step", "r2"))
+    with pytest.raises(TargetError, match="clock of r2 is wrong already"):
+        planned(ground, "clock-skew", "r2")
+    planned(ground, "clock-skew", "r1")
+
+
+def test_a_replica_that_is_restarted_for_its_clock_counts_as_down_meanwhile(tmp_path: Path) -> None:
+    ground, _ = rig.ground(tmp_path)
+    assert planned(ground, "clock-step", "r2").args["down"] == ["r2"]
+    assert planned(ground, "clock-step", "node-1").args["down"] == []
+
+
+def test_more_memory_than_is_safe_is_left_alone_at_the_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ground, _ = rig.ground(tmp_path)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=400 << 20))
+    with pytest.raises(TargetError, match="256 MiB of memory: 400 MiB are available"):
+        planned(ground, "memory-pressure", mib=256)
+    planned(ground, "memory-pressure", mib=200)
 
 
 def test_taking_memory_takes_no_processor(tmp_path: Path) -> None:

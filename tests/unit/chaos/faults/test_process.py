@@ -12,7 +12,6 @@ from subprocess import Popen
 
 import pytest
 
-from chaos.fault import FaultError
 from chaos.faults import REGISTRY, fault_named
 from chaos.targets import TargetError
 from controlplane.base.errors import ConfigError
@@ -103,7 +102,7 @@ def test_what_does_not_fit_is_refused(
 async def test_what_does_not_run_cannot_be_paused(tmp_path: Path) -> None:
     on, cluster = ground(tmp_path)
     cluster.refuse = {"r1"}
-    with pytest.raises(FaultError, match="r1 does not run"):
+    with pytest.raises(TargetError, match="r1 does not run"):
         await fault_named("pause").strike(on, fault_named("pause").plan(on, ["r1"], {}, RAND))
 
 
