@@ -29,6 +29,7 @@ from chaos.records import (
     Kind,
     Listing,
     Mark,
+    NodeSeen,
     Op,
     Outcome,
     PodSeen,
@@ -54,6 +55,7 @@ __all__ = [
     "Kind",
     "Listing",
     "Mark",
+    "NodeSeen",
     "Op",
     "Outcome",
     "PodSeen",
@@ -66,11 +68,11 @@ __all__ = [
     "load",
 ]
 
-_Record = Header | Op | Event | Listing | Mark | Told | Hold | PodSeen | ProcessSeen
+_Record = Header | Op | Event | Listing | Mark | Told | Hold | PodSeen | ProcessSeen | NodeSeen
 #: Of each kind its fields, with their defaults: those are not written.
 _FIELDS: Final = {
     kind: tuple((f.name, f.default if f.default_factory is MISSING else MISSING) for f in fields(kind))
-    for kind in (Header, Op, Event, Listing, Mark, Told, Hold, PodSeen, ProcessSeen)
+    for kind in (Header, Op, Event, Listing, Mark, Told, Hold, PodSeen, ProcessSeen, NodeSeen)
 }
 _ALWAYS: Final = frozenset({"format_version", "revision"})
 #: Kinds of lines that are one record as it is.
@@ -80,6 +82,7 @@ _PLAIN: Final[Mapping[str, tuple[type[Any], str]]] = {
     "hold": (Hold, "holds"),
     "pod": (PodSeen, "pods"),
     "process": (ProcessSeen, "processes"),
+    "node": (NodeSeen, "nodes"),
 }
 
 
@@ -137,6 +140,10 @@ class Recorder:
     def process(self, process: ProcessSeen) -> None:
         """A pod's process began or ended."""
         self._put("process", process)
+
+    def node(self, node: NodeSeen) -> None:
+        """Something new is known of a node."""
+        self._put("node", node)
 
     def _put(self, kind: str, record: _Record) -> None:
         # Not dataclasses.asdict: it copies deeply, and a listing of thousands of rows must not hold up the load.

@@ -23,6 +23,7 @@ __all__ = [
     "Kind",
     "Listing",
     "Mark",
+    "NodeSeen",
     "Op",
     "Outcome",
     "PodSeen",
@@ -235,6 +236,18 @@ class ProcessSeen:
     running: bool
 
 
+@dataclass(frozen=True, slots=True)
+class NodeSeen:
+    """What became known of a node. ``heard``: its agent, asked directly, has a session with a replica; if not, it was
+    last heard at ``since_ns`` or later. ``condemned``: the API says that its pods must go."""
+
+    at_ns: int
+    node: str
+    heard: bool = False
+    since_ns: int = 0
+    condemned: bool = False
+
+
 @dataclass(slots=True)
 class History:
     """A whole file, in memory."""
@@ -248,6 +261,7 @@ class History:
     holds: list[Hold] = field(default_factory=list)
     pods: list[PodSeen] = field(default_factory=list)
     processes: list[ProcessSeen] = field(default_factory=list)
+    nodes: list[NodeSeen] = field(default_factory=list)
     #: The last line was cut off: the run was killed.
     torn: bool = False
 

@@ -31,6 +31,7 @@ from chaos.history import Header, Recorder, load
 from chaos.journal import journal
 from chaos.load import Load, LoadError, Rates
 from chaos.lookout import Lookout
+from chaos.nodewatch import NodeWatch
 from chaos.probes import service_address
 from chaos.random_faults import trial_rand
 from chaos.report import write_all
@@ -252,6 +253,7 @@ class _Runner:
                             lambda leader, term, roles: self._seen(recorder, leader, term, roles),
                         )
                     )
+                    await stack.enter_async_context(NodeWatch(ground, recorder))
                     load_ = await stack.enter_async_context(
                         Load(
                             spec.kv_endpoints, address, prefix=header.prefix, recorder=recorder, rates=self._rates,

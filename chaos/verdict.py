@@ -14,6 +14,7 @@ from typing import Any, Final
 from chaos.availability import Second, Served, Window, per_second, served
 from chaos.budgets import Budgets, budgets_of_act
 from chaos.checkers import check_all
+from chaos.checkers.evictions import check_evictions, reasons
 from chaos.claims import claim_findings
 from chaos.findings import Finding, Verdict, judge, worst
 from chaos.history import KEYED, History, Mark
@@ -131,6 +132,7 @@ class _Trial:
         steady = [finding.verdict for finding in findings if finding.rule in _STEADY_RULES] == [Verdict.PASS] * 2
         findings += self._served_findings(found, steady=steady)
         findings += observed_findings(self._act, observed, self._budgets)
+        findings += self._evictions()
         findings += self._claimed()
         detail = self._begin.detail
         return ActReport(
@@ -198,6 +200,18 @@ class _Trial:
             note = "; ".join(said)
             return [Finding("all was well before anything was broken", Verdict.INCONCLUSIVE, len(said), note=note)]
         return [judge("the cluster did what the experiment expects", len(said), said)]
+
+    def _evictions(self) -> list[Finding]:
+        """Of a trial that came to its end: what follows on a fault comes after it."""
+        if not self._faults or "recovered" not in self._first:
+            return []
+        healed = {str(mark.detail.get("id")): mark.at_ns for mark in self._healed}
+        struck = [(mark, healed.get(str(mark.detail.get("id")), self._window.end_ns)) for mark in self._faults]
+        found = check_evictions(
+            self._history.nodes, self._history.pods, reasons(struck), begin_ns=self._window.begin_ns,
+            end_ns=self._window.end_ns,
+        )  # fmt: skip
+        return [found] if found is not None else []
 
     def _claimed(self) -> list[Finding]:
         """What its name says happened at the same time; nothing where no fault was struck, which is told already."""

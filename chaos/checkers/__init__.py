@@ -11,6 +11,7 @@
     leases     never early, not late, all keys at once
     locks      one holder at a time, by fencing token
     pods       never too many, never in two places
+    evictions  no pod evicted from a node that was there; asked of each trial, by the verdict
 
 A rule that a history has nothing for is not listed, but for those of ``fresh``: every run writes.
 """

@@ -25,12 +25,14 @@ def check_pods(history: History) -> list[Finding]:
     wanted = [mark for mark in history.marks if mark.act == "deploy" and mark.name == "wanted"]
     if not wanted:
         return []
-    return [_not_too_many(history, wanted), _one_place(history.processes), _settled(history)]
+    names = {str(mark.detail["workload"]) for mark in wanted if "workload" in mark.detail}
+    pods = [seen for seen in history.pods if not names or seen.workload in names]
+    return [_not_too_many(pods, history.processes, wanted), _one_place(history.processes), _settled(history, pods)]
 
 
-def _not_too_many(history: History, wanted: Sequence[Mark]) -> Finding:
+def _not_too_many(pods: Sequence[PodSeen], processes: Sequence[ProcessSeen], wanted: Sequence[Mark]) -> Finding:
     """At every moment: processes of pods that are not going, against what was wanted lately and the surge."""
-    moments: list[PodSeen | ProcessSeen] = sorted([*history.pods, *history.processes], key=lambda seen: seen.at_ns)
+    moments: list[PodSeen | ProcessSeen] = sorted([*pods, *processes], key=lambda seen: seen.at_ns)
     running: defaultdict[str, set[str]] = defaultdict(set)
     going: set[str] = set()
     checked, most = 0, 0
@@ -77,12 +79,12 @@ def _one_place(processes: Sequence[ProcessSeen]) -> Finding:
     return judge("deployments: no pod in two places", len(running), broken)
 
 
-def _settled(history: History) -> Finding:
+def _settled(history: History, pods: Sequence[PodSeen]) -> Finding:
     settled = [mark.detail for mark in history.marks if mark.act == "deploy" and mark.name == "settled"]
     broken = [
         f"{found['ready']} of {found['wanted']} pods Ready" for found in settled if found.get("settled_s") is None
     ]
-    restarts = sum({seen.uid: seen.restarts for seen in history.pods if not seen.gone}.values())
+    restarts = sum({seen.uid: seen.restarts for seen in pods if not seen.gone}.values())
     took = [float(found["settled_s"]) for found in settled if found.get("settled_s") is not None]
     said = [f"{took[-1]:.2f} s after the load ended"] if took else []
     said += [f"{restarts} containers restarted"] if restarts else []

@@ -262,13 +262,13 @@ class ServiceClient:
         await self._process.run(call, done)
 
 
-async def fetch(host: str, port: int, *, timeout_s: float) -> str | None:
-    """GET / on a new connection; None if a whole 200 answer came within the time, else what went wrong."""
+async def fetch(host: str, port: int, *, timeout_s: float, path: str = "/") -> str | None:
+    """GET it on a new connection; None if a whole 200 answer came within the time, else what went wrong."""
     try:
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(host, port)
             try:
-                writer.write(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n".encode())
                 answer = await reader.read(-1)
             finally:
                 writer.close()

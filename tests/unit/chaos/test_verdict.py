@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chaos.findings import Finding, Verdict, judge, worst
-from chaos.history import History, Op, Outcome
+from chaos.history import History, NodeSeen, Op, Outcome, PodSeen
 from chaos.report import as_dict, render, render_repeats
 from chaos.verdict import Report, judge_history
 from tests.unit.chaos.stories import SECOND, Story
@@ -53,6 +53,31 @@ def test_an_act_that_disturbs_nobody_passes(act: str) -> None:
     report, found = judged(played(act).history())
     assert {finding.verdict for finding in found.values()} == {Verdict.PASS}
     assert report.verdict is Verdict.PASS
+
+
+def test_a_planted_false_eviction_fails_the_trial_that_it_was_in() -> None:
+    """An agent away for 0.9 s, its node given up, its pod gone: recorded, read from the file, and found."""
+    history = played("node-kill").history()
+    at_ns = history.marks[1].at_ns
+    history.nodes += [NodeSeen(SECOND, f"node-{n}", heard=True) for n in (1, 2)]
+    history.nodes += [
+        NodeSeen(at_ns, "node-2", since_ns=at_ns),
+        NodeSeen(at_ns + 900_000_000, "node-2", heard=True),
+        NodeSeen(at_ns + 910_000_000, "node-2", heard=True, condemned=True),
+    ]
+    history.pods += [PodSeen(SECOND, "web", "u1", "web-1", "node-2")]
+    rule = "no pod evicted from a node that was there, or came back in time"
+    assert judged(history)[1][rule].verdict is Verdict.PASS
+    history.pods += [PodSeen(at_ns + 920_000_000, "web", "u1", "web-1", "node-2", gone=True)]
+    history.marks[-2] = replace(history.marks[-2], at_ns=at_ns + SECOND)
+    report, _ = judged(history)
+    assert (failed(history), report.verdict) == ([rule], Verdict.FAIL)
+    # By a cut that reached it, or one that reached another.
+    cut = {"id": "x", "fault": "partition", "excused": ["node-2"]}
+    history.marks[1] = replace(history.marks[1], detail=cut)
+    assert failed(history) == []
+    history.marks[1] = replace(history.marks[1], detail={**cut, "excused": ["node-1"]})
+    assert failed(history) == [rule]
 
 
 @pytest.mark.parametrize(("before", "after"), [(10, 30), (30, 10), (0, 30)])

@@ -1,0 +1,143 @@
+"""No false eviction: pods are replaced elsewhere only if their node was away for as long as that takes. Pure.
+
+Three accounts that know nothing of each other: when each agent was heard (asked directly, from outside the cluster),
+when the API said that a node is given up (the taint that drives pods away), and which pods went. An agent that was
+heard all the time, or was away for less than the control plane waits, and whose node was given up all the same, is a
+false eviction. In doubt a node counts as away: an answer that did not come proves nothing against the control plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from chaos.findings import Finding, judge
+from chaos.history import Mark, NodeSeen, PodSeen
+
+__all__ = ["EVICTED_AFTER_S", "LATE_S", "RULE", "Span", "check_evictions", "reasons"]
+
+RULE: Final = "no pod evicted from a node that was there, or came back in time"
+#: The soonest that a node is given up: a broken session may be opened again for so long, and so long it is suspected.
+EVICTED_AFTER_S: Final = 2.0
+#: A verdict on a node, and what the API says of it, may come so much later than the silence it is about: a new leader
+#: must listen first, and who watches the API may have lost the replica it watched.
+LATE_S: Final = 6.0
+
+
+#: Faults after which a node has a reason to be given up although its agent may be heard, or for no time at all: of
+#: links (those that they cut off for good are in the mark), and those of an agent that says goodbye.
+_CUTS: Final = frozenset({"partition", "flapping"})
+_GOODBYES: Final = frozenset({"stop", "node-add"})
+#: What is restored is of another time; it may say of any node that it is dead.
+_RESTORES: Final = "lose-control-plane"
+_EVERYBODY: Final = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """From when to when, in ns of the history's clock."""
+
+    begin_ns: int
+    end_ns: int
+
+    @property
+    def seconds(self) -> float:
+        return (self.end_ns - self.begin_ns) / 1e9
+
+
+def reasons(struck: Iterable[tuple[Mark, int]]) -> dict[str, list[Span]]:
+    """Node (``*``: all) -> when it had a reason beside its silence, by the marks of faults and when each was healed."""
+    found: dict[str, list[Span]] = {}
+    for mark, healed_ns in struck:
+        kind = mark.detail.get("fault")
+        nodes: Sequence[str] = ()
+        if kind == _RESTORES:
+            nodes = (_EVERYBODY,)
+        elif kind in _GOODBYES:
+            nodes = mark.detail.get("victims", ())
+        elif kind in _CUTS:
+            nodes = mark.detail.get("excused", ())
+        for name in nodes:
+            found.setdefault(name, []).append(Span(mark.at_ns, healed_ns))
+    return found
+
+
+def check_evictions(
+    nodes: Sequence[NodeSeen],
+    pods: Sequence[PodSeen],
+    had_reason: Mapping[str, Sequence[Span]],
+    *,
+    begin_ns: int,
+    end_ns: int,
+) -> Finding | None:
+    """The finding over that time; None: nobody looked at the nodes."""
+    if not nodes:
+        return None
+    names = sorted({seen.node for seen in nodes})
+    broken: list[str] = []
+    given_up = evicted = 0
+    short: list[float] = []
+    for name in names:
+        mine = sorted((seen for seen in nodes if seen.node == name), key=lambda seen: seen.at_ns)
+        away = list(_spans(mine, end_ns, lambda seen: not seen.heard, lambda seen: seen.since_ns or seen.at_ns))
+        condemned = list(_spans(mine, end_ns, lambda seen: seen.condemned, lambda seen: seen.at_ns))
+        short += [
+            span.seconds
+            for span in away
+            if begin_ns <= span.begin_ns and span.end_ns < end_ns and span.seconds < EVICTED_AFTER_S
+        ]
+        excuses = [*had_reason.get(name, ()), *had_reason.get(_EVERYBODY, ())]
+        for span in condemned:
+            gone = len(_gone(name, span, pods))
+            if not begin_ns <= span.begin_ns <= end_ns or not gone:
+                continue
+            given_up, evicted = given_up + 1, evicted + gone
+            longest_s = _away_before(span.begin_ns, away)
+            if longest_s < EVICTED_AFTER_S and not any(_about(excuse, span.begin_ns) for excuse in excuses):
+                broken.append(
+                    f"{gone} pods of {name}, which was given up at {span.begin_ns / 1e9:.3f} s: it had been away for "
+                    f"{longest_s:.1f} s at most, and {EVICTED_AFTER_S:g} s are waited for"
+                )
+    said = [f"{evicted} pods of {given_up} dead nodes evicted"] if given_up and not broken else []
+    if short:
+        said.append(f"{len(short)} shorter absences, the longest {max(short):.1f} s")
+    return judge(RULE, len(names), broken, note="; ".join(said))
+
+
+def _spans(
+    seen: Iterable[NodeSeen], end_ns: int, holds: Callable[[NodeSeen], bool], begin: Callable[[NodeSeen], int]
+) -> Iterable[Span]:
+    """While it held. A node was away from when it was heard for the last time to when it was heard again."""
+    since: int | None = None
+    for each in seen:
+        if holds(each) and since is None:
+            since = begin(each)
+        elif not holds(each) and since is not None:
+            yield Span(since, each.at_ns)
+            since = None
+    if since is not None:
+        yield Span(since, end_ns)
+
+
+def _about(span: Span, at_ns: int) -> bool:
+    """Whether a verdict of that moment can be about that time."""
+    return span.begin_ns < at_ns and span.end_ns >= at_ns - LATE_S * 1e9
+
+
+def _away_before(at_ns: int, away: Iterable[Span]) -> float:
+    """The longest of the absences that a verdict of this moment can be about, as far as it had come then; seconds."""
+    about = (Span(span.begin_ns, min(span.end_ns, at_ns)) for span in away if _about(span, at_ns))
+    return max((span.seconds for span in about), default=0.0)
+
+
+def _gone(node: str, span: Span, pods: Iterable[PodSeen]) -> set[str]:
+    """Pods of the node that went, or began to, while it was given up."""
+    where = {pod.uid: pod.node for pod in pods if pod.node}
+    return {
+        pod.uid
+        for pod in pods
+        if where.get(pod.uid) == node
+        and (pod.gone or pod.deleting)
+        and span.begin_ns - LATE_S * 1e9 <= pod.at_ns <= span.end_ns + LATE_S * 1e9
+    }
