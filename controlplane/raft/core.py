@@ -309,7 +309,7 @@ class Core:
             bool(self._inbox)
             or bool(self._outbox)
             or engine.applied_index < engine.commit_index
-            or (not engine.voters and engine.commit_index < engine.last_index)
+            or (engine.is_leader and not engine.voters and engine.commit_index < engine.last_index)
             or (engine.is_leader and self._proposals.queued > 0 and self._may_append())
         )
 

@@ -22,6 +22,14 @@ def test_nothing_acknowledged_is_lost_and_the_cluster_recovers(seed: int) -> Non
     assert run_seed(seed).acked > 0
 
 
+@pytest.mark.parametrize("seed", [3, 5])
+def test_a_replica_alone_loses_nothing_either(seed: int) -> None:
+    faults = frozenset({"crash", "power", "ambush", "eio", "compact"})
+    options = Options(size=1, faults=faults, think_s=0.005, delay_max_s=0.001, sync_max_s=0.01, snapshot_entries=20)
+    world = World(seed, options=options)
+    assert world.run().acked > 20
+
+
 @pytest.mark.parametrize("entry", _CORPUS, ids=lambda entry: entry.stem)
 def test_what_once_failed_does_not_fail_again(entry: Path) -> None:
     seed, options = past_failure(entry)

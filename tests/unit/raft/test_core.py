@@ -200,6 +200,30 @@ def test_a_replica_that_votes_alone_lets_nothing_out_before_its_disk_has_it() ->
     assert answered
 
 
+def test_a_replica_that_votes_alone_waits_for_its_election_and_does_not_spin_for_it() -> None:
+    journal = memory_journal()
+    for index, term in ((1, 0), (2, 1), (3, 1)):
+        journal.add(b"\x01", index, term)
+    alone = Core(
+        config=RaftConfig(),
+        me=MEMBERS[0],
+        members=MEMBERS[:1],
+        journal=journal,
+        state_machine=ToyMachine(),
+        clock=(clock := ManualClock()),
+        rand=SeededRand(1),
+    )
+    alone.step()
+    assert alone.engine.commit_index < alone.engine.last_index, "a kill came before the commit index was on disk"
+    assert not alone.has_work
+    clock.advance(alone.next_wake() - clock.monotonic() + 0.001)
+    alone.step()
+    assert alone.engine.is_leader
+    while alone.has_work:
+        alone.step()
+    assert alone.engine.commit_index == alone.engine.last_index == 4
+
+
 def test_a_leader_that_is_left_alone_lets_nothing_out_before_its_disk_has_the_change() -> None:
     fleet = Fleet(2)
     fleet.pass_time(2.5)
