@@ -19,7 +19,7 @@ SOURCES := controlplane node chaos tests
 .PHONY: help setup setup-dev cluster status down clean demo chaos soak test check fix lint types layers gen gen-check sim clients transcripts bench dr-drill lock
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 	@echo; echo "  Variables: REPLICAS=$(REPLICAS) NODES=$(NODES) PORT_BASE=$(PORT_BASE) STORE=$(STORE)|etcd TLS=$(TLS)|off HOSTS=$(HOSTS)|links|netns (make cluster, make demo), SEED= SEEDS=$(SEEDS) (make sim), BENCH=--quick or BENCH='--budget 25' (make bench)"
 
 $(BIN)/python:

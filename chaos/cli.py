@@ -10,6 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,9 +18,9 @@ import click
 
 from chaos import experiment as experiments
 from chaos.agent.cli import agent
-from chaos.cli_common import EXIT_CODES, interruptible, reached, say_to
+from chaos.cli_common import EXIT_CODES, interruptible, newest_run, reached, say_to
 from chaos.cli_soak import soak
-from chaos.describe import describe_experiment, describe_faults, dry_run
+from chaos.describe import describe_experiment, dry_run, faults_as_table, faults_here
 from chaos.display import Display
 from chaos.experiment import Experiment
 from chaos.findings import Verdict, worst
@@ -35,6 +36,7 @@ from controlplane.base.errors import ConfigError
 from controlplane.base.rand import SystemRand
 from controlplane.cli.common import Settings, coroutine, err, settings_of
 from controlplane.cli.local import bring_up
+from controlplane.cli.options import output_option
 from controlplane.cli.tables import table
 from controlplane.client import GrpcClient
 from controlplane.local.cluster import FOLDER, LocalCluster
@@ -65,12 +67,6 @@ def _rate(function: Callable[..., Any]) -> Callable[..., Any]:
         type=click.FloatRange(min=1, max=500),
         help="Writes per second of each writer; there is one per replica.",
     )(function)
-
-
-def _output(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--output", "-o", type=click.Choice(["table", "json"]), default="table", show_default=True
-    )(function)  # fmt: skip
 
 
 def _seed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,7 +118,7 @@ async def _started(settings: Settings, **wanted: Any) -> LocalCluster:
 @_if_started
 @_rate
 @_seed
-@_output
+@output_option
 @click.pass_context
 @coroutine
 async def demo(context: click.Context, /, rate: float, seed: int | None, output: str, **wanted: Any) -> None:
@@ -174,7 +170,7 @@ async def run_all(context: click.Context, /, rate: float, seed: int | None, repe
 @click.option("--repeat", default=1, show_default=True, type=click.IntRange(min=1, max=1000), help="Trials of each.")
 @_seed
 @_rate
-@_output
+@output_option
 @click.pass_context
 @coroutine
 async def run(
@@ -202,7 +198,7 @@ async def run(
 async def _play(
     cluster: LocalCluster, chosen: Sequence[Experiment], seed: int, repeat: int, rate: float, output: str
 ) -> Verdict:
-    """Each in a run of its own; the table of all, if there are several."""
+    """Each in a run of its own; the table of all, or as JSON the array of their reports, if there are several."""
     reports: list[Report] = []
     verdicts: list[Verdict] = []
     err.print(f"seed {seed}  (the same choices again: --seed {seed})")
@@ -214,12 +210,14 @@ async def _play(
         )  # fmt: skip
         reports.append(found.report)
         verdicts.append(found.verdict)
-        if len(chosen) == 1 or found.verdict is not Verdict.PASS:
+        if len(chosen) == 1 or (output == "table" and found.verdict is not Verdict.PASS):
             _show(found.report, output)
         elif output == "table":
             click.echo(f"{each.name}: {found.verdict.value}")
         _where(found)
-    if len(chosen) > 1 and output == "table":
+    if len(chosen) > 1 and output == "json":
+        click.echo(_json([as_dict(report) for report in reports]))
+    elif len(chosen) > 1:
         click.echo()
         click.echo(matrix(reports))
         err.print(bars_met(reports), markup=False, highlight=False)
@@ -229,22 +227,29 @@ async def _play(
 @chaos.command("list")
 @click.option("--faults", is_flag=True, help="The faults that experiments are made of, and whether they can be made.")
 @_agents
+@output_option
 @click.pass_context
 @coroutine
-async def list_experiments(context: click.Context, faults: bool, agents: str) -> None:
+async def list_experiments(context: click.Context, faults: bool, agents: str, output: str) -> None:
     """List the experiments that come with the program, or the faults."""
-    known = catalogue()
     if faults:
         settings = settings_of(context)
         if agents:
             with reached(settings, agents, whole=False) as remote:
-                click.echo(await describe_faults(remote))
-            return
-        cluster = settings.local() if LocalCluster.exists(settings.folder or Path(FOLDER)) else None
-        click.echo(await describe_faults(cluster))
+                found = await faults_here(remote)
+        else:
+            found = await faults_here(
+                settings.local() if LocalCluster.exists(settings.folder or Path(FOLDER)) else None
+            )
+        click.echo(_json([asdict(each) for each in found]) if output == "json" else faults_as_table(found))
         return
-    rows = [[e.name, e.title, ", ".join(e.tags)] for e in (experiments.read(n, known) for n in experiments.names())]
-    click.echo(table(["NAME", "WHAT IT DOES", "TAGS"], rows))
+    known = catalogue()
+    all_of_them = [experiments.read(name, known) for name in experiments.names()]
+    if output == "json":
+        rows = [{"name": e.name, "title": e.title, "description": e.description, "tags": e.tags} for e in all_of_them]
+        click.echo(_json(rows))
+        return
+    click.echo(table(["NAME", "WHAT IT DOES", "TAGS"], [[e.name, e.title, ", ".join(e.tags)] for e in all_of_them]))
 
 
 @chaos.command()
@@ -285,16 +290,22 @@ async def heal(context: click.Context, agents: str) -> None:
 
 @chaos.command()
 @click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@_output
+@click.option(
+    "--agents",
+    default="",
+    metavar="HOST:PORT,...",
+    help="Without FOLDER, the newest run at the cluster of these chaos agents; they are not asked.",
+)
+@output_option
 @click.pass_context
 @coroutine
-async def report(context: click.Context, folder: Path | None, output: str) -> None:
-    """Write the reports of a run again (HTML, JUnit, JSON) and show them; without FOLDER, of the newest run."""
+async def report(context: click.Context, folder: Path | None, agents: str, output: str) -> None:
+    """Write the reports of a run again (HTML, JUnit, JSON) and show them; without FOLDER, of the newest run here, at
+    the local cluster or, by agents, at others."""
     if folder is None:
-        found = sorted((settings_of(context).local().root / "chaos").glob("*/history.jsonl"))
-        if not found:
-            raise ConfigError("no run has been recorded here; try: qd chaos run leader-kill")
-        folder = found[-1].parent
+        folder = newest_run(settings_of(context), agents)
+    elif not (folder / "history.jsonl").exists():
+        raise ConfigError(f"{folder} is no run's folder: it has no history.jsonl; they are in .quarterdeck/chaos")
     judged = judge_history(load(folder / "history.jsonl"))
     written = await asyncio.to_thread(write_all, folder, judged)
     _show(judged, output)
@@ -304,7 +315,7 @@ async def report(context: click.Context, folder: Path | None, output: str) -> No
 
 @chaos.command()
 @click.argument("history", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@_output
+@output_option
 @click.pass_context
 @coroutine
 async def verify(context: click.Context, history: Path, output: str) -> None:
@@ -351,9 +362,13 @@ def _where(found: Run) -> None:
         err.print(f"cut short: {found.cut_short}")
 
 
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2)
+
+
 def _show(judged: Report, output: str) -> None:
     if output == "json":
-        click.echo(json.dumps(as_dict(judged), indent=2))
+        click.echo(_json(as_dict(judged)))
         return
     click.echo(render(judged))
     if any(act.n > 1 for act in judged.acts):

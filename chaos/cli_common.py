@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -15,13 +15,16 @@ from rich.console import Console
 from chaos.findings import Verdict
 from chaos.remote import RemoteCluster
 from controlplane.base.errors import ConfigError
-from controlplane.cli.common import Settings, err
+from controlplane.cli.common import Settings, err, find_folder
 from controlplane.client.endpoints import parse_endpoints
 from controlplane.local.cluster import FOLDER, LocalCluster
 
-__all__ = ["EXIT_CODES", "interruptible", "reached", "running", "say_to"]
+__all__ = ["EXIT_CODES", "interruptible", "newest_run", "reached", "running", "say_to"]
 
 EXIT_CODES: Final = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INCONCLUSIVE: 4}
+
+#: Under a folder of ours, one folder for each cluster that is reached by agents.
+_REMOTE: Final = "remote"
 
 T = TypeVar("T")
 
@@ -62,8 +65,7 @@ def reached(settings: Settings, agents: str, *, whole: bool = True) -> Iterator[
     if credentials is None:
         raise ConfigError("chaos agents take orders of an administrator only: --ca, --cert, --key")
     addresses = parse_endpoints(agents)
-    root = (settings.folder or Path(FOLDER)) / "remote" / addresses[0].replace(":", "-")
-    cluster = RemoteCluster(root, addresses, credentials)
+    cluster = RemoteCluster(_remote_root(settings, addresses), addresses, credentials)
     try:
         wanted = set(settings.resolve_endpoints()) if settings.endpoints else set()
         if wanted - set(cluster.spec.endpoints):
@@ -73,6 +75,29 @@ def reached(settings: Settings, agents: str, *, whole: bool = True) -> Iterator[
         yield cluster
     finally:
         cluster.close()
+
+
+def newest_run(settings: Settings, agents: str) -> Path:
+    """The folder of the newest run recorded here: of the cluster of these agents, or, where none are named, of the
+    local cluster and of any that was reached by agents. Asks nobody.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if agents:
+        roots = [_remote_root(settings, parse_endpoints(agents))]
+    else:
+        here = settings.folder or Path(FOLDER)
+        roots = [settings.folder or find_folder() or here, *(here / _REMOTE).glob("*")]
+    found = [history.parent for root in roots for history in (root / "chaos").glob("*/history.jsonl")]
+    if not found:
+        raise ConfigError("no run has been recorded here; try: qd chaos run leader-kill")
+    return max(found, key=lambda folder: folder.name)  # names begin with the time
+
+
+def _remote_root(settings: Settings, agents: Sequence[str]) -> Path:
+    """What runs at these agents' cluster leave on this machine."""
+    return (settings.folder or Path(FOLDER)) / _REMOTE / agents[0].replace(":", "-")
 
 
 async def interruptible(work: Coroutine[Any, Any, T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,18 @@ from controlplane.base.errors import ConfigError
 from controlplane.cli.tables import table
 from controlplane.local.cluster import LocalCluster
 
-__all__ = ["describe_experiment", "describe_faults", "dry_run"]
+__all__ = ["FaultHere", "describe_experiment", "dry_run", "faults_as_table", "faults_here"]
+
+
+@dataclass(frozen=True, slots=True)
+class FaultHere:
+    """A fault, and whether it can be made here. ``possible``: None without a cluster to ask; ``missing``: why not."""
+
+    name: str
+    aimed_at: str
+    possible: bool | None
+    missing: str
+    what: str
 
 
 def describe_experiment(experiment: Experiment) -> str:
@@ -73,13 +85,18 @@ def _said(values: Mapping[str, Any]) -> str:
     return f" ({', '.join(f'{key}: {value}' for key, value in values.items())})" if values else ""
 
 
-async def describe_faults(cluster: LocalCluster | None) -> str:
+async def faults_here(cluster: LocalCluster | None) -> list[FaultHere]:
     """Every fault; on a cluster also whether it can be made there."""
     if cluster is None:
-        rows = [[f.name, f.target or "-", "?", f.doc] for f in REGISTRY.values()]
-    else:
-        async with Ground.open(cluster, say=lambda _: None, broken=True) as ground:
-            rows = [[f.name, f.target or "-", ground.missing(f) or "yes", f.doc] for f in REGISTRY.values()]
+        return [FaultHere(f.name, f.target, None, "", f.doc) for f in REGISTRY.values()]
+    async with Ground.open(cluster, say=lambda _: None, broken=True) as ground:
+        missing = [(f, ground.missing(f)) for f in REGISTRY.values()]
+    return [FaultHere(f.name, f.target, why is None, why or "", f.doc) for f, why in missing]
+
+
+def faults_as_table(faults: Sequence[FaultHere]) -> str:
+    """One line each."""
+    rows = [[f.name, f.aimed_at or "-", f.missing or ("?" if f.possible is None else "yes"), f.what] for f in faults]
     return table(["FAULT", "AIMED AT", "CAN BE MADE HERE", "WHAT IT IS"], rows)
 
 

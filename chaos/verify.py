@@ -25,6 +25,7 @@ from chaos.report.text import findings_as_dicts, line
 from chaos.verdict import judge_history
 from controlplane.base.errors import ConfigError
 from controlplane.cli.common import coroutine
+from controlplane.cli.options import output_option
 
 __all__ = ["judge_plain", "verify"]
 
@@ -34,7 +35,7 @@ _STEPS: Final = 2_000_000
 
 @click.command()
 @click.argument("history", type=click.Path(exists=True, dir_okay=False, path_type=Path, allow_dash=True))
-@click.option("--output", "-o", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@output_option
 @click.option(
     "--steps",
     default=_STEPS,

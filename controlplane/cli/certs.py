@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from pathlib import Path
 
 import click
 
 from controlplane.base import identity
 from controlplane.base.clock import SystemClock
-from controlplane.base.pki import CA_DAYS, LEAF_DAYS
+from controlplane.base.pki import CA_DAYS, LEAF_DAYS, Certificate
 from controlplane.cli.common import coroutine, err, find_folder, settings_of
+from controlplane.cli.options import output_option
 from controlplane.cli.tables import table
 from controlplane.local.pki import FOLDER, Issued, Pki
 
@@ -116,17 +118,38 @@ async def renew(context: click.Context, names: tuple[str, ...], days: int) -> No
 
 
 @certs.command()
+@output_option
 @click.pass_context
 @coroutine
-async def show(context: click.Context) -> None:
+async def show(context: click.Context, output: str) -> None:
     """List the certificates, and when they end. Exit code 1 when one has, or there is none."""
     found = _pki(context).all()
     if not found:
         err.print(f"no certificates in {_pki(context).folder}; make them with: qd certs init")
         context.exit(1)
-    _print(found)
+    if output == "json":
+        click.echo(json.dumps([_as_dict(issued) for issued in found], indent=2))
+    else:
+        _print(found)
     if any(issued.certificate.not_after_s <= SystemClock().wall_ms() / 1000 for issued in found):
         context.exit(1)
+
+
+def _as_dict(issued: Issued) -> dict[str, object]:
+    certificate = issued.certificate
+    return {
+        "who": _who(certificate),
+        "not_after": dt.datetime.fromtimestamp(certificate.not_after_s, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "seconds_left": int(certificate.not_after_s - SystemClock().wall_ms() / 1000),
+        "serial": f"{certificate.serial:x}",
+        "names": list(certificate.names),
+        "groups": list(certificate.organizations),
+        "file": str(issued.path),
+    }
+
+
+def _who(certificate: Certificate) -> str:
+    return "authority" if certificate.is_authority else str(certificate.identity)
 
 
 def _served(name: str, addresses: tuple[str, ...]) -> list[str]:
@@ -138,10 +161,9 @@ def _print(found: list[Issued]) -> None:
     rows = []
     for issued in found:
         certificate = issued.certificate
-        who = "authority" if certificate.is_authority else str(certificate.identity)
         left_s = certificate.not_after_s - now_s
         ends = dt.datetime.fromtimestamp(certificate.not_after_s, dt.UTC).strftime("%Y-%m-%d %H:%M")
         left = "EXPIRED" if left_s <= 0 else f"{left_s / 86_400:.0f}d"
         names = ",".join(certificate.names) or ",".join(certificate.organizations) or "-"
-        rows.append([who, ends, left, f"{certificate.serial:x}"[:16], names, str(issued.path)])
+        rows.append([_who(certificate), ends, left, f"{certificate.serial:x}"[:16], names, str(issued.path)])
     click.echo(table(["WHO", "ENDS (UTC)", "LEFT", "SERIAL", "NAMES OR GROUPS", "FILE"], rows))

@@ -10,15 +10,15 @@ from urllib.parse import urlsplit
 import click
 
 from controlplane.base.addresses import split_address
+from controlplane.base.clock import SystemClock
 from controlplane.base.errors import ConfigError
 from controlplane.cli.common import Settings, coroutine, err, fail, settings_of
+from controlplane.cli.options import Seconds, output_option
 from controlplane.cli.tables import table
 from controlplane.client.members_client import MembersClient
 from controlplane.pb.etcd import rpc_pb2
 
 __all__ = ["MemberRow", "leader", "member"]
-
-_OUTPUT = click.option("--output", "-o", type=click.Choice(["table", "json"]), default="table", show_default=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ async def _find(client: MembersClient, which: str) -> rpc_pb2.Member:
     members = await client.members()
     found = [each for each in members if which in (each.name, f"{each.ID:x}")]
     if not found:
-        known = ", ".join(each.name or f"{each.ID:x}" for each in members)
+        known = ", ".join(sorted(each.name or f"{each.ID:x}" for each in members))
         fail(f"no member {which!r}; there are: {known}")
     return found[0]
 
@@ -78,7 +78,7 @@ def member() -> None:
 
 
 @member.command("list")
-@_OUTPUT
+@output_option
 @click.pass_context
 @coroutine
 async def list_members(context: click.Context, output: str) -> None:
@@ -93,7 +93,13 @@ async def list_members(context: click.Context, output: str) -> None:
 @click.option("--client", "client_address", metavar="HOST:PORT", help="Where clients reach it; shown in the command.")
 @click.option("--metrics", metavar="HOST:PORT", help="Its HTTP port; shown in the command.")
 @click.option("--voter", is_flag=True, help="Vote at once, instead of catching up as a learner first.")
-@_OUTPUT
+@click.option(
+    "--wait",
+    "wait_s",
+    type=Seconds(),
+    help="Wait so long (120, 2m) until its replica has been started and has caught up, and promote it.",
+)
+@output_option
 @click.pass_context
 @coroutine
 async def add(
@@ -103,14 +109,17 @@ async def add(
     client_address: str | None,
     metrics: str | None,
     voter: bool,
+    wait_s: float | None,
     output: str,
 ) -> None:
     """Add a member, and print the command that starts its replica.
 
     It begins as a learner: it is sent everything and does not count for a quorum. Once it has caught up, `qd member
-    promote NAME` makes it a voter.
+    promote NAME` makes it a voter; with --wait this command does that by itself.
     """
     split_address(peer)
+    if voter and wait_s is not None:
+        raise ConfigError("--wait waits to promote a learner; with --voter there is none")
     settings = settings_of(context)
     async with _client(settings) as client:
         if any(each.name == name for each in await client.members()):
@@ -120,10 +129,12 @@ async def add(
         command = _start_command(name, peer, client_address, metrics, running, tls=settings.credentials() is not None)
         if output == "json":
             click.echo(json.dumps({**asdict(_row(added, 0)), "name": name, "start": command}, indent=2))
-            return
-        err.print(f"member {name} added with id {added.ID:x}; start its replica with an empty data directory:")
-        click.echo(command)
-        if not voter:
+        else:
+            err.print(f"member {name} added with id {added.ID:x}; start its replica with an empty data directory:")
+            click.echo(command)
+        if wait_s is not None:
+            await _promote(client, added.ID, name, wait_s)
+        elif not voter:
             err.print(f"when it has caught up: qd member promote {name}")
 
 
@@ -140,7 +151,7 @@ def _start_command(
 
 @member.command()
 @click.argument("which", metavar="NAME|ID")
-@_OUTPUT
+@output_option
 @click.pass_context
 @coroutine
 async def remove(context: click.Context, which: str, output: str) -> None:
@@ -155,15 +166,29 @@ async def remove(context: click.Context, which: str, output: str) -> None:
 
 @member.command()
 @click.argument("which", metavar="NAME|ID")
-@_OUTPUT
+@click.option(
+    "--wait",
+    "wait_s",
+    type=Seconds(),
+    default=0,
+    help="Ask again for so long (120, 2m) while it has not caught up. By default it is asked once.",
+)
+@output_option
 @click.pass_context
 @coroutine
-async def promote(context: click.Context, which: str, output: str) -> None:
+async def promote(context: click.Context, which: str, wait_s: float, output: str) -> None:
     """Make a learner that has caught up a voter."""
     async with _client(settings_of(context)) as client:
         found = await _find(client, which)
-        await client.promote(found.ID)
+        await _promote(client, found.ID, found.name or which, wait_s)
         _show(await _rows(client), output)
+
+
+async def _promote(client: MembersClient, member_id: int, name: str, wait_s: float) -> None:
+    if wait_s > 0:
+        err.print(f"waiting for {name} to catch up, for {wait_s:g} s at most")
+    await client.promote_within(member_id, wait_s, SystemClock())
+    err.print(f"member {name} votes")
 
 
 @click.group()
@@ -173,7 +198,7 @@ def leader() -> None:
 
 @leader.command()
 @click.argument("which", metavar="[NAME|ID]", required=False)
-@_OUTPUT
+@output_option
 @click.pass_context
 @coroutine
 async def move(context: click.Context, which: str | None, output: str) -> None:

@@ -6,12 +6,15 @@ import re
 
 import click
 
-__all__ = ["Seconds", "all_namespaces_option", "namespace_option"]
+__all__ = ["Seconds", "all_namespaces_option", "namespace_option", "output_option"]
 
 namespace_option = click.option(
     "--namespace", "-n", default="default", envvar="QD_NAMESPACE", show_default=True, help="Namespace."
 )
 all_namespaces_option = click.option("--all-namespaces", "-A", is_flag=True, help="Every namespace.")
+output_option = click.option(
+    "--output", "-o", type=click.Choice(["table", "json"]), default="table", show_default=True
+)  # fmt: skip
 
 _UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")

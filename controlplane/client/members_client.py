@@ -7,20 +7,26 @@ asked for again: looking is cheap, and a second attempt could add a second membe
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Self
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 import grpc
 
+from controlplane.base.clock import Clock
 from controlplane.base.errors import Code, StatusError
 from controlplane.client.endpoints import CLIENT_CHANNEL_OPTIONS
-from controlplane.client.interface import UnavailableError
+from controlplane.client.interface import ApiError, UnavailableError
 from controlplane.client.status import to_api_error
 from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.pb.etcd.rpc_pb2_grpc import ClusterStub, MaintenanceStub
 from controlplane.transport.channel import Credentials, new_channel
 
 __all__ = ["MembersClient"]
+
+#: What a promotion is refused with that may be done a moment later.
+_NOT_YET: Final = (Code.FAILED_PRECONDITION, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
+_NO_LEARNER: Final = "etcdserver: can only promote a learner member"
+_AGAIN_S: Final = 0.5
 
 
 class MembersClient:
@@ -74,6 +80,29 @@ class MembersClient:
         await self._ask(
             lambda channel: ClusterStub(channel).MemberPromote(request, timeout=self._timeout_s), write=True
         )
+
+    async def promote_within(self, member_id: int, within_s: float, clock: Clock) -> None:
+        """The same, asked again while it is refused because the learner has not started or not caught up, or because
+        no quorum is healthy or answers; 0: asked once.
+
+        Raises:
+            ApiError: the last refusal, once the time is over; or one that waiting does not change.
+        """
+        deadline = clock.monotonic() + within_s
+        in_doubt = False  # an earlier try may have been done
+        while True:
+            try:
+                await self.promote(member_id)
+            except ApiError as error:
+                if in_doubt and error.message == _NO_LEARNER:
+                    return
+                in_doubt = in_doubt or (isinstance(error, UnavailableError) and error.unknown_outcome)
+                hopeless = error.message == _NO_LEARNER or error.code not in _NOT_YET
+                if hopeless or clock.monotonic() >= deadline:
+                    raise
+            else:
+                return
+            await clock.sleep(_AGAIN_S)
 
     async def move_leader(self, target_id: int = 0) -> None:
         """Hand leadership to a member (0: the leader picks). Returns when it has moved."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from typing import Final
 
@@ -10,6 +11,7 @@ import click
 
 from controlplane.base.errors import Code, ConfigError, StatusError
 from controlplane.cli.common import EXIT_REFUSED, EXIT_UNREACHABLE, Settings, coroutine, fail, settings_of
+from controlplane.cli.options import output_option
 from controlplane.cli.tables import table
 from controlplane.client import OperatorClient
 from controlplane.pb.quarterdeck.v1 import operator_pb2
@@ -22,9 +24,10 @@ _AGAIN_S: Final = 0.5
 
 @click.command()
 @click.argument("replicas", nargs=-1, metavar="[REPLICA]...")
+@output_option
 @click.pass_context
 @coroutine
-async def cut(context: click.Context, replicas: Sequence[str]) -> None:
+async def cut(context: click.Context, replicas: Sequence[str], output: str) -> None:
     """Have replicas (by name; all of them by default) cut a Raft snapshot of their own now, and drop the log it holds.
 
     They do that by themselves every so many log entries (--snapshot-entries). Writes go on meanwhile. A member that is
@@ -39,7 +42,10 @@ async def cut(context: click.Context, replicas: Sequence[str]) -> None:
     answers = await asyncio.gather(*(_cut(settings, by_name[name]) for name in names))
     done = [answer for answer in answers if isinstance(answer, operator_pb2.CutSnapshotResponse)]
     rows = [[a.name, str(a.index), str(a.revision), str(a.size_bytes), str(a.log_first_index)] for a in done]
-    if rows:
+    if output == "json":
+        keys = ("name", "index", "revision", "size_bytes", "log_first_index")
+        click.echo(json.dumps([{key: getattr(answer, key) for key in keys} for answer in done], indent=2))
+    elif rows:
         click.echo(table(["REPLICA", "ENTRY", "REVISION", "BYTES", "LOG BEGINS AT"], rows))
     failed = [(name, answer) for name, answer in zip(names, answers, strict=True) if isinstance(answer, StatusError)]
     if failed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -9,6 +11,7 @@ import click
 from controlplane.backup.contents import Contents, contents_of
 from controlplane.backup.materialize import materialize, when
 from controlplane.cli.common import coroutine, err, settings_of
+from controlplane.cli.options import output_option
 from controlplane.cli.snapshot.place import KEY_OPTION, local_place, scratch_folder
 from controlplane.cli.tables import table
 
@@ -18,16 +21,43 @@ __all__ = ["inspect"]
 @click.command()
 @click.argument("path", required=False, metavar="[PATH|URL]")
 @KEY_OPTION
+@output_option
 @click.pass_context
 @coroutine
-async def inspect(context: click.Context, path: str | None, key_file: Path | None) -> None:
+async def inspect(context: click.Context, path: str | None, key_file: Path | None, output: str) -> None:
     """Show what is in a snapshot file, or in the newest state of a directory or URL of backups: how many keys of each
     kind, and how big. By default of the local cluster's. The file is verified wholly."""
     location = path or local_place(settings_of(context))
     with scratch_folder() as scratch:
         found = materialize(location, key_file=key_file, scratch=scratch, say=err.print)
         contents = contents_of(found.path)
-    click.echo(_text(contents, found.snapshot, found.entries_replayed))
+    if output == "json":
+        click.echo(json.dumps(_as_dict(contents, found.snapshot, found.entries_replayed), indent=2))
+    else:
+        click.echo(_text(contents, found.snapshot, found.entries_replayed))
+
+
+def _as_dict(contents: Contents, source: str, replayed: int) -> dict[str, object]:
+    header = contents.info.header
+    return {
+        "snapshot": source,
+        "entries_replayed": replayed,
+        "cluster_id": f"{header.cluster_id:x}",
+        "members": [member.name for member in header.members],
+        "as_of_ms": header.created_at_ms,
+        "revision": contents.revision,
+        "compact_revision": contents.compact_revision,
+        "index": header.index,
+        "term": header.term,
+        "state_hash": contents.state_hash,
+        "keys": contents.keys,
+        "leases": contents.leases,
+        "users": contents.users,
+        "auth_enabled": contents.auth_enabled,
+        "file_bytes": contents.info.file_bytes,
+        "resident_bytes": contents.resident_bytes,
+        "groups": [asdict(group) for group in contents.groups],
+    }
 
 
 def _text(contents: Contents, source: str, replayed: int) -> str:

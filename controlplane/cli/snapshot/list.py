@@ -12,6 +12,7 @@ from controlplane.backup.chain import Log, covered
 from controlplane.backup.materialize import when
 from controlplane.base.errors import CorruptStateError
 from controlplane.cli.common import coroutine, err, settings_of
+from controlplane.cli.options import output_option
 from controlplane.cli.snapshot.place import CLUSTER_OPTION, local_place, open_repository
 from controlplane.cli.tables import age, table
 
@@ -21,7 +22,7 @@ __all__ = ["list_"]
 @click.command("list")
 @click.argument("place", required=False, metavar="[PATH|URL]")
 @CLUSTER_OPTION
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@output_option
 @click.pass_context
 @coroutine
 async def list_(context: click.Context, place: str | None, cluster: str | None, output: str) -> None:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from chaos import cli as cli_module
 from chaos import experiment
+from chaos.findings import Verdict
 from chaos.history import Header, History, Recorder
+from chaos.runner import Run
+from chaos.steps import catalogue
+from chaos.verdict import judge_history
 from controlplane.base.clock import ManualClock
 from controlplane.cli.main import cli
 from tests.unit.chaos.stories import Story, change_row
@@ -70,6 +76,16 @@ def test_every_experiment_is_listed_with_what_it_does(tmp_path: Path) -> None:
     assert all(len(line.split()) > 4 for line in lines)
 
 
+def test_experiments_and_faults_are_listed_for_programs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = json.loads(qd(tmp_path, "list", "-o", "json").stdout)
+    assert [row["name"] for row in listed] == experiment.names()
+    assert "set" in next(row["tags"] for row in listed if row["name"] == "leader-kill")
+    faults = {row["name"]: row for row in json.loads(qd(tmp_path, "list", "--faults", "-o", "json").stdout)}
+    assert faults["kill"]["aimed_at"] == "leader"
+    assert faults["kill"]["possible"] is None  # no cluster here to ask
+
+
 def test_every_experiment_can_be_described(tmp_path: Path) -> None:
     for name in experiment.names():
         result = qd(tmp_path, "describe", name)
@@ -88,6 +104,49 @@ def test_an_experiment_that_is_not_there_names_the_nearest(tmp_path: Path) -> No
     result = qd(tmp_path, "describe", "leader-kil")
     assert result.exit_code == 2
     assert "did you mean 'leader-kill'?" in result.stderr
+
+
+def test_the_newest_run_is_reported_again_wherever_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / ".quarterdeck"
+    assert "no run has been recorded here" in qd(tmp_path, "report").stderr
+    runs = {
+        "local": root / "chaos" / "20260101T000000.000000Z-leader-kill",
+        "away": root / "remote" / "10.0.0.1-7399" / "chaos" / "20260102T000000.000000Z-leader-kill",
+        "farther": root / "remote" / "10.0.0.9-7399" / "chaos" / "20260103T000000.000000Z-leader-kill",
+    }
+    for folder in runs.values():
+        folder.mkdir(parents=True)
+        write(folder / "history.jsonl", played().history())
+    result = qd(tmp_path, "report")
+    assert result.exit_code == 0, result.output
+    assert str(runs["farther"] / "report.html") in result.stderr
+    result = qd(tmp_path, "report", "--agents", "10.0.0.1:7399,10.0.0.2:7399")
+    assert str(runs["away"] / "report.html") in result.stderr
+    assert str(runs["local"] / "report.html") in qd(tmp_path, "report", str(runs["local"])).stderr
+    assert "no run has been recorded here" in qd(tmp_path, "report", "--agents", "10.0.0.5:7399").stderr
+    result = qd(tmp_path, "report", str(root))
+    assert (result.exit_code, "is no run's folder" in result.stderr) == (2, True)
+
+
+async def test_several_experiments_as_json_are_one_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever their verdicts; one experiment alone is one object."""
+    reports = {"leader-kill": judge_history(played().history()), "pod-kill": judge_history(Story().history())}
+
+    async def run(_cluster: object, chosen: list[experiment.Experiment], **wanted: object) -> Run:
+        assert wanted["seed"] == 7
+        return Run(reports[chosen[0].name], tmp_path, 7, "")
+
+    monkeypatch.setattr(cli_module, "run_experiments", run)
+    both = [experiment.read(name, catalogue()) for name in reports]
+    cluster: Any = None  # the fake runner asks nothing of it
+    assert await cli_module._play(cluster, both, 7, 1, 40.0, "json") is Verdict.INCONCLUSIVE
+    shown = json.loads(capsys.readouterr().out)
+    assert [report["verdict"] for report in shown] == ["PASS", "INCONCLUSIVE"]
+    await cli_module._play(cluster, both[:1], 7, 1, 40.0, "json")
+    assert json.loads(capsys.readouterr().out)["verdict"] == "PASS"
 
 
 @pytest.mark.parametrize("argv", [("run", "leader-kill"), ("run", "disaster", "--repeat", "3")])

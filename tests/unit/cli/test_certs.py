@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,20 @@ def test_a_cluster_is_certified_from_nothing(folder: Path) -> None:
     assert " dev " in lines["alice"]
     assert folder.stat().st_mode & 0o777 == 0o700
     assert all(key.stat().st_mode & 0o777 == 0o600 for key in folder.rglob("*.key"))
+
+
+def test_what_is_listed_is_listed_for_programs_too(folder: Path) -> None:
+    certs(folder, "init")
+    certs(folder, "issue", "user", "alice", "-g", "dev", "--days", "7")
+    shown = certs(folder, "show", "-o", "json")
+    assert shown.exit_code == 0
+    found = {row["who"]: row for row in json.loads(shown.stdout)}
+    assert set(found) == {"authority", "user admin", "user alice"}
+    alice = found["user alice"]
+    assert alice["groups"] == ["dev"]
+    assert 6 * 86_400 < alice["seconds_left"] <= 7 * 86_400
+    assert alice["serial"] == f"{serial(folder, 'users/alice.crt'):x}"
+    assert alice["file"] == str(folder / "users/alice.crt")
 
 
 def test_renewal_keeps_who_it_is_and_changes_the_rest(folder: Path) -> None:

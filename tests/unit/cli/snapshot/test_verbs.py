@@ -62,18 +62,27 @@ def test_inspect_shows_the_newest_state_of_a_place_or_one_file(life: Life, tmp_p
     assert "and 1 entries of the log behind it" in shown
     assert shown.splitlines()[-2].split() == ["/registry/pods/", "1", "32"]
     assert "revision:    3" in ok("inspect", life.snapshot_file(tmp_path / "one"))
+    found = json.loads(ok("inspect", life.root, "-o", "json"))
+    assert (found["revision"], found["entries_replayed"], found["cluster_id"]) == (3, 1, "c1")
+    assert found["groups"][0] == {"prefix": "/registry/pods/", "keys": 1, "bytes": 32}
 
 
 def test_verify_says_ok_or_what_is_wrong(life: Life, tmp_path: Path) -> None:
     assert ok("verify", life.root).endswith("1 snapshots and 1 segments of the log are whole\nOK\n")
     file = life.snapshot_file(tmp_path / "one")
     assert ok("verify", file).endswith("OK\n")
+    whole = json.loads(ok("verify", file, "-o", "json"))
+    assert (whole["revision"], whole["file_bytes"]) == (3, file.stat().st_size)
+    assert json.loads(ok("verify", life.root, "-o", "json"))["covered"][0]["last_revision"] == 3
     damage(file)
     result = qd("verify", file)
     assert (result.exit_code, "checksum does not match" in result.stderr) == (1, True)
     damage(life.archive(2, 3))
     result = qd("verify", life.root)
     assert (result.exit_code, "is damaged" in result.stdout, "1 problems" in result.stderr) == (1, True, True)
+    result = qd("verify", life.root, "-o", "json")
+    (problem,) = json.loads(result.stdout)["problems"]
+    assert (result.exit_code, "is damaged" in problem) == (1, True)
 
 
 def test_prune_says_first_and_then_does(life: Life) -> None:
