@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import os
 import shutil
 import signal
 import ssl
@@ -177,7 +176,7 @@ class Peer:
             at = argv.index(flag)
             del argv[at : at + 2]
         self.cluster.processes.start(
-            name, [*self.cluster.enter(name), *argv], env=_environment(), cwd=self.cluster.root
+            name, [*self.cluster.enter(name), *argv], env=etcd.environment(), cwd=self.cluster.root
         )
 
     # -- snapshots -----------------------------------------------------------------------------------------------
@@ -272,11 +271,6 @@ def _on_hosts(spec: ClusterSpec, hosts: Hosts) -> ClusterSpec:
     )
 
 
-def _environment() -> dict[str, str]:
-    """Nothing of ours may configure etcd by accident."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("ETCD")}
-
-
 async def etcdctl(*arguments: str, endpoints: list[str], check: bool = True) -> str:
     """Run this machine's etcdctl against these endpoints; what it said, errors included.
 
@@ -285,7 +279,7 @@ async def etcdctl(*arguments: str, endpoints: list[str], check: bool = True) -> 
     """
     process = await asyncio.create_subprocess_exec(
         etcd.program("etcdctl"), *(["--endpoints", ",".join(endpoints)] if endpoints else []), *arguments,
-        env={**_environment(), "ETCDCTL_API": "3"}, stdin=subprocess.DEVNULL,
+        env={**etcd.environment(), "ETCDCTL_API": "3"}, stdin=subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     try:

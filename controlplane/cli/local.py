@@ -19,7 +19,8 @@ from controlplane.base.errors import ConfigError, StatusError
 from controlplane.cli.common import Settings, coroutine, err, settings_of
 from controlplane.cli.tables import table
 from controlplane.client import GrpcClient, NotFoundError
-from controlplane.local.cluster import FOLDER, LocalCluster, etcdctl_environment, etcdctl_line
+from controlplane.local import etcdctl
+from controlplane.local.cluster import FOLDER, LocalCluster
 from controlplane.local.processes import ProcessError
 from controlplane.local.restore import restore_replicas
 from controlplane.local.spec import ARCHIVE, HOSTS, STORES, ClusterSpec, plan
@@ -344,7 +345,7 @@ async def _show(settings: Settings, cluster: LocalCluster) -> None:
         console.print(f"etcd     {', '.join(spec.kv_endpoints)}  (etcd itself: it holds the state)")
     else:
         console.print(f"gRPC     {', '.join(spec.endpoints)}  (etcd v3 and quarterdeck.v1 on each)")
-    console.print(f"etcdctl  {etcdctl_line(cluster)} endpoint status -w table")
+    console.print(f"etcdctl  {etcdctl.line(cluster)} endpoint status -w table")
     if spec.archive:
         console.print(f"archive  {cluster.archive_location}  (snapshots, and the log up to a second ago)")
     console.print(f"metrics  {', '.join(f'http://{r.metrics}/metrics' for r in spec.replicas)}")
@@ -378,7 +379,7 @@ async def down(context: click.Context, destroy: bool) -> None:
 async def env(context: click.Context) -> None:
     """Print the environment for etcdctl and qd: eval "$(qd local env)"."""
     cluster = settings_of(context).local()
-    for name, value in etcdctl_environment(cluster).items():
+    for name, value in etcdctl.environment(cluster).items():
         click.echo(f"export {name}={shlex.quote(value)}")
     click.echo(f"export QD_FOLDER={shlex.quote(str(cluster.root.resolve()))}")
 

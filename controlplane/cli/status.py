@@ -19,7 +19,8 @@ from controlplane.cli.tables import table
 from controlplane.client import GrpcClient, OperatorClient
 from controlplane.client.operator_client import leader_of
 from controlplane.client.tls import Credentials
-from controlplane.local.cluster import LocalCluster, etcdctl_line
+from controlplane.local import etcdctl
+from controlplane.local.cluster import LocalCluster
 from controlplane.pb.k8s.core_v1_pb2 import Node, Pod
 from controlplane.pb.quarterdeck.v1 import operator_pb2
 
@@ -263,6 +264,6 @@ async def status(context: click.Context, output: str) -> None:
         settings = settings_of(context)
         cluster = _local(settings, settings.resolve_endpoints())
         if cluster is not None:
-            _print(console, f"etcdctl: {etcdctl_line(cluster)}")
+            _print(console, f"etcdctl: {etcdctl.line(cluster)}")
     if found.leader is None:
         context.exit(EXIT_REFUSED)

@@ -15,7 +15,7 @@ Layout of the folder::
       relay/                    what the relay of the links is told and tells, where there is one (relay.py)
 
 All methods are synchronous and quick, but for the waits that say so; waiting for the cluster to *serve* is the
-caller's business (``cli``), since it asks over the network.
+caller's business (``cli``), since it asks over the network. Command lines are in ``programs`` and ``etcd``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +33,7 @@ from typing import TYPE_CHECKING, TypeVar
 from controlplane.base import failpoints, identity
 from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
-from controlplane.local import damage, etcd, pods
+from controlplane.local import damage, etcd, pods, ports, programs
 from controlplane.local.clocks import Clocks
 from controlplane.local.hosts import Hosts
 from controlplane.local.hosts import missing as hosts_missing
@@ -47,12 +46,10 @@ from controlplane.transport.tls import Reloader, TlsFiles
 if TYPE_CHECKING:
     from controlplane.local.pki import Pki
 
-__all__ = ["FOLDER", "LocalCluster", "etcdctl_environment", "etcdctl_line"]
+__all__ = ["FOLDER", "LocalCluster"]
 
 #: The folder's name under the current directory.
 FOLDER = ".quarterdeck"
-#: Two hours of snapshots, and of the log behind them: a developer's disk is not for more.
-_ARCHIVE_KEEP = "last=8"
 _AGENT_STOP_TIMEOUT_S = 15.0
 _Spec = TypeVar("_Spec", ReplicaSpec, NodeSpec, StoreMemberSpec)
 
@@ -120,12 +117,6 @@ class LocalCluster:
             return None
         hosts = dict.fromkeys(split_address(address)[0] for address in addresses)
         return self.pki.ensure(who, [who.name, "localhost", *hosts]).absolute()
-
-    def _tls_args(self, who: identity.Identity, *addresses: str) -> list[str]:
-        files = self.certificate(who, *addresses)
-        if files is None:
-            return []
-        return ["--tls-ca", str(files.ca), "--tls-cert", str(files.cert), "--tls-key", str(files.key)]
 
     # -- hosts and links -------------------------------------------------------------------------------------------
 
@@ -223,7 +214,7 @@ class LocalCluster:
             wanted = []  # on hosts of their own nobody else is
         if RELAY in self.spec.fixtures and self.processes.pid(RELAY) is None:
             wanted += [listen for listen, _ in self.spec.relayed.values()]
-        busy = [address for address in wanted if not _free(address)]
+        busy = [address for address in wanted if not ports.is_free(address)]
         if busy:
             raise ConfigError(
                 f"in use by another program: {', '.join(busy)}. Stop it, or choose other ports: "
@@ -234,7 +225,7 @@ class LocalCluster:
         """Start a replica that does not touch its data before :meth:`release`: its program loads meanwhile. It ends
         when this one does without having released it."""
         self.prepare()
-        argv = [*self._replica_argv(self.replica(name)), "--await-start"]
+        argv = [*self.argv(self.replica(name).name), "--await-start"]
         self.processes.start(name, [*self.enter(name), *argv], env=self._environment(name), cwd=self.root, held=True)
 
     def release(self, name: str) -> None:
@@ -248,22 +239,36 @@ class LocalCluster:
             ConfigError: there is no such process, or no etcd on this machine.
         """
         self.prepare()
+        argv = [*self.enter(name), *self.argv(name)]
+        return self.processes.start(name, argv, env=self._environment(name), cwd=self.root)
+
+    def argv(self, name: str) -> list[str]:
+        """The command line of a process, its certificate made or renewed if need be.
+
+        Raises:
+            ConfigError: there is no such process, or no etcd on this machine.
+        """
+        spec = self.spec
         if name == RELAY:
-            argv = [self.python, "-m", "controlplane.local.relay", str(self.relay.folder.resolve())]
-        elif name == EDGE:
-            argv = self._edge_argv()
-        elif any(member.name == name for member in self.spec.store):
-            me = self._named(name, self.spec.store)
-            tls = self.certificate(identity.member(name), me.client, me.peer)
-            argv = etcd.member_argv(me, self.spec, self.store_dir(name).resolve(), tls)
-        elif any(node.name == name for node in self.spec.nodes):
-            argv = self._node_argv(self.node(name))
-        else:
-            argv = self._replica_argv(self.replica(name))
-        return self.processes.start(name, [*self.enter(name), *argv], env=self._environment(name), cwd=self.root)
+            return programs.relay_argv(self.python, self.relay.folder.resolve())
+        if name == EDGE:
+            return programs.edge_argv(self.python, spec, tls=self.certificate(identity.node(EDGE), "127.0.0.1:0"))
+        if any(member.name == name for member in spec.store):
+            member = self._named(name, spec.store)
+            tls = self.certificate(identity.member(name), member.client, member.peer)
+            return etcd.member_argv(member, spec, self.store_dir(name).resolve(), tls)
+        if any(node.name == name for node in spec.nodes):
+            node = self.node(name)
+            tls = self.certificate(identity.node(name), node.listen)
+            return programs.node_argv(self.python, node, spec, state_dir=self.node_dir(name).resolve(), tls=tls)
+        me = self.replica(name)
+        tls = self.certificate(identity.member(name), me.client, me.peer, me.metrics)
+        return programs.replica_argv(
+            self.python, me, spec, data_dir=self.replica_dir(name).resolve(), archive=self.archive_location, tls=tls
+        )
 
     def _environment(self, name: str) -> dict[str, str]:
-        environment = _environment()
+        environment = programs.environment()
         if name in self.sources:
             # Before site-packages, where this program's own tree is found.
             environment["PYTHONPATH"] = str(self.sources[name].resolve())
@@ -307,54 +312,6 @@ class LocalCluster:
 
     def _failpoints(self, name: str) -> Path:
         return self.root / "run" / f"{name}.failpoints"
-
-    def _replica_argv(self, me: ReplicaSpec) -> list[str]:
-        return [
-            self.python, "-m", "controlplane",
-            "--name", me.name,
-            *self._store_args(me),
-            "--initial-cluster", self.spec.initial_cluster,
-            *(["--initial-cluster-state", "existing"] if me.name in self.spec.joined else []),
-            "--cluster-token", self.spec.token,
-            "--service-cidr", self.spec.service_cidr,
-            "--cluster-cidr", self.spec.cluster_cidr,
-            *self._tls_args(identity.member(me.name), me.client, me.peer, me.metrics),
-            *(f"--dial={target}={relay}" for (source, _), (relay, target) in self.spec.relayed.items()
-              if source == me.name),
-            *(["--archive", self.archive_location, "--archive-keep", _ARCHIVE_KEEP] if self.spec.archive else []),
-            *self.spec.extra_replica_args,
-        ]  # fmt: skip
-
-    def _store_args(self, me: ReplicaSpec) -> list[str]:
-        if not self.spec.store:
-            return ["--data-dir", str(self.replica_dir(me.name).resolve())]
-        found = ["--store", f"etcd://{','.join(self.spec.kv_endpoints)}"]
-        files = self.certificate(identity.member(me.name), me.client, me.peer, me.metrics)
-        if files is not None:
-            found += ["--store-ca", str(files.ca), "--store-cert", str(files.cert), "--store-key", str(files.key)]
-        return found
-
-    def _node_argv(self, me: NodeSpec) -> list[str]:
-        there = {replica.name for replica in self.spec.replicas}
-        relayed = [relay for (source, to), (relay, _) in self.spec.relayed.items() if source == me.name and to in there]
-        return [
-            self.python, "-m", "node",
-            "--name", me.name,
-            "--endpoints", ",".join(relayed or self.spec.endpoints),
-            *(["--no-discover"] if relayed else []),
-            *(["--pod-routes"] if self.spec.hosts == "netns" else []),
-            "--state-dir", str(self.node_dir(me.name).resolve()),
-            "--listen", me.listen,
-            "--metrics-listen", me.metrics,
-            *self._tls_args(identity.node(me.name), me.listen),
-        ]  # fmt: skip
-
-    def _edge_argv(self) -> list[str]:
-        return [
-            self.python, "-m", "node.edge",
-            "--endpoints", ",".join(self.spec.endpoints),
-            *self._tls_args(identity.node(EDGE), "127.0.0.1:0"),
-        ]  # fmt: skip
 
     def check_alive(self, names: Sequence[str]) -> None:
         """Raise ProcessError with the last log lines of the first of these processes that does not run."""
@@ -494,48 +451,3 @@ def _unmount(directory: Path) -> None:
     done = subprocess.run(["umount", str(directory)], capture_output=True, text=True, check=False)  # noqa: S607
     if done.returncode != 0:
         raise ProcessError(f"{directory} is mounted and cannot be unmounted: {done.stderr.strip()}")
-
-
-def etcdctl_environment(cluster: LocalCluster) -> dict[str, str]:
-    """The variables with which etcdctl speaks to this cluster."""
-    secure = cluster.spec.tls
-    scheme = "https" if secure else "http"
-    found = {
-        "ETCDCTL_API": "3",
-        "ETCDCTL_ENDPOINTS": ",".join(f"{scheme}://{endpoint}" for endpoint in cluster.spec.kv_endpoints),
-    }
-    if secure:
-        files = cluster.pki.admin.absolute()
-        found |= {"ETCDCTL_CACERT": str(files.ca), "ETCDCTL_CERT": str(files.cert), "ETCDCTL_KEY": str(files.key)}
-    return found
-
-
-def etcdctl_line(cluster: LocalCluster) -> str:
-    """The beginning of a command line of etcdctl for this cluster."""
-    found = etcdctl_environment(cluster)
-    flags = [f"--endpoints {found['ETCDCTL_ENDPOINTS']}"]
-    if "ETCDCTL_CACERT" in found:
-        files = cluster.pki.admin
-        flags += [f"--cacert {files.ca}", f"--cert {files.cert}", f"--key {files.key}"]
-    return f"ETCDCTL_API=3 etcdctl {' '.join(flags)}"
-
-
-def _environment() -> dict[str, str]:
-    kept: Sequence[str] = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "USER", "VIRTUAL_ENV", "SSL_CERT_FILE")
-    # The last are how an archive in a bucket is opened.
-    environment = {k: v for k, v in os.environ.items() if k in kept or k.startswith(("AWS_", "QUARTERDECK_ARCHIVE_"))}
-    # C-core's own logs would drown ours; a failed connection attempt is normal life here.
-    environment["GRPC_VERBOSITY"] = "NONE"
-    environment["PYTHONUNBUFFERED"] = "1"
-    return environment
-
-
-def _free(address: str) -> bool:
-    host, port = split_address(address)
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True

@@ -1,10 +1,11 @@
 """The etcd program on this machine, as the store of a local cluster: where it is and how its members are started.
 
-Owns the command lines. Our own programs are started by ``cluster``; this one is somebody else's, and may be missing.
+Owns the command lines. Those of our own programs are in ``programs``; this one is somebody else's, and may be missing.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Final
@@ -13,7 +14,7 @@ from controlplane.base.errors import ConfigError
 from controlplane.local.spec import ClusterSpec, StoreMemberSpec
 from controlplane.transport.tls import TlsFiles
 
-__all__ = ["etcdctl_flags", "initial_cluster", "member_argv", "peer_url", "program", "tls_flags"]
+__all__ = ["client_url", "environment", "initial_cluster", "member_argv", "peer_url", "program", "tls_flags"]
 
 _PACKAGES: Final = {"etcd": "etcd-server", "etcdctl": "etcd-client"}
 _SNAPSHOT_ENTRIES: Final = 10_000
@@ -34,6 +35,16 @@ def program(name: str) -> str:
     return found
 
 
+def environment() -> dict[str, str]:
+    """This program's own, but for what would configure etcd or etcdctl by accident."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("ETCD_", "ETCDCTL_"))}
+
+
+def client_url(address: str, *, tls: bool) -> str:
+    """Where clients find a member."""
+    return f"{_scheme(tls)}://{address}"
+
+
 def peer_url(member: StoreMemberSpec, spec: ClusterSpec) -> str:
     """Where the other members find it."""
     return f"{_scheme(spec.tls)}://{member.peer}"
@@ -47,7 +58,7 @@ def initial_cluster(spec: ClusterSpec) -> str:
 def member_argv(me: StoreMemberSpec, spec: ClusterSpec, data_dir: Path, tls: TlsFiles | None = None) -> list[str]:
     """The command line of one member. Heartbeat and election are as quick as our replicas' own. ``tls``: its
     certificate, where the cluster has TLS; who has none of the same authority is let in on neither port."""
-    client = f"{_scheme(spec.tls)}://{me.client}"
+    client = client_url(me.client, tls=spec.tls)
     return [
         program("etcd"),
         "--name", me.name,
@@ -76,12 +87,6 @@ def tls_flags(tls: TlsFiles) -> list[str]:
         "--peer-client-cert-auth", "--peer-trusted-ca-file", str(tls.ca),
         "--peer-cert-file", str(tls.cert), "--peer-key-file", str(tls.key),
     ]  # fmt: skip
-
-
-def etcdctl_flags(endpoint: str, tls: TlsFiles | None) -> list[str]:
-    """How etcdctl speaks to a member."""
-    flags = ["--endpoints", f"{_scheme(tls is not None)}://{endpoint}"]
-    return flags if tls is None else [*flags, "--cacert", str(tls.ca), "--cert", str(tls.cert), "--key", str(tls.key)]
 
 
 def _scheme(tls: bool) -> str:

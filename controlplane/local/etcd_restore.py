@@ -14,9 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -33,8 +31,10 @@ from controlplane.base.rand import SystemRand
 from controlplane.external.config import StoreConfig
 from controlplane.external.connection import Connection
 from controlplane.external.kv import RemoteKV
+from controlplane.local import etcd, etcdctl
 from controlplane.local.cluster import LocalCluster
-from controlplane.local.etcd import etcdctl_flags, initial_cluster, peer_url, program, tls_flags
+from controlplane.local.etcd import initial_cluster, peer_url, program, tls_flags
+from controlplane.local.ports import free_port
 from controlplane.local.processes import ProcessError
 from controlplane.pb.etcd import rpc_pb2 as e
 from controlplane.pb.etcd.rpc_pb2_grpc import LeaseStub
@@ -57,12 +57,12 @@ def save_store(cluster: LocalCluster, path: Path) -> None:
     if member is None:
         raise ProcessError("no member of the store runs: there is nothing to take a snapshot of")
     tls = cluster.pki.admin if cluster.spec.tls else None
-    _etcdctl(*etcdctl_flags(member.client, tls), "snapshot", "save", str(path))
+    etcdctl.run(*etcdctl.flags(member.client, tls=tls), "snapshot", "save", str(path))
 
 
 def snapshot_revision(path: Path) -> int:
     """The revision of a snapshot file, which is checked on the way. Raises ProcessError."""
-    return int(json.loads(_etcdctl("--write-out", "json", "snapshot", "status", str(path)))["revision"])
+    return int(json.loads(etcdctl.run("--write-out", "json", "snapshot", "status", str(path)))["revision"])
 
 
 def restore_store(cluster: LocalCluster, path: Path) -> Restored:
@@ -84,7 +84,7 @@ def restore_store(cluster: LocalCluster, path: Path) -> Restored:
         restored = _move_on(path, moved_on, Path(work) / "alone", tls)
         for member in cluster.spec.store:
             shutil.rmtree(cluster.store_dir(member.name), ignore_errors=True)
-            _etcdctl(
+            etcdctl.run(
                 "snapshot", "restore", str(moved_on),
                 "--name", member.name,
                 "--data-dir", str(cluster.store_dir(member.name)),
@@ -100,16 +100,16 @@ def restore_store(cluster: LocalCluster, path: Path) -> Restored:
 
 
 def _move_on(path: Path, to: Path, data_dir: Path, tls: TlsFiles | None) -> Restored:
-    port, peer = _free_port(), f"127.0.0.1:{_free_port()}"
+    port, peer = free_port(), f"127.0.0.1:{free_port()}"
     client = f"localhost:{port}"  # a name of every certificate
     scheme = "http" if tls is None else "https"
-    _etcdctl(
+    etcdctl.run(
         "snapshot", "restore", str(path), "--name", "alone", "--data-dir", str(data_dir),
         "--initial-cluster", f"alone={scheme}://{peer}", "--initial-advertise-peer-urls", f"{scheme}://{peer}",
     )  # fmt: skip
     with _alone(data_dir, f"{scheme}://127.0.0.1:{port}", f"{scheme}://{peer}", tls):
         restored = asyncio.run(_skip_revisions(client, tls))
-        _etcdctl(*etcdctl_flags(client, tls), "snapshot", "save", str(to))
+        etcdctl.run(*etcdctl.flags(client, tls=tls), "snapshot", "save", str(to))
     return restored
 
 
@@ -124,7 +124,7 @@ def _alone(data_dir: Path, client: str, peer: str, tls: TlsFiles | None) -> Iter
             "--heartbeat-interval", "10", "--election-timeout", "100", "--log-level", "error",
             *([] if tls is None else tls_flags(tls)),
         ],
-        env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=etcd.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         yield
@@ -161,24 +161,3 @@ async def _skip_revisions(endpoint: str, tls: TlsFiles | None) -> Restored:
     for found in everything.kvs:
         hasher.update(found.SerializeToString(deterministic=True))
     return Restored(snapshot_revision, revision, len(everything.kvs), hasher.hexdigest(), index=0, term=0)
-
-
-def _etcdctl(*arguments: str) -> str:
-    done = subprocess.run(
-        [program("etcdctl"), *arguments], env=_environment(), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise ProcessError(f"etcdctl {' '.join(arguments[:4])}: {(done.stderr or done.stdout).strip()}")
-    return done.stdout
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ETCD_", "ETCDCTL_"))}
-    return {**kept, "ETCDCTL_API": "3"}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from controlplane.local.cluster import LocalCluster, etcdctl_environment
+from controlplane.local.cluster import LocalCluster
+from controlplane.local.etcdctl import environment as etcdctl_environment
 from tests.conftest import find_program
 from tests.e2e.support import Qd, wait_until
 

@@ -118,8 +118,9 @@ def _answers(url: str) -> bool:
 class _Leaving(LocalCluster):
     """Its agents leave their pods running for their successors, as those do that are to be upgraded."""
 
-    def _node_argv(self, me: NodeSpec) -> list[str]:
-        return [*super()._node_argv(me), "--leave-pods"]
+    def argv(self, name: str) -> list[str]:
+        agent = any(node.name == name for node in self.spec.nodes)
+        return [*super().argv(name), *(["--leave-pods"] if agent else [])]
 
 
 def _addresses(count: int) -> list[str]:

@@ -84,15 +84,6 @@ def test_with_tls_both_ports_of_a_member_want_certificates_of_the_clusters_autho
         assert argv[argv.index(flag) + 1] == str(cluster.pki.ca.absolute())
     names = read_certificate(tls.cert.read_bytes()).names
     assert {"etcd-1", "localhost", "127.0.0.1"} <= set(names)
-    assert etcd.etcdctl_flags(me.client, tls)[:2] == ["--endpoints", f"https://{me.client}"]
-
-
-def test_replicas_show_the_store_their_own_certificates(tmp_path: Path) -> None:
-    spec = plan(replicas=3, nodes=1, port_base=20_000, store="etcd", tls=True)
-    cluster = LocalCluster.create(tmp_path / "c", spec)
-    argv = cluster._replica_argv(spec.replicas[0])
-    assert argv[argv.index("--store-cert") + 1] == argv[argv.index("--tls-cert") + 1]
-    assert argv[argv.index("--store-ca") + 1] == str(cluster.pki.ca.absolute())
 
 
 def test_a_missing_program_is_named_with_the_package_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
