@@ -142,7 +142,7 @@ class NodeLifecycle(Controller):
         earned = (now_s - self._tokens_at_s) * self._config.evictions_per_s
         self._tokens = min(float(self._config.evictions_burst), self._tokens + earned)
         self._tokens_at_s = now_s
-        doomed: list[Pod] = []
+        doomed: list[tuple[Pod, str]] = []
         for intent in intents:
             pods = pods_to_evict(self._pods.by_index(_POD_INDEX, intent.node), intent.dead_for_s)
             if not pods:
@@ -152,10 +152,10 @@ class NodeLifecycle(Controller):
                     continue
                 self._tokens -= 1.0
                 self._evicting.add(intent.node)
-            doomed.extend(pods)
-        await _all(self._delete(pod, "its node died") for pod in doomed)
+            doomed.extend((pod, intent.cause.name.lower()) for pod in pods)
+        await _all(self._delete(pod, "its node died", reason) for pod, reason in doomed)
 
-    async def _delete(self, pod: Pod, why: str) -> None:
+    async def _delete(self, pod: Pod, why: str, reason: str) -> None:
         meta = pod.metadata
         try:
             # Grace 0: there is nobody to stop it gracefully. The uid: a pod of the same name may run elsewhere.
@@ -169,6 +169,7 @@ class NodeLifecycle(Controller):
             return
         node = self._nodes.get(pod.spec.nodeName)
         metrics.EVICTIONS.labels(_zone(node)).inc()
+        metrics.EVICTIONS_BY_REASON.labels(reason).inc()
         log.info("event=pod_evicted pod=%s/%s node=%s reason=%s", meta.namespace, meta.name, pod.spec.nodeName, why)
         self.env.events.event(pod, "Warning", "TaintManagerEviction", f"Deleted pod {meta.name}: {why}")
 
@@ -180,7 +181,7 @@ class NodeLifecycle(Controller):
         orphans = [p for p in self._pods.list() if p.spec.nodeName and self._nodes.get(p.spec.nodeName) is None]
         twice = [p for p in orphans if p.spec.nodeName in self._orphaned_nodes]
         self._orphaned_nodes = {p.spec.nodeName for p in orphans}
-        await _all(self._delete(pod, "its node no longer exists") for pod in twice)
+        await _all(self._delete(pod, "its node no longer exists", metrics.NODE_DELETED) for pod in twice)
 
     # -- telling ---------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from controlplane.pb.k8s.core_v1_pb2 import Node, NodeCondition, Pod, Taint
 __all__ = [
     "SUSPECT_TAINT",
     "UNREACHABLE_TAINT",
+    "Cause",
     "Decision",
     "EvictPods",
     "Health",
@@ -78,6 +79,18 @@ class LifecycleConfig:
     evictions_per_s: float = 2.0
 
 
+class Cause(Enum):
+    """Why a node is given up: its value is for people, its name (in small letters) for metrics."""
+
+    DRAINED = "its agent stopped and left nothing running"
+    GOODBYE = "its agent said goodbye and did not return"
+    SESSION_BROKE = "its session broke and was not opened again"
+    NEVER_HEARD = "no replica has heard from its agent"
+    NOT_RETURNED = "its replica started again and it has not returned"
+    REPLICA_GONE = "its replica is gone and it reached no other"
+    SILENT = "its agent is silent"
+
+
 class Health(Enum):
     """What the evidence says of a node. UNSURE: not enough of it, leave everything as it is."""
 
@@ -89,11 +102,12 @@ class Health(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A node's health, why, and for how long it has been dead."""
+    """A node's health, why, and for how long it has been dead. ``cause``: of one that is not heard."""
 
     health: Health
     reason: str = ""
     dead_for_s: float = 0.0
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +126,7 @@ class EvictPods:
 
     node: str
     dead_for_s: float
+    cause: Cause
 
 
 Intent = MarkNode | EvictPods
@@ -131,12 +146,12 @@ def judge(contact: Contact | None, now_s: float, config: LifecycleConfig) -> Ver
     """The verdict on one node."""
     if contact is None:
         return Verdict(Health.UNSURE)
-    suspect_s, reason = _suspect_at(contact, now_s, config)
+    suspect_s, cause = _suspect_at(contact, now_s, config)
     dead_s = suspect_s if contact.drained else suspect_s + config.not_ready_after_s
     if now_s >= dead_s:
-        return Verdict(Health.DEAD, reason, now_s - dead_s)
+        return Verdict(Health.DEAD, cause.value, now_s - dead_s, cause)
     if now_s >= suspect_s:
-        return Verdict(Health.SUSPECT, reason)
+        return Verdict(Health.SUSPECT, cause.value, cause=cause)
     if contact.open and contact.last_seen_s is not None and not _source_is_silent(contact, now_s, config):
         return Verdict(Health.ALIVE, "its agent is heard")
     return Verdict(Health.UNSURE)
@@ -146,21 +161,21 @@ def _source_is_silent(contact: Contact, now_s: float, config: LifecycleConfig) -
     return contact.source_heard_s is not None and now_s - contact.source_heard_s > config.replica_stale_s
 
 
-def _suspect_at(contact: Contact, now_s: float, config: LifecycleConfig) -> tuple[float, str]:
+def _suspect_at(contact: Contact, now_s: float, config: LifecycleConfig) -> tuple[float, Cause]:
     """When the node is, or will be, Suspect on the evidence so far."""
     if contact.drained and contact.broken_since_s is not None:
-        return contact.broken_since_s, "its agent stopped and left nothing running"
+        return contact.broken_since_s, Cause.DRAINED
     if contact.departed and contact.broken_since_s is not None:
-        return contact.broken_since_s + config.goodbye_grace_s, "its agent said goodbye and did not return"
+        return contact.broken_since_s + config.goodbye_grace_s, Cause.GOODBYE
     if contact.broken_since_s is not None:
-        return contact.broken_since_s + config.reopen_grace_s, "its session broke and was not opened again"
+        return contact.broken_since_s + config.reopen_grace_s, Cause.SESSION_BROKE
     if contact.last_seen_s is None:
-        return contact.known_since_s + config.leader_grace_s, "no replica has heard from its agent"
+        return contact.known_since_s + config.leader_grace_s, Cause.NEVER_HEARD
     if not contact.open:
-        return contact.last_seen_s + config.replica_grace_s, "its replica started again and it has not returned"
+        return contact.last_seen_s + config.replica_grace_s, Cause.NOT_RETURNED
     if contact.source_heard_s is not None and _source_is_silent(contact, now_s, config):
-        return contact.source_heard_s + config.replica_grace_s, "its replica is gone and it reached no other"
-    return contact.last_seen_s + config.missed_s, "its agent is silent"
+        return contact.source_heard_s + config.replica_grace_s, Cause.REPLICA_GONE
+    return contact.last_seen_s + config.missed_s, Cause.SILENT
 
 
 def decide(
@@ -200,8 +215,8 @@ def _intents(node: Node, verdict: Verdict, *, brake: bool) -> Iterable[Intent]:
     evict = verdict.health is Health.DEAD and (condemned or not brake)
     if marked(node, verdict.health, reason=verdict.reason, evict=evict, wall_ms=0) is not None:
         yield MarkNode(name, verdict.health, verdict.reason, evict)
-    if evict:
-        yield EvictPods(name, verdict.dead_for_s)
+    if evict and verdict.cause is not None:  # who is dead has one
+        yield EvictPods(name, verdict.dead_for_s, verdict.cause)
 
 
 def pods_to_evict(pods: Iterable[Pod], dead_for_s: float) -> list[Pod]:

@@ -100,12 +100,16 @@ SUSPECT = ("True", "True", ["suspect"])
 DEAD = ("Unknown", "True", ["suspect", "unreachable"])
 
 
+def evicted(reason: str) -> float:
+    return float(metrics.EVICTIONS_BY_REASON.labels(reason)._value.get())
+
+
 async def test_a_killed_node_is_suspect_then_dead_and_its_pods_are_gone_within_three_seconds() -> None:
     async with ship() as s:
         dying, *living = await s.agents(3)
         await s.rig.bound_pod("a", "n0")
         await s.rig.bound_pod("b", "n1")
-        evictions = metrics.EVICTIONS.labels("")._value.get()
+        evictions, broken = metrics.EVICTIONS.labels("")._value.get(), evicted("session_broke")
         await dying.hang_up()
         await s.pass_time(0.8, *living)
         assert await s.node("n0") == SUSPECT
@@ -116,6 +120,7 @@ async def test_a_killed_node_is_suspect_then_dead_and_its_pods_are_gone_within_t
         assert await s.node("n1") == ALIVE
         assert s.events.reasons == ["NodeSuspect", "NodeNotReady", "TaintManagerEviction"]
         assert metrics.EVICTIONS.labels("")._value.get() - evictions == 1
+        assert evicted("session_broke") - broken == 1
         assert metrics.NODES_DOWN.labels("")._value.get() == 1
 
 
@@ -123,11 +128,14 @@ async def test_a_node_that_falls_silent_without_closing_is_found_too() -> None:
     async with ship() as s:
         _, *living = await s.agents(3)
         await s.rig.bound_pod("a", "n0")
+        before = evicted("silent")
         await s.pass_time(3.2, *living)
         assert await s.node("n0") == SUSPECT
+        assert evicted("silent") == before
         await s.pass_time(2.0, *living)
         assert await s.node("n0") == DEAD
         assert await s.pods() == set()
+        assert evicted("silent") - before == 1
 
 
 async def test_a_session_opened_again_on_another_replica_changes_nothing() -> None:
@@ -217,9 +225,11 @@ async def test_a_drained_nodes_pods_are_replaced_at_once() -> None:
     async with ship() as s:
         leaving, *living = await s.agents(3)
         await s.rig.bound_pod("a", "n0")
+        before = evicted("drained")
         await leaving.goodbye(drained=True)
         await s.pass_time(0.3, *living)
         assert await s.pods() == set()
+        assert evicted("drained") - before == 1
 
 
 async def test_when_most_nodes_are_lost_at_once_nobody_is_evicted_until_some_return() -> None:
@@ -300,9 +310,11 @@ async def test_pods_of_a_deleted_node_go() -> None:
     async with ship() as s:
         leaving, *living = await s.agents(3)
         await s.rig.bound_pod("a", "n0")
+        before = evicted("node_deleted")
         await leaving.hang_up()
         await s.rig.client.delete(Node, "n0")
         await s.pass_time(11.0, *living)
         assert await s.pods() == set()
+        assert evicted("node_deleted") - before == 1
         with pytest.raises(NotFoundError):
             await s.node("n0")
