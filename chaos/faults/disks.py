@@ -216,7 +216,7 @@ class Tear(LoseUnsynced):
             raise FaultError(str(error)) from error
         size = last + 1
         # All of it is kept, and where it belongs is on disk, before it is torn: whoever heals has nothing else.
-        await aside(shutil.copyfile, path, _kept(note))
+        await aside(shutil.copy, path, _kept(note))  # its mode too: it holds secrets
         _write_note(note, f"{path}\n{path.stat().st_ino}\n")
         keep = max(1, size * strike.args["snapshot_percent"] // 100)
         await aside(os.truncate, path, keep)

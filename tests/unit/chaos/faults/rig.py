@@ -46,6 +46,12 @@ class FakeCluster:
     def node_dir(self, name: str) -> Path:
         return self.root / "nodes" / name
 
+    def replica_dir(self, name: str) -> Path:
+        return self.root / "replicas" / name
+
+    def arm(self, name: str, spec: str) -> None:
+        self.calls.append(f"arm {name} {spec}".rstrip())
+
     def running(self) -> list[str]:
         return self.names
 

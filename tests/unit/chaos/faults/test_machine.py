@@ -35,6 +35,25 @@ def test_a_replica_whose_disk_is_struck_counts_as_down(tmp_path: Path, fault: st
     assert planned(ground, fault, "r2").quorum_lost
 
 
+async def test_a_torn_snapshot_is_put_back_whole_and_nobody_else_may_read_it_meanwhile(tmp_path: Path) -> None:
+    ground, cluster = rig.ground(tmp_path)
+    (tmp_path / "chaos").mkdir(exist_ok=True)
+    snapshot = cluster.replica_dir("r2") / "snapshots" / f"{9:016x}-{1:016x}.snap"
+    snapshot.parent.mkdir(parents=True)
+    snapshot.write_bytes(b"secret" * 50)
+    snapshot.chmod(0o600)
+    strike = planned(ground, "tear", "r2", where="snapshot")
+    await fault_named("tear").strike(ground, strike)
+    assert 0 < snapshot.stat().st_size < 300
+    (kept,) = (tmp_path / "chaos").glob("*.kept")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    await fault_named("tear").heal(ground, strike.undo[0])
+    assert snapshot.read_bytes() == b"secret" * 50
+    assert snapshot.stat().st_mode & 0o777 == 0o600
+    assert not list((tmp_path / "chaos").glob("torn-*"))
+    assert cluster.calls == ["SIGKILL r2", "start r2", "SIGKILL r2", "arm r2", "start r2"]
+
+
 @pytest.mark.parametrize("fault", ["disk-full", "flip", "clock-step"])
 def test_only_replicas_have_a_disk_and_only_processes_a_clock(tmp_path: Path, fault: str) -> None:
     ground, _ = rig.ground(tmp_path)
