@@ -87,7 +87,7 @@ FAILPOINTS: Final[Mapping[str, str]] = {
     "snapshot.install.before": "the state of a received snapshot is built, not yet taken",
     "snapshot.install.state.after": "the state is the snapshot's, the log is still the old one",
     "snapshot.install.log.after": "state and log are the snapshot's in memory, the log on disk is still the old one",
-    "raft.ahead.after": "a leader's entries are on their way to its followers, its own log is being synced",
+    "raft.ahead.after": "the log is being synced; what a leader has for its followers has left already",
     "raft.send.before": "a turn is durable, its other messages are about to leave",
     "raft.answer.before": "its messages have left, its waiters have not heard",
     "apply.before": "a committed entry is about to be applied",
