@@ -34,8 +34,8 @@ from chaos.steps import catalogue
 from chaos.verdict import Report, judge_history
 from controlplane.base.errors import ConfigError
 from controlplane.base.rand import SystemRand
+from controlplane.cli.bring_up import bring_up
 from controlplane.cli.common import Settings, coroutine, err, settings_of
-from controlplane.cli.local import bring_up
 from controlplane.cli.options import output_option
 from controlplane.cli.tables import table
 from controlplane.client import GrpcClient

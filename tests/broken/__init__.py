@@ -14,7 +14,7 @@ from typing import Final
 from chaos import experiment
 from chaos.runner import Run, run
 from chaos.steps import catalogue
-from controlplane.cli.local import bring_up
+from controlplane.cli.bring_up import bring_up
 from controlplane.local.cluster import LocalCluster
 from controlplane.local.spec import ARCHIVE, plan
 

@@ -13,7 +13,7 @@ import click
 
 from controlplane.base.errors import ConfigError, StatusError
 from controlplane.cli.common import EXIT_USAGE, Settings, coroutine, err, fail, find_folder, settings_of
-from controlplane.cli.local import restore_local
+from controlplane.cli.local_restore import restore_local
 from controlplane.cli.snapshot.source import Source, snapshot_file, source_options
 from controlplane.client import OperatorClient
 from controlplane.config import parse_initial_cluster
