@@ -55,6 +55,7 @@ BARS: Final[Mapping[str, tuple[Bar, ...]]] = {
     "leader-kill": (Bar("write gap", "median", 0.1), Bar("write gap", "worst", 0.3)),
     "leader-pause": (Bar("write gap", "worst", 1.2),),
     "leader-stop": (Bar("write gap", "worst", 0.03),),
+    "leader-move": (Bar("write gap", "worst", 0.05),),
     "node-kill": (Bar("replaced", "worst", 3.0),),
     # Asked for with 20,000 keys of 1 KB, of which a run has written a few hundred: missed here is missed there.
     "disaster": (Bar("first write", "worst", 1.4),),

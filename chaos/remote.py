@@ -38,7 +38,8 @@ _FRESH_S: Final = 0.1
 _POSSIBLE: Final[Mapping[str, str]] = {
     "kill": "", "stop": "", "pause": "", "node-death": "", "zone-loss": "", "compact": "", "scale": "", "rollout": "",
     "drain": "", "rolling-restart": "", "cpu-throttle": "throttle", "disk-error": "", "disk-full": "",
-    "lose-unsynced": "", "tear": "", "pod-add": "", "snapshot-cut": "", "flip": "flip", "memory-pressure": "memory",
+    "lose-unsynced": "", "tear": "", "pod-add": "", "snapshot-cut": "", "move-leader": "",
+    "flip": "flip", "memory-pressure": "memory",
 }  # fmt: skip
 #: Why there is no order for the others.
 _LINKS: Final = "agents touch no links, which are not their machine's alone"

@@ -1,5 +1,5 @@
-"""Faults of membership: a member whose disk is lost and is replaced, one that leaves, one that joins for a while; and
-every replica restarted in turn.
+"""Faults of membership: a member whose disk is lost and is replaced, one that leaves, one that joins for a while; every
+replica restarted in turn; and the leader asked to hand over.
 
 All use the cluster's own way in and out (learner first, promoted when it has caught up). Healing looks at what members
 there are and goes on from there, so it may be repeated after any interruption.
@@ -164,7 +164,43 @@ class RollingRestart(Fault):
         await start(ground, undo.args["start"])
 
 
-FAULTS: Final[tuple[Fault, ...]] = (MemberReplace(), MemberRemove(), MemberAdd(), RollingRestart())
+class MoveLeader(Fault):
+    """What an operator asks for with `qd leader move`."""
+
+    name = "move-leader"
+    doc = "the leader hands over to another replica, as `qd leader move` asks it to; nothing to heal"
+    target = "leader"
+    params: Mapping[str, str] = {"to": "the replica that shall lead; by default the leader picks"}
+
+    def missing(self, ground: Ground) -> str | None:
+        return "who leads is held by a lease in etcd here, and not moved" if ground.cluster.spec.store else None
+
+    def plan(self, ground: Ground, targets: Sequence[str], params: Mapping[str, JSON], rand: Rand) -> Strike:
+        known(self.name, params, self.params)
+        name, to = _one_replica(self.name, ground, targets), str(params.get("to", ""))
+        if name != ground.seen.leader:
+            raise ConfigError(f"{self.name}: {name} does not lead; {ground.seen.leader or 'nobody'} does")
+        if to and to not in ground.seen.member_ids:
+            raise ConfigError(f"{self.name}: to: {to!r} is no replica; there are: {', '.join(ground.seen.replicas)}")
+        if to == name:
+            raise ConfigError(f"{self.name}: to: {to} leads already")
+        says = f"{name}, the leader of term {ground.seen.term}, hands over{f' to {to}' if to else ''}"
+        return Strike(self.name, (name,), {"to": to}, (), quorum_lost=False, says=says)
+
+    async def strike(self, ground: Ground, strike: Strike) -> Mapping[str, JSON]:
+        to = str(strike.args["to"])
+        async with _members(ground) as client:
+            try:
+                await client.move_leader(ground.seen.member_ids[to] if to else 0)
+            except StatusError as error:
+                raise FaultError(f"{strike.victims[0]} does not hand over: {error.message}") from error
+        return {}
+
+    async def heal(self, ground: Ground, undo: Undo) -> None:
+        """Whoever leads may lead."""
+
+
+FAULTS: Final[tuple[Fault, ...]] = (MemberReplace(), MemberRemove(), MemberAdd(), RollingRestart(), MoveLeader())
 
 
 async def restart(ground: Ground, name: str) -> None:

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import pytest
 
 from chaos.fault import DeviationError, FaultError, ImpossibleError, Strike
-from chaos.faults import fault_named
+from chaos.faults import fault_named, members
 from chaos.ground import Ground
 from chaos.observe import PodView
 from controlplane.base.clock import SystemClock
-from controlplane.base.errors import Code, ConfigError
+from controlplane.base.errors import Code, ConfigError, StatusError
 from controlplane.base.rand import SeededRand
 from controlplane.client import NotFoundError
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment
@@ -108,6 +108,40 @@ async def test_a_lost_disk_is_undone_by_the_member_that_was(tmp_path: Path) -> N
     assert cluster.calls == ["SIGKILL r3", "destroy r3"]
     with pytest.raises(ConfigError, match="want one replica"):
         fault_named("member-replace").plan(on, ["r1", "r3"], {}, RAND)
+
+
+async def test_leadership_is_moved_by_who_leads_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on, cluster, _ = rig(tmp_path, member_ids={"r1": 11, "r2": 22, "r3": 33})
+    fault = fault_named("move-leader")
+
+    class Members:
+        async def move_leader(self, member_id: int) -> None:
+            cluster.calls.append(f"move to {member_id}")
+            if member_id == 11:
+                raise StatusError(Code.UNAVAILABLE, "etcdserver: request timed out")
+
+        async def __aenter__(self) -> Self:
+            return self
+
+        async def __aexit__(self, *exc_info: object) -> None:
+            pass
+
+    monkeypatch.setattr(members, "_members", lambda ground: Members())
+    strike = fault.plan(on, ["r2"], {}, RAND)
+    assert (strike.undo, strike.says) == ((), "r2, the leader of term 4, hands over")
+    await fault.strike(on, strike)
+    await fault.strike(on, fault.plan(on, ["r2"], {"to": "r3"}, RAND))
+    assert cluster.calls == ["move to 0", "move to 33"]
+    with pytest.raises(FaultError, match="r2 does not hand over: etcdserver: request timed out"):
+        await fault.strike(on, fault.plan(on, ["r2"], {"to": "r1"}, RAND))
+    for targets, params, why in (
+        (["r1"], {}, "r1 does not lead; r2 does"),
+        (["r2"], {"to": "r2"}, "leads already"),
+        (["r2"], {"to": "r9"}, "'r9' is no replica"),
+        (["r2", "r3"], {}, "want one replica"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            fault.plan(on, targets, params, RAND)
 
 
 async def test_a_rolling_restart_waits_while_another_fault_has_the_quorum_at_its_edge(
