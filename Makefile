@@ -61,7 +61,7 @@ demo: setup ## The mission in four acts, with a verdict
 # On hosts of their own where that can be had, or else behind a relay: links are to be cut.
 chaos soak: HOSTS := $(if $(filter-out loopback,$(HOSTS)),$(HOSTS),$(if $(filter 0,$(shell id -u)),$(if $(shell command -v nft),netns,links),links))
 chaos: setup ## Every experiment that matters, about 10 minutes; ends in a table and reports
-	@$(BIN)/qd chaos all $(LOCAL_UP) $(if $(SEED),--seed $(SEED)) $(if $(REPEAT),--repeat $(REPEAT))
+	@$(BIN)/qd chaos all $(LOCAL_UP) $(if $(SEED),--seed $(SEED)) $(if $(REPEAT),--repeat $(REPEAT)) $(foreach name,$(ONLY),--only $(name))
 
 soak: setup ## Random faults for HOURS hours, a verdict every few minutes
 	@$(BIN)/qd chaos soak $(LOCAL_UP) --hours $(or $(HOURS),1) $(if $(SEED),--seed $(SEED))

@@ -147,20 +147,32 @@ async def demo(context: click.Context, /, rate: float, seed: int | None, output:
 @_rate
 @_seed
 @click.option("--repeat", default=1, show_default=True, type=click.IntRange(min=1, max=1000), help="Trials of each.")
+@click.option("--only", multiple=True, metavar="NAME", help="Of the set, only this one; can be given again.")
 @click.pass_context
 @coroutine
-async def run_all(context: click.Context, /, rate: float, seed: int | None, repeat: int, **wanted: Any) -> None:
+async def run_all(
+    context: click.Context, /, rate: float, seed: int | None, repeat: int, only: Sequence[str], **wanted: Any
+) -> None:
     """Run the set: every experiment that matters, one after the other, and a table at the end.
 
     Starts a cluster if none runs here, and leaves it running.
     """
     began = time.monotonic()
+    chosen = _of_the_set(only)  # before anything is started
     cluster = await _started(settings_of(context), **wanted)
-    known = catalogue()
-    chosen = [e for e in (experiments.read(name, known) for name in experiments.names()) if _SET in e.tags]
     verdict = await interruptible(_play(cluster, chosen, _chosen(seed), repeat, rate, "table"))
     err.print(f"{time.monotonic() - began:.0f} s in all; the cluster is left running")
     context.exit(EXIT_CODES[verdict])
+
+
+def _of_the_set(only: Sequence[str]) -> list[Experiment]:
+    """All of it, or these. Raises ConfigError: one is not in it."""
+    known = catalogue()
+    found = [e for e in (experiments.read(name, known) for name in experiments.names()) if _SET in e.tags]
+    names = [e.name for e in found]
+    if strange := [name for name in only if name not in names]:
+        raise ConfigError(f"--only {strange[0]}: not in the set; it has: {', '.join(names)}")
+    return [e for e in found if not only or e.name in only]
 
 
 @chaos.command()

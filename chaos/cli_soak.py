@@ -20,54 +20,89 @@ from chaos.display import Display
 from chaos.experiment import Experiment
 from chaos.findings import Verdict
 from chaos.load import Rates
-from chaos.report import matrix
-from chaos.runner import run
+from chaos.report import line, matrix
+from chaos.runner import Run, run
 from chaos.verdict import Report
 from controlplane.base.clock import SystemClock
 from controlplane.base.errors import ConfigError
 from controlplane.cli.common import err
 from controlplane.local.cluster import LocalCluster
 
-__all__ = ["Memory", "cut_logs", "keep_newest", "memory", "soak", "told"]
+__all__ = ["Memory", "cut_logs", "keep_newest", "memory", "soak", "stretch_s", "told", "why"]
 
 _RUNS_KEPT: Final = 12
+#: In less, faults may not meet: `everything-at-once` claims that they do, and is itself as long.
+_SHORTEST_S: Final = 45.0
 _LOG_BYTES_MAX: Final = 64 * 1024 * 1024
 
 
 async def soak(
     cluster: LocalCluster, experiment: Experiment, *, seed: int, hours: float, minutes: float, rates: Rates
 ) -> Verdict:
-    """Until the time is up or a verdict is no pass; the table of all. Each run's seed is the last one's plus one."""
+    """Until the time is up or a verdict is no pass; then, or when cancelled, the table of all. Each run's seed is the
+    last one's plus one.
+
+    Raises:
+        ConfigError: the experiment has no random faults.
+    """
     if experiment.schedule is None:
         raise ConfigError(f"{experiment.name} has no schedule")
     clock = SystemClock()
     ends_s = clock.monotonic() + hours * 3600
-    schedule = replace(experiment.schedule, duration_s=minutes * 60)
     reports: list[Report] = []
     verdict = Verdict.INCONCLUSIVE
     passed: list[Path] = []
     first = memory(cluster, clock.wall_ms() / 1000)
     click.echo(f"memory at the beginning: {told(first)}")
-    while clock.monotonic() < ends_s:
-        schedule = replace(schedule, duration_s=min(schedule.duration_s, max(15.0, ends_s - clock.monotonic())))
-        found = await run(
-            cluster, [replace(experiment, schedule=schedule)], name="soak", seed=seed, rates=rates, say=say_to(err),
-            display=Display(err),
-        )  # fmt: skip
-        now = memory(cluster, clock.wall_ms() / 1000)
-        reports.append(found.report)
-        verdict = found.verdict
-        left_h = max(0.0, ends_s - clock.monotonic()) / 3600
-        click.echo(f"{found.folder.name}  seed {seed}  {verdict.value}  {left_h:.2f} h left  memory: {told(now)}")
-        if verdict is not Verdict.PASS:
-            break
-        passed.append(found.folder)
-        keep_newest(passed, _RUNS_KEPT)
-        cut_logs([cluster.processes.log_path(name) for name in cluster.names], _LOG_BYTES_MAX)
-        seed += 1
-    click.echo()
-    click.echo(matrix(reports))
+    try:
+        while duration_s := stretch_s(ends_s - clock.monotonic(), minutes * 60, first=not reports):
+            left_h = max(0.0, ends_s - clock.monotonic()) / 3600
+            click.echo(
+                f"stretch {len(reports) + 1}: {duration_s:.0f} s of random faults, seed {seed}, {left_h:.2f} h left"
+            )
+            schedule = replace(experiment.schedule, duration_s=duration_s)
+            found = await run(
+                cluster, [replace(experiment, schedule=schedule)], name="soak", seed=seed, rates=rates,
+                say=say_to(err), display=Display(err),
+            )  # fmt: skip
+            now = memory(cluster, clock.wall_ms() / 1000)
+            reports.append(found.report)
+            verdict = found.verdict
+            click.echo(f"{found.folder.name}  seed {seed}  {verdict.value}  memory: {told(now)}")
+            if verdict is not Verdict.PASS:
+                click.echo("\n".join(why(found)))
+                break
+            passed.append(found.folder)
+            keep_newest(passed, _RUNS_KEPT)
+            cut_logs([cluster.processes.log_path(name) for name in cluster.names], _LOG_BYTES_MAX)
+            seed += 1
+    finally:
+        if reports:
+            click.echo()
+            click.echo(matrix(reports))
     return verdict
+
+
+def stretch_s(left_s: float, wanted_s: float, *, first: bool) -> float:
+    """How long random faults are drawn before the next verdict; 0: no more. The last stretch takes the rest with it,
+    and one that is too short to prove anything is not begun, but for the only one."""
+    shortest_s = min(_SHORTEST_S, wanted_s)
+    if first:
+        return min(wanted_s, max(shortest_s, left_s))
+    if left_s < max(shortest_s, wanted_s / 2):
+        return 0.0
+    return left_s if left_s < 1.5 * wanted_s else wanted_s
+
+
+def why(found: Run) -> list[str]:
+    """What kept a run from passing, and where to read of it."""
+    report = found.report
+    findings = [*(finding for act in report.acts for finding in act.findings), *report.findings]
+    return [
+        *(line(finding) for finding in findings if finding.verdict is not Verdict.PASS),
+        *([f"cut short: {found.cut_short}"] if found.cut_short else []),
+        f"report: {found.folder / 'report.html'}",
+    ]
 
 
 @dataclass(frozen=True, slots=True)

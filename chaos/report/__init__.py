@@ -2,7 +2,7 @@
 
 from chaos.report.junit import junit
 from chaos.report.matrix import bars_met, matrix
-from chaos.report.text import as_dict, render, render_repeats
+from chaos.report.text import as_dict, line, render, render_repeats
 from chaos.report.write import write_all
 
-__all__ = ["as_dict", "bars_met", "junit", "matrix", "render", "render_repeats", "write_all"]
+__all__ = ["as_dict", "bars_met", "junit", "line", "matrix", "render", "render_repeats", "write_all"]

@@ -18,7 +18,7 @@ from controlplane.cli.bring_up import bring_up
 from controlplane.local.cluster import LocalCluster
 from controlplane.local.spec import ARCHIVE, plan
 
-__all__ = ["BUILDS", "Build", "play"]
+__all__ = ["BUILDS", "Build", "play", "start"]
 
 _HERE: Final = Path(__file__).parent
 _WEB: Final = _HERE.parents[1] / "examples" / "web.yaml"
@@ -48,25 +48,35 @@ BUILDS: Final = {
 }
 
 
+def start(build: Build, root: Path, *, port_base: int, hosts: str) -> LocalCluster:
+    """Three such replicas with honest agents, started; also who is started again is broken, if it is through this
+    object. ``down`` it."""
+    cluster = LocalCluster.create(
+        root, plan(replicas=3, nodes=3, port_base=port_base, tls=True, hosts=hosts, archive=ARCHIVE)
+    )
+    cluster.sources = {f"r{n}": build.path for n in (1, 2, 3)}
+    try:
+        cluster.prepare()
+        for name in cluster.names:
+            cluster.start(name)
+    except BaseException:
+        cluster.down()
+        raise
+    return cluster
+
+
 async def play(build: Build, root: Path, *, port_base: int, hosts: str, say: Callable[[str], None]) -> Run:
-    """Start three such replicas with honest agents, and run the experiment on them. The cluster is stopped after.
+    """Start them, and run the build's experiment on them. The cluster is stopped after.
 
     Raises:
         QuarterdeckError: the cluster did not come up.
     """
-    broken = {f"r{n}": build.path for n in (1, 2, 3)}
-    cluster = LocalCluster.create(
-        root, plan(replicas=3, nodes=3, port_base=port_base, tls=True, hosts=hosts, archive=ARCHIVE)
-    )
+    cluster = start(build, root, port_base=port_base, hosts=hosts)
     try:
-        cluster.sources = broken
-        cluster.prepare()
-        for name in cluster.names:
-            cluster.start(name)
-        cluster = await bring_up(
+        served = await bring_up(
             root, replicas=3, nodes=3, port_base=port_base, store="embedded", tls=True, hosts=hosts, manifest=_WEB
         )
-        cluster.sources = broken
-        return await run(cluster, [experiment.read(build.plays, catalogue())], name=build.plays, seed=1, say=say)
+        served.sources = cluster.sources
+        return await run(served, [experiment.read(build.plays, catalogue())], name=build.plays, seed=1, say=say)
     finally:
         cluster.down()

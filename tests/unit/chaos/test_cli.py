@@ -172,3 +172,10 @@ def test_without_a_cluster_nothing_is_broken(
 )
 def test_what_is_not_possible_is_a_usage_error(tmp_path: Path, argv: tuple[str, ...]) -> None:
     assert qd(tmp_path, *argv).exit_code == 2
+
+
+def test_of_the_set_only_what_is_in_it_before_anything_is_started(tmp_path: Path) -> None:
+    result = qd(tmp_path, "all", "--only", "leader-kill", "--only", "agent-pause")
+    assert result.exit_code == 2
+    assert "--only agent-pause: not in the set; it has: clock-jump, container-kill," in result.output
+    assert list(tmp_path.iterdir()) == []
