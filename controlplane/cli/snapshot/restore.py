@@ -78,19 +78,21 @@ async def restore(
         raise ConfigError(
             "--dry-run goes with --namespace or --object; `qd diff SOURCE` shows what all of it would change"
         )
-    async with snapshot_file(Source(source, to_revision, to_time, key_file, cluster)) as path:
+    chosen = Source(source, to_revision, to_time, key_file, cluster)
+    async with snapshot_file(chosen) as path:
         if namespace or objects:
             from controlplane.cli.snapshot.part import restore_part
 
             await restore_part(settings_of(context), path, namespace, objects, dry_run=dry_run)
         else:
             seed = None if name is None else (name, data_dir, initial_cluster, cluster_token)
-            await _restore(settings_of(context), path, seed, yes=yes, force=force)
+            await _restore(settings_of(context), path, chosen.words(), seed, yes=yes, force=force)
 
 
 async def _restore(
     settings: Settings,
     path: Path,
+    said: str,
     seed: tuple[str, Path | None, str | None, str | None] | None,
     *,
     yes: bool,
@@ -104,11 +106,11 @@ async def _restore(
         return
     endpoints = [] if nothing_runs(settings) else await serving(settings)
     if endpoints:
-        await _restore_live(settings, path, endpoints, yes=yes, force=force)
+        await _restore_live(settings, path, said, endpoints, yes=yes, force=force)
         return
     folder = settings.folder or find_folder()
     if folder is None or not LocalCluster.exists(folder) or settings.endpoints:
-        fail(_by_hand(path, settings), EXIT_USAGE)
+        fail(_by_hand(said, settings), EXIT_USAGE)
     await restore_local(LocalCluster.open(folder), path, yes=yes, force=force)
 
 
@@ -152,24 +154,26 @@ def _seed(path: Path, name: str, data_dir: Path, initial_cluster: str, cluster_t
     )
 
 
-def _by_hand(path: Path, settings: Settings) -> str:
+def _by_hand(said: str, settings: Settings) -> str:
     return (
         f"no replica answers ({', '.join(settings.resolve_endpoints())}), and there is no local cluster to start. "
         "To make a new cluster of the file, on each member's machine:\n"
-        f"  qd snapshot restore {path} --name NAME --data-dir DIR \\\n"
+        f"  qd snapshot restore {said} --name NAME --data-dir DIR \\\n"
         "    --initial-cluster NAME=PEER@CLIENT@METRICS,... --cluster-token NEW-TOKEN\n"
         "then start every member with the same --initial-cluster and --cluster-token"
     )
 
 
-async def _restore_live(settings: Settings, path: Path, endpoints: list[str], *, yes: bool, force: bool) -> None:
+async def _restore_live(
+    settings: Settings, path: Path, said: str, endpoints: list[str], *, yes: bool, force: bool
+) -> None:
     from controlplane.live_restore import plan_of  # not needed by who brings up an empty fleet in a hurry
 
     plan = await asyncio.to_thread(plan_of, path)
     taken = datetime.fromtimestamp(plan.info.header.created_at_ms / 1000, UTC)
     if not yes:
         click.confirm(
-            f"Replace the state of the running cluster ({', '.join(endpoints)}) by that of {path}: revision "
+            f"Replace the state of the running cluster ({', '.join(endpoints)}) by that of {said}: revision "
             f"{plan.info.header.revision}, {plan.keys} keys, taken {taken.isoformat(timespec='seconds')}?",
             abort=True,
             err=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -31,6 +32,18 @@ class Source:
     to_time: str | None = None
     key_file: Path | None = None
     cluster: str | None = None
+
+    def words(self) -> str:
+        """As a command line says it, for a shell. What is made of it lies in a temporary file, which is no name to
+        give to people."""
+        options = (
+            ("--to-revision", self.to_revision),
+            ("--to-time", self.to_time),
+            ("--key-file", self.key_file),
+            ("--cluster", self.cluster),
+        )
+        said = [word for name, value in options if value is not None for word in (name, str(value))]
+        return shlex.join([self.url, *said])
 
 
 def source_options(function: F) -> F:

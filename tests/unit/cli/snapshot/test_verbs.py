@@ -122,6 +122,15 @@ def test_encrypted_to_a_key_it_opens_with_that_key(live: Life, tmp_path: Path) -
     assert qd("keygen", key).exit_code == 2
 
 
+def test_what_is_to_be_run_on_each_machine_names_the_place_that_was_named(life: Life) -> None:
+    """Not the file that was made of it, which is gone when somebody reads this."""
+    result = CliRunner().invoke(
+        cli, ["--endpoints", "127.0.0.1:1", "snapshot", "restore", str(life.root), "--to-revision", "2"]
+    )
+    assert result.exit_code == 2, result.output
+    assert f"  qd snapshot restore {life.root} --to-revision 2 --name NAME --data-dir DIR" in result.stderr
+
+
 def test_a_place_that_is_none_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = qd("list")
