@@ -36,7 +36,7 @@ from node.container_config import ApiConfigMaps, ContainerConfigs
 from node.layout import Layout
 from node.node_object import node_object
 from node.pod_routes import make_local
-from node.pod_worker import WorkerDeps
+from node.pod_scope import WorkerDeps
 from node.podips import PodIPs
 from node.pods import NodePods
 from node.probes import RealProber

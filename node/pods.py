@@ -17,7 +17,8 @@ from controlplane.pb.k8s.core_v1_pb2 import Pod
 from controlplane.pb.quarterdeck.v1.node_pb2 import Assignments, PodStatusReport
 from node import metrics
 from node.layout import Layout, UnsafeNameError, read_json, write_atomic, write_json
-from node.pod_worker import PodWorker, WorkerDeps
+from node.pod_scope import WorkerDeps
+from node.pod_worker import PodWorker
 from node.podips import NoAddressError, PodIPs
 from node.reconcile import Desired, Forget, Start, Stop, Update, grace_s_of, reconcile
 from node.runtime.base import ContainerRuntimeError, ContainerState

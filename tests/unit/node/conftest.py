@@ -13,6 +13,7 @@ from node.layout import Layout
 from node.runtime import procs
 from node.runtime.base import ContainerState
 from node.runtime.process import ProcessRuntime
+from tests.unit.node.pod_bench import Bench
 
 
 @pytest.fixture
@@ -33,3 +34,11 @@ async def process_runtime(layout: Layout) -> AsyncIterator[ProcessRuntime]:
         if info.state is not ContainerState.EXITED:
             await runtime.stop_container(info.id, 0)
     await runtime.close()
+
+
+@pytest.fixture
+async def bench(layout: Layout) -> AsyncIterator[Bench]:
+    made = Bench(layout)
+    yield made
+    for worker in made.workers:
+        await worker.abandon()

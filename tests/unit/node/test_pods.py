@@ -10,7 +10,7 @@ from controlplane.pb.k8s.core_v1_pb2 import Pod
 from controlplane.pb.quarterdeck.v1.node_pb2 import Assignments, PodStatusReport
 from node.container_config import ContainerConfigs
 from node.layout import Layout
-from node.pod_worker import WorkerDeps
+from node.pod_scope import WorkerDeps
 from node.podips import PodIPs
 from node.pods import NodePods
 from tests.unit.node.fake_runtime import FakeRuntime
