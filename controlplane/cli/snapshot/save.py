@@ -11,8 +11,8 @@ import click
 from controlplane.backup import age
 from controlplane.backup.objects import open_objects
 from controlplane.backup.repository import Keys, Repository, describe_file
-from controlplane.base.errors import ConfigError, StatusError
-from controlplane.cli.common import EXIT_UNREACHABLE, Settings, coroutine, err, fail, settings_of
+from controlplane.base.errors import Code, ConfigError, StatusError
+from controlplane.cli.common import EXIT_REFUSED, EXIT_UNREACHABLE, Settings, coroutine, err, fail, settings_of
 from controlplane.cli.snapshot.place import is_repository, keys_of, local_place, scratch_folder
 from controlplane.client import OperatorClient
 from controlplane.recovery import verify
@@ -95,7 +95,8 @@ async def save(
         else:
             revision, size, where = await _save_as_file(settings, Path(location), keys)
     except StatusError as error:
-        fail(f"no replica gave a snapshot: {error.message}", EXIT_UNREACHABLE)
+        refused = error.code in (Code.PERMISSION_DENIED, Code.UNAUTHENTICATED)
+        fail(f"no replica gave a snapshot: {error.message}", EXIT_REFUSED if refused else EXIT_UNREACHABLE)
     sealed = ", encrypted" if keys.recipients else ""
     err.print(f"saved revision {revision}, {size} bytes{sealed}, in {time.monotonic() - began:.2f} s; verified")
     click.echo(where)

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from controlplane.backup import age
+from controlplane.base.errors import Code, StatusError
 from controlplane.cli.common import Settings
 from controlplane.cli.main import cli
 from tests.unit.backup.support import Life, damage
@@ -103,6 +104,20 @@ def test_saved_among_others_or_as_a_file(live: Life, tmp_path: Path) -> None:
     assert "REVISION" in ok("list", live.root)
     assert ok("save", f"{tmp_path}/new/").startswith(f"{tmp_path}/new/00000000000000c1/snapshots/")
     assert ok("save", tmp_path / "file.qdsnap") == f"{tmp_path}/file.qdsnap\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"), [(Code.PERMISSION_DENIED, 1), (Code.UNAUTHENTICATED, 1), (Code.UNAVAILABLE, 3)]
+)
+def test_who_is_refused_a_snapshot_is_not_told_that_nobody_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: Code, exit_code: int
+) -> None:
+    async def refuse(settings: Settings, path: Path) -> tuple[int, int]:
+        raise StatusError(code, "because")
+
+    monkeypatch.setattr(importlib.import_module("controlplane.cli.snapshot.save"), "save_snapshot", refuse)
+    result = qd("save", tmp_path / "file.qdsnap")
+    assert (result.exit_code, "no replica gave a snapshot: because" in result.stderr) == (exit_code, True)
 
 
 def test_encrypted_to_a_key_it_opens_with_that_key(live: Life, tmp_path: Path) -> None:
