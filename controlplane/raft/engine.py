@@ -17,6 +17,8 @@ What is replaced:
 * votes are counted once per voter and term; acknowledgements of another term and rewinds that answer a message
   sent before the last rewind are dropped; a rewind never points beyond the leader's log and skips a whole
   conflicting term at once.
+* a new commit index is told at once, and again as a heartbeat: what tells nothing else is neither sent before entries
+  of the same turn, which tell it too, nor answered by who has the log.
 * members: the library's sets of peers follow the membership in force, which CONFIG entries of the log hold. Learners
   are what it calls read-only nodes: they get the log and are not counted. A leader always votes: it hands over before
   it is removed. A member that is removed gets the entry that says so only once it is committed.
@@ -37,7 +39,7 @@ from controlplane.raft.engine_peers import Peers
 from controlplane.raft.engine_seams import EngineJournal, LogEntry, Peer
 from controlplane.raft.library import Library, Role
 from controlplane.raft.membership import Membership, Memberships
-from controlplane.raft.replication import Replication
+from controlplane.raft.replication import Replication, without_old_news
 from controlplane.raft.types import Member
 
 __all__ = ["Engine", "EngineJournal", "LogEntry", "Role"]
@@ -307,7 +309,9 @@ class Engine:
         was_leader, term = self.is_leader, self.term
         if not was_leader:
             self._elections.before_tick()
+        self._replication.only_news = was_leader and self._clock.monotonic() <= self._library.next_append_at
         self._library.tick()
+        self._replication.only_news = False
         if not self.is_leader:
             self._peers.behind.clear()
         self._peers.end_farewells()
@@ -316,7 +320,7 @@ class Engine:
     def take_messages(self) -> list[tuple[int, raft_pb2.RaftMessage]]:
         """What to send, in order, once everything journalled so far is durable."""
         taken, self._out = self._out, []
-        return taken
+        return without_old_news(taken) if self.is_leader and len(taken) > 1 else taken
 
     def transfer_target(self) -> int | None:
         """As leader: who should lead next. Among those that answered lately, the one with the longest log."""

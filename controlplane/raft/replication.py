@@ -18,7 +18,7 @@ from controlplane.raft.engine_seams import Peer
 from controlplane.raft.library import COMMAND, Library
 from controlplane.raft.membership import Membership, Memberships
 
-__all__ = ["Replication"]
+__all__ = ["Replication", "without_old_news"]
 
 _NO_OP: Final = 1
 #: The library has such a type byte of its own, and leaves it alone unless it is told to change members by itself.
@@ -29,6 +29,22 @@ _KIND_BYTES: Final = {
     raft_pb2.Entry.NO_OP: b"\x01",
     raft_pb2.Entry.CONFIG: b"\x02",
 }
+
+
+def without_old_news(
+    messages: list[tuple[int, raft_pb2.RaftMessage]],
+) -> list[tuple[int, raft_pb2.RaftMessage]]:
+    """The messages of a leader's turn, without news that a later message to the same follower tells as well."""
+    kept: list[tuple[int, raft_pb2.RaftMessage]] = []
+    told: set[int] = set()
+    for peer_id, message in reversed(messages):
+        if message.WhichOneof("body") == "append_entries":
+            if message.append_entries.news and peer_id in told:
+                continue
+            told.add(peer_id)
+        kept.append((peer_id, message))
+    kept.reverse()
+    return kept
 
 
 class Replication:
@@ -55,6 +71,9 @@ class Replication:
         self._my_id = member_id
         self._send = send
         self._answering_seq = 0
+        self._answering_news = False
+        #: An empty message is no heartbeat now: a new commit index is all that it has to tell.
+        self.only_news = False
 
     # -- frames in ---------------------------------------------------------------------------------------------
 
@@ -74,6 +93,7 @@ class Replication:
         self._check_against_committed(peer_id, append)
         entries = [(_KIND_BYTES[e.kind] + e.data, e.index, e.term) for e in append.entries]
         self._answering_seq = append.seq
+        self._answering_news = append.news and not entries
         self._library.deliver(
             self._peers[peer_id],
             {
@@ -146,10 +166,13 @@ class Replication:
             append.prev_index = message["prevLogIdx"]
             append.prev_term = message["prevLogTerm"]
             append.seq = self._peers.next_seq(peer_id)
+            append.news = self.only_news and not message["entries"]
             for command, index, term in message["entries"]:
                 append.entries.add(index=index, term=term, kind=_KINDS[command[0]], data=command[1:])
         elif kind == "next_node_idx":
             next_index = message["next_node_idx"]
+            if message["success"] and self._answering_news:
+                return  # the leader knows that we have these, from our answers to the entries themselves
             if message["reset"]:
                 next_index = self._rewind_to(next_index)
             out.next_index.CopyFrom(

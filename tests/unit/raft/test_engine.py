@@ -42,6 +42,7 @@ class Bench:
         entries: list[tuple[int, bytes]],
         commit: int = 1,
         seq: int = 1,
+        news: bool = False,
     ) -> raft_pb2.NextIndex | None:
         """AppendEntries with (term, data) entries behind ``prev``; the answer, if any."""
         message = raft_pb2.AppendEntries(
@@ -49,6 +50,7 @@ class Bench:
             prev_index=prev[0],
             prev_term=prev[1],
             seq=seq,
+            news=news,
             entries=[
                 raft_pb2.Entry(index=prev[0] + 1 + n, term=entry_term, data=data)
                 for n, (entry_term, data) in enumerate(entries)
@@ -290,3 +292,95 @@ def test_a_write_left_over_from_a_lost_leadership_is_dropped_and_not_sent_to_the
     b.engine.tick()
     assert b.engine.entries(2, 3) == [(b"\x00x", 2, term + 1)]
     assert b.engine.last_index == 2
+
+
+def _appends(bench: Bench, peer: int) -> list[raft_pb2.AppendEntries]:
+    sent = bench.engine.take_messages()
+    return [m.append_entries for to, m in sent if to == peer and m.HasField("append_entries")]
+
+
+def _lead_settled(bench: Bench) -> int:
+    """Lead, with the first entry committed and everybody told; the term."""
+    term = bench.lead()
+    bench.engine.tick()
+    bench.engine.take_messages()
+    for peer in (2, 3):
+        bench.ack(peer, term, bench.engine.last_index)
+    bench.engine.tick()
+    bench.engine.take_messages()
+    return term
+
+
+def test_a_new_commit_index_is_told_at_once_and_as_news() -> None:
+    bench = Bench()
+    term = _lead_settled(bench)
+    bench.engine.append(b"x")
+    bench.engine.tick()
+    (entries,) = _appends(bench, 4)
+    assert (len(entries.entries), entries.news) == (1, False)
+    for peer in (2, 3):
+        bench.ack(peer, term, bench.engine.last_index)
+    bench.engine.tick()
+    (news,) = _appends(bench, 4)
+    assert (list(news.entries), news.news, news.commit_index) == ([], True, bench.engine.last_index)
+
+
+def test_entries_of_the_same_turn_tell_the_commit_index_alone() -> None:
+    bench = Bench()
+    term = _lead_settled(bench)
+    bench.engine.append(b"x")
+    bench.engine.tick()
+    bench.engine.take_messages()
+    committed = bench.engine.last_index
+    for peer in (2, 3):
+        bench.ack(peer, term, committed)
+    bench.engine.append(b"y")
+    bench.engine.tick()
+    (both,) = _appends(bench, 4)
+    assert (len(both.entries), both.news, both.commit_index) == (1, False, committed)
+
+
+def test_a_heartbeat_that_is_due_is_no_news_though_it_tells_some() -> None:
+    """Whether a majority still follows is known from answers: at least one in every heartbeat's time is asked for."""
+    bench = Bench()
+    term = _lead_settled(bench)
+    bench.engine.append(b"x")
+    bench.engine.tick()
+    bench.engine.take_messages()
+    for peer in (2, 3):
+        bench.ack(peer, term, bench.engine.last_index)
+    bench.clock.advance(0.051)
+    bench.engine.tick()
+    (heartbeat,) = _appends(bench, 4)
+    assert (list(heartbeat.entries), heartbeat.news) == ([], False)
+
+
+def test_news_is_heard_and_not_answered_where_the_log_matches() -> None:
+    bench = Bench()
+    assert bench.append(2, 1, (1, 0), [(1, b"x")], seq=1) is not None
+    assert bench.append(2, 1, (2, 1), [], commit=2, seq=2, news=True) is None
+    bench.engine.tick()
+    assert bench.engine.commit_index == 2
+    assert bench.applied[-1] == (2, 1, b"x")
+    heartbeat = bench.append(2, 1, (2, 1), [], commit=2, seq=3)
+    assert heartbeat is not None
+    assert (heartbeat.success, heartbeat.next_index, heartbeat.seq) == (True, 3, 3)
+
+
+def test_news_is_answered_where_the_log_does_not_match_or_the_term_is_over() -> None:
+    bench = Bench()
+    assert bench.append(2, 3, (1, 0), [(3, b"x")], seq=1) is not None
+    shorter = bench.append(2, 3, (5, 3), [], commit=5, seq=2, news=True)
+    assert shorter is not None
+    assert (shorter.reset, shorter.next_index, shorter.seq) == (True, 3, 2)
+    old = bench.append(3, 2, (2, 2), [], commit=1, seq=1, news=True)
+    assert old is not None
+    assert not old.success
+    assert bench.engine.commit_index == 1
+
+
+def test_entries_are_answered_whatever_they_are_called() -> None:
+    bench = Bench()
+    answer = bench.append(2, 1, (1, 0), [(1, b"x")], seq=1, news=True)
+    assert answer is not None
+    assert answer.success

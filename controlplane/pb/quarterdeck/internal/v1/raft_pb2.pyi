@@ -620,11 +620,14 @@ class AppendEntries(_message.Message):
     PREV_TERM_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     SEQ_FIELD_NUMBER: _builtins.int
+    NEWS_FIELD_NUMBER: _builtins.int
     commit_index: _builtins.int
     prev_index: _builtins.int
     prev_term: _builtins.int
     seq: _builtins.int
     """Counts the leader's AppendEntries to this follower; its answer echoes it."""
+    news: _builtins.bool
+    """It has no entries and is no heartbeat: it only tells a new commit_index. Whose log matches need not answer."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]: ...
     def __init__(
@@ -635,10 +638,11 @@ class AppendEntries(_message.Message):
         prev_term: _builtins.int = ...,
         entries: _abc.Iterable[Global___Entry] | None = ...,
         seq: _builtins.int = ...,
+        news: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "entries", b"entries", "prev_index", b"prev_index", "prev_term", b"prev_term", "seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "entries", b"entries", "news", b"news", "prev_index", b"prev_index", "prev_term", b"prev_term", "seq", b"seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
