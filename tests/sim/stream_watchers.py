@@ -85,7 +85,7 @@ class StreamWatcher:
             draw = rand.random()
             if stream is None or not stream.alive or (self.moving and draw < 0.03):
                 self._move()
-            elif draw < 0.2:
+            elif draw < 0.2 or not self.moving:  # at the end it wants to know of everything, whatever its prefix
                 stream.send(WatchRequest(progress_request=WatchProgressRequest()))
             elif draw < 0.3 and self._main.created and not self._main.canceling:
                 self._main.canceling = True
