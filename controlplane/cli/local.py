@@ -10,8 +10,10 @@ import shlex
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from controlplane.cli.bring_up import bring_up
@@ -22,7 +24,7 @@ from controlplane.client import GrpcClient, NotFoundError
 from controlplane.local import etcdctl
 from controlplane.local.cluster import FOLDER, LocalCluster
 from controlplane.local.processes import ProcessError
-from controlplane.local.spec import ARCHIVE, HOSTS, STORES
+from controlplane.local.spec import ARCHIVE, HOSTS, STORES, ClusterSpec
 from controlplane.local.unhealed import refuse_broken
 from controlplane.pb.k8s.core_v1_pb2 import Node
 
@@ -74,26 +76,44 @@ async def up(
 ) -> None:
     """Start the cluster of this folder, or what is missing of it, and wait until it serves.
 
+    The defaults are those of a new cluster: what is not said of one that is there is as it was.
+
     Ports: replica i has gRPC at base+10i, metrics at base+10i+1, peers at base+10i+2; node j has its agent at
     base+100+2j and metrics one above. With --store etcd three members of an etcd cluster hold the state, at base+10i+5
     and base+10i+6.
     """
     settings = settings_of(context)
     began = time.monotonic()
-    cluster = await bring_up(
-        settings.folder or Path(FOLDER),
-        replicas=replicas,
-        nodes=nodes,
-        port_base=port_base,
-        store=store,
-        tls=tls,
-        hosts=hosts,
-        archive=_place_of(archive),
-        manifest=manifest,
-        timeout_s=timeout_s,
-    )
+    root = settings.folder or Path(FOLDER)
+    shape: dict[str, Any] = {
+        "replicas": replicas,
+        "nodes": nodes,
+        "port_base": port_base,
+        "store": store,
+        "tls": tls,
+        "hosts": hosts,
+    }
+    if LocalCluster.exists(root):
+        there = _shape_of(LocalCluster.open(root).spec)
+        shape = {name: value if _said(context, name) else there[name] for name, value in shape.items()}
+    cluster = await bring_up(root, **shape, archive=_place_of(archive), manifest=manifest, timeout_s=timeout_s)
     err.print(f"serving after {time.monotonic() - began:.1f} s")
     await _show(settings, cluster)
+
+
+def _said(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
+
+
+def _shape_of(spec: ClusterSpec) -> dict[str, Any]:
+    return {
+        "replicas": len(spec.replicas),
+        "nodes": len(spec.nodes),
+        "port_base": spec.port_base,
+        "store": spec.store_kind,
+        "tls": spec.tls,
+        "hosts": spec.hosts,
+    }
 
 
 def _place_of(archive: str) -> str:

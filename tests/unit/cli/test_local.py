@@ -38,6 +38,15 @@ def test_a_program_that_ends_at_once_is_told_with_its_last_words(cluster: LocalC
     assert result.stderr.endswith("the disk is full\n")
 
 
+def test_up_starts_the_cluster_that_is_there_whatever_the_defaults_are(cluster: LocalCluster, program: Path) -> None:
+    script(program, "echo as it was; exit 1")
+    result = qd("local", "up")
+    assert (result.exit_code, "as it was" in result.stderr) == (1, True), result.output
+    result = qd("local", "up", "--nodes", "2")
+    assert result.exit_code == 2
+    assert "holds the data of a stopped cluster with REPLICAS=1 NODES=1" in result.stderr
+
+
 def test_a_name_that_is_not_there(cluster: LocalCluster) -> None:
     for word in ("start", "stop", "kill", "remove-node"):
         result = qd("local", word, "r9")
