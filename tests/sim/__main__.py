@@ -39,8 +39,10 @@ def run(seed: int, without: tuple[str, ...]) -> Outcome:
 
 
 def _replay(seed: int, without: tuple[str, ...]) -> str:
-    without_text = f" --without {','.join(without)}" if without else ""
-    return f"FAILED seed={seed} commit={_commit()}\n  replay: python -m tests.sim --seed {seed}{without_text}"
+    replay = f"make sim SEED={seed}"
+    if without:
+        replay = f".venv/bin/python -m tests.sim --seed {seed} --without {','.join(without)}"
+    return f"FAILED seed={seed} commit={_commit()}\n  replay: {replay}"
 
 
 def _commit() -> str:
