@@ -14,7 +14,7 @@ from typing import Any, Final
 from chaos.availability import Second, Served, Window, per_second, served
 from chaos.budgets import Budgets, budgets_of_act
 from chaos.checkers import check_all
-from chaos.checkers.evictions import check_evictions, reasons
+from chaos.checkers.evictions import check_evictions, pauses, reasons
 from chaos.claims import claim_findings
 from chaos.findings import Finding, Verdict, judge, worst
 from chaos.history import KEYED, History, Mark
@@ -208,8 +208,8 @@ class _Trial:
         healed = {str(mark.detail.get("id")): mark.at_ns for mark in self._healed}
         struck = [(mark, healed.get(str(mark.detail.get("id")), self._window.end_ns)) for mark in self._faults]
         found = check_evictions(
-            self._history.nodes, self._history.pods, reasons(struck), begin_ns=self._window.begin_ns,
-            end_ns=self._window.end_ns,
+            self._history.nodes, self._history.pods, reasons(struck), pauses(struck),
+            begin_ns=self._window.begin_ns, end_ns=self._window.end_ns,
         )  # fmt: skip
         return [found] if found is not None else []
 

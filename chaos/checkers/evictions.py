@@ -15,11 +15,16 @@ from typing import Final
 from chaos.findings import Finding, judge
 from chaos.history import Mark, NodeSeen, PodSeen
 
-__all__ = ["EVICTED_AFTER_S", "LATE_S", "RULE", "Span", "check_evictions", "reasons"]
+__all__ = ["EVICTED_AFTER_S", "LATE_S", "RULE", "SILENT_S", "Span", "check_evictions", "pauses", "reasons"]
 
 RULE: Final = "no pod evicted from a node that was there, or came back in time"
 #: The soonest that a node is given up: a broken session may be opened again for so long, and so long it is suspected.
 EVICTED_AFTER_S: Final = 2.0
+#: The same of an agent that is silent and whose session is not broken, because it was paused: heartbeats may be missed
+#: for so long, and so long it is suspected; less the time since the last heartbeat before it.
+SILENT_S: Final = 3.5
+#: When a pause is seen to begin and to end, for those who ask now and then.
+_SEEN_S: Final = 1.5
 #: A verdict on a node, and what the API says of it, may come so much later than the silence it is about: a new leader
 #: must listen first, and who watches the API may have lost the replica it watched.
 LATE_S: Final = 6.0
@@ -63,10 +68,23 @@ def reasons(struck: Iterable[tuple[Mark, int]]) -> dict[str, list[Span]]:
     return found
 
 
+def pauses(struck: Iterable[tuple[Mark, int]]) -> dict[str, list[Span]]:
+    """Node -> when its agent was paused, and nothing else was done to it meanwhile."""
+    hits = [(mark, Span(mark.at_ns, healed_ns)) for mark, healed_ns in struck]
+    found: dict[str, list[Span]] = {}
+    for mark, span in hits:
+        for name in mark.detail.get("victims", ()) if mark.detail.get("fault") == "pause" else ():
+            others = (at for other, at in hits if other is not mark and name in other.detail.get("victims", ()))
+            if not any(at.begin_ns <= span.end_ns and span.begin_ns <= at.end_ns for at in others):
+                found.setdefault(name, []).append(span)
+    return found
+
+
 def check_evictions(
     nodes: Sequence[NodeSeen],
     pods: Sequence[PodSeen],
     had_reason: Mapping[str, Sequence[Span]],
+    paused: Mapping[str, Sequence[Span]],
     *,
     begin_ns: int,
     end_ns: int,
@@ -82,10 +100,11 @@ def check_evictions(
         mine = sorted((seen for seen in nodes if seen.node == name), key=lambda seen: seen.at_ns)
         away = list(_spans(mine, end_ns, lambda seen: not seen.heard, lambda seen: seen.since_ns or seen.at_ns))
         condemned = list(_spans(mine, end_ns, lambda seen: seen.condemned, lambda seen: seen.at_ns))
+        waits = [(span, _patience(span, paused.get(name, ()))) for span in away]
         short += [
             span.seconds
-            for span in away
-            if begin_ns <= span.begin_ns and span.end_ns < end_ns and span.seconds < EVICTED_AFTER_S
+            for span, wait_s in waits
+            if begin_ns <= span.begin_ns and span.end_ns < end_ns and span.seconds < wait_s
         ]
         excuses = [*had_reason.get(name, ()), *had_reason.get(_EVERYBODY, ())]
         for span in condemned:
@@ -93,13 +112,19 @@ def check_evictions(
             if not begin_ns <= span.begin_ns <= end_ns or not gone:
                 continue
             given_up, evicted = given_up + 1, evicted + gone
-            longest_s = _away_before(span.begin_ns, away)
-            if longest_s < EVICTED_AFTER_S and not any(_about(excuse, span.begin_ns) for excuse in excuses):
+            about = [
+                (Span(each.begin_ns, min(each.end_ns, span.begin_ns)).seconds, wait_s)
+                for each, wait_s in waits
+                if _about(each, span.begin_ns)
+            ]
+            right = any(away_s >= wait_s for away_s, wait_s in about)
+            if not right and not any(_about(excuse, span.begin_ns) for excuse in excuses):
+                away_s, wait_s = max(about, default=(0.0, EVICTED_AFTER_S))
                 broken.append(
                     f"{gone} pods of {name}, which was given up at {span.begin_ns / 1e9:.3f} s: it had been away for "
-                    f"{longest_s:.1f} s at most, and {EVICTED_AFTER_S:g} s are waited for"
+                    f"{away_s:.1f} s at most, and {wait_s:g} s are waited for"
                 )
-    said = [f"{evicted} pods of {given_up} dead nodes evicted"] if given_up and not broken else []
+    said = [f"{evicted} pods of {given_up} nodes that were given up evicted"] if given_up and not broken else []
     if short:
         said.append(f"{len(short)} shorter absences, the longest {max(short):.1f} s")
     return judge(RULE, len(names), broken, note="; ".join(said))
@@ -125,10 +150,11 @@ def _about(span: Span, at_ns: int) -> bool:
     return span.begin_ns < at_ns and span.end_ns >= at_ns - LATE_S * 1e9
 
 
-def _away_before(at_ns: int, away: Iterable[Span]) -> float:
-    """The longest of the absences that a verdict of this moment can be about, as far as it had come then; seconds."""
-    about = (Span(span.begin_ns, min(span.end_ns, at_ns)) for span in away if _about(span, at_ns))
-    return max((span.seconds for span in about), default=0.0)
+def _patience(span: Span, paused: Iterable[Span]) -> float:
+    """How long the control plane waits for a node that is away like this; seconds."""
+    seen_ns = _SEEN_S * 1e9
+    silent = any(each.begin_ns - seen_ns <= span.begin_ns and span.end_ns <= each.end_ns + seen_ns for each in paused)
+    return SILENT_S if silent else EVICTED_AFTER_S
 
 
 def _gone(node: str, span: Span, pods: Iterable[PodSeen]) -> set[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from chaos.checkers.evictions import EVICTED_AFTER_S, LATE_S, Span, check_evictions, reasons
+from chaos.checkers.evictions import EVICTED_AFTER_S, LATE_S, SILENT_S, Span, check_evictions, pauses, reasons
 from chaos.findings import Finding, Verdict
 from chaos.history import Mark, NodeSeen, PodSeen
 from chaos.nodewatch import UNREACHABLE
+from controlplane.api.sessions import SessionConfig
 from controlplane.controllers.nodelifecycle_decide import UNREACHABLE_TAINT, LifecycleConfig
 
 S = 1_000_000_000
@@ -27,8 +28,13 @@ PODS = [
 ]  # fmt: skip
 
 
-def judged(*nodes: NodeSeen, pods: list[PodSeen] = PODS, excuses: dict[str, list[Span]] | None = None) -> Finding:
-    found = check_evictions(nodes, pods, excuses or {}, begin_ns=0, end_ns=30 * S)
+def judged(
+    *nodes: NodeSeen,
+    pods: list[PodSeen] = PODS,
+    excuses: dict[str, list[Span]] | None = None,
+    paused: dict[str, list[Span]] | None = None,
+) -> Finding:
+    found = check_evictions(nodes, pods, excuses or {}, paused or {}, begin_ns=0, end_ns=30 * S)
     assert found is not None
     return found
 
@@ -50,9 +56,21 @@ def test_a_node_that_came_back_in_time_keeps_its_pods(away_s: float, verdict: Ve
     assert found.verdict is verdict, found
 
 
+@pytest.mark.parametrize(("away_s", "verdict"), [(2.1, Verdict.FAIL), (3.4, Verdict.FAIL), (3.6, Verdict.PASS)])
+def test_a_paused_agent_is_waited_for_longer_as_its_session_is_not_broken(away_s: float, verdict: Verdict) -> None:
+    pause = Mark("x", 1, "fault", 10 * S, {"fault": "pause", "victims": ["node-1"]})
+    kill = Mark("x", 1, "fault", 11 * S, {"fault": "kill", "victims": ["node-1"]})
+    healed = int((10 + away_s) * S)
+    seen = (node(1), node(11, heard=False, since_s=9.9), node(9.9 + away_s), node(13.9, condemned=True), node(16))
+    assert judged(*seen, paused=pauses([(pause, healed)])).verdict is verdict
+    # Killed in the middle of it, its session is broken as well.
+    assert pauses([(pause, healed), (kill, 12 * S)]) == {}
+    assert judged(*seen, paused=pauses([(pause, healed), (kill, 12 * S)])).verdict is Verdict.PASS
+
+
 def test_a_dead_node_is_given_up_and_told() -> None:
     found = judged(node(1), node(10.5, heard=False, since_s=10), node(13.9, heard=False, since_s=10, condemned=True))
-    assert (found.verdict, found.note) == (Verdict.PASS, "2 pods of 1 dead nodes evicted")
+    assert (found.verdict, found.note) == (Verdict.PASS, "2 pods of 1 nodes that were given up evicted")
 
 
 def test_a_short_absence_without_consequences_is_told() -> None:
@@ -86,10 +104,12 @@ def test_a_cut_and_a_goodbye_are_reasons_and_a_pause_is_none() -> None:
 
 
 def test_where_nobody_looked_nothing_is_said() -> None:
-    assert check_evictions([], PODS, {}, begin_ns=0, end_ns=30 * S) is None
+    assert check_evictions([], PODS, {}, {}, begin_ns=0, end_ns=30 * S) is None
 
 
 def test_it_waits_as_long_and_looks_for_the_taint_that_the_controller_does() -> None:
     config = LifecycleConfig()
     assert config.reopen_grace_s + config.not_ready_after_s == EVICTED_AFTER_S
+    heartbeat_s = SessionConfig().heartbeat_interval_ms / 1000
+    assert config.missed_s + config.not_ready_after_s - heartbeat_s == SILENT_S
     assert UNREACHABLE == UNREACHABLE_TAINT
