@@ -17,6 +17,7 @@ __all__ = [
     "InvalidError",
     "NotFoundError",
     "UnavailableError",
+    "bad_request",
 ]
 
 
@@ -72,3 +73,8 @@ class ExpiredError(ApiError):
 
 class UnavailableError(ApiError):
     """No replica could serve it in time (UNAVAILABLE or DEADLINE_EXCEEDED); see ``unknown_outcome`` for writes."""
+
+
+def bad_request(message: str) -> ApiError:
+    """The request itself makes no sense; says what was wanted."""
+    return ApiError(Code.INVALID_ARGUMENT, message, reason="BadRequest")

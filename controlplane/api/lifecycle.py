@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from typing import Any, Final
 
-from controlplane.api.errors import ApiError, ConflictError
+from controlplane.api.errors import ApiError, ConflictError, bad_request
 from controlplane.api.faults import Faults
 from controlplane.api.names import GENERATED_SUFFIX_CHARS, check_path_segment
 from controlplane.api.registry import Kind, invalid
@@ -46,9 +46,7 @@ def prepare_create(kind: Kind, obj: Any, *, now_s: int, rand: Rand) -> None:
     meta = obj.metadata
     faults = Faults()
     if meta.resourceVersion:
-        raise ApiError(
-            Code.INVALID_ARGUMENT, "resourceVersion should not be set on objects to be created", reason="BadRequest"
-        )
+        raise bad_request("resourceVersion should not be set on objects to be created")
     if not meta.name and meta.generateName:
         suffix = "".join(
             _SUFFIX_ALPHABET[rand.randint(0, len(_SUFFIX_ALPHABET) - 1)] for _ in range(GENERATED_SUFFIX_CHARS)

@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass
 
 from controlplane.api import storage
-from controlplane.api.errors import ApiError, ExpiredError
+from controlplane.api.errors import ExpiredError, bad_request
 from controlplane.api.objects import kv_errors
 from controlplane.api.registry import Kind
 from controlplane.api.selectors import Predicate
@@ -52,9 +52,7 @@ async def list_page(
         ApiError: the token or the limit is not valid (INVALID_ARGUMENT).
     """
     if limit < 0:
-        raise ApiError(
-            Code.INVALID_ARGUMENT, f"limit: Invalid value: {limit}: must be 0 (all) or more", reason="BadRequest"
-        )
+        raise bad_request(f"limit: Invalid value: {limit}: must be 0 (all) or more")
     prefix = storage.prefix_of(kind, namespace if kind.namespaced else "")
     revision, start = _read_token(continue_token, prefix) if continue_token else (0, prefix)
     end = storage.prefix_end(prefix)
@@ -104,10 +102,8 @@ def _read_token(token: str, prefix: bytes) -> tuple[int, bytes]:
     except (binascii.Error, ValueError, KeyError, TypeError, AttributeError):
         valid = False
     if not valid:
-        raise ApiError(
-            Code.INVALID_ARGUMENT,
+        raise bad_request(
             "continue_token: not a token of this list: pass the one the last page gave, with the same resource and "
-            "namespace",
-            reason="BadRequest",
+            "namespace"
         )
     return revision, start

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from controlplane.api.codec import decode, fields_from_dict, load_json, to_dict
-from controlplane.api.errors import ApiError
+from controlplane.api.errors import bad_request
 from controlplane.api.lifecycle import conflict
 from controlplane.api.patch import json_patch, merge_patch, three_way_merge
 from controlplane.api.registry import Kind
-from controlplane.base.errors import Code
 from controlplane.base.limits import ANNOTATIONS_BYTES_MAX
 from controlplane.pb.quarterdeck.v1 import api_pb2
 
@@ -41,19 +40,19 @@ def patched(kind: Kind, old: Any, request: api_pb2.PatchRequest) -> Any:
         InvalidError: the result has unknown or wrongly typed fields.
     """
     if request.subresource not in ("", "status"):
-        raise _bad(f'subresource: Unsupported value: "{request.subresource}": supported values: "" and "status"')
+        raise bad_request(f'subresource: Unsupported value: "{request.subresource}": supported values: "" and "status"')
     patch = load_json(request.patch)
     before = to_dict(old)
     if request.type == api_pb2.PatchRequest.JSON:
         after = json_patch(before, patch)
     elif request.type == api_pb2.PatchRequest.MERGE:
         if not isinstance(patch, dict):
-            raise _bad("a merge patch must be a JSON object")
+            raise bad_request("a merge patch must be a JSON object")
         after = merge_patch(before, patch)
     else:
-        raise _bad("type: Required value: MERGE (RFC 7386) or JSON (RFC 6902)")
+        raise bad_request("type: Required value: MERGE (RFC 7386) or JSON (RFC 6902)")
     if not isinstance(after, dict) or not isinstance(after.get("metadata"), dict):
-        raise _bad("a patch may not remove the object or its metadata")
+        raise bad_request("a patch may not remove the object or its metadata")
     for name, was, now in (
         ("apiVersion", before["apiVersion"], after.get("apiVersion")),
         ("kind", before["kind"], after.get("kind")),
@@ -61,7 +60,7 @@ def patched(kind: Kind, old: Any, request: api_pb2.PatchRequest) -> Any:
         ("metadata.namespace", old.metadata.namespace, after["metadata"].get("namespace", "")),
     ):
         if was != now:
-            raise _bad(f"a patch may not change {name} from {was!r} to {now!r}")
+            raise bad_request(f"a patch may not change {name} from {was!r} to {now!r}")
     return _checked_version(kind, fields_from_dict(kind, after)[0], old)
 
 
@@ -124,7 +123,7 @@ def applied(text: bytes, default_namespace: str) -> Manifest:
     meta = message.metadata
     if not meta.name:
         hint = " (apply cannot generate one: use create)" if meta.generateName else ""
-        raise _bad(f"metadata.name: Required value: a manifest to apply needs a name{hint}")
+        raise bad_request(f"metadata.name: Required value: a manifest to apply needs a name{hint}")
     values = copy.deepcopy(values)
     values.pop("status", None)
     for name in _SERVER_SET:
@@ -146,7 +145,3 @@ def applied(text: bytes, default_namespace: str) -> Manifest:
         )
         warnings = (*warnings, warning)
     return Manifest(kind, message, values, warnings)
-
-
-def _bad(message: str) -> ApiError:
-    return ApiError(Code.INVALID_ARGUMENT, message, reason="BadRequest")

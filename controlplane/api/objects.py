@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from controlplane.api import storage
-from controlplane.api.errors import ApiError, ExpiredError, FencedError, UnavailableError
+from controlplane.api.errors import (
+    ApiError,
+    ExpiredError,
+    FencedError,
+    NotFoundError,
+    UnavailableError,
+    bad_request,
+)
 from controlplane.api.registry import Kind
 from controlplane.base.errors import Code, StatusError
 from controlplane.pb.etcd import rpc_pb2 as etcd
@@ -77,6 +84,22 @@ class ObjectStore:
         found = response.kvs[0]
         raw = storage.raw_message(kind, key, found.value)
         return Stored(kind, raw, found.mod_revision, response.header.revision)
+
+    async def require(self, kind: Kind, namespace: str, name: str, *, serializable: bool = False) -> Stored:
+        """One object that must be there.
+
+        Raises:
+            NotFoundError: it is not.
+            ApiError: BadRequest, the kind's objects are not named so.
+        """
+        if not name:
+            raise bad_request("name: Required value: which object?")
+        if kind.namespaced and not namespace:
+            raise bad_request(f"namespace: Required value: {kind.resource} live in namespaces")
+        stored = await self.get(kind, namespace, name, serializable=serializable)
+        if stored is None:
+            raise NotFoundError(Code.NOT_FOUND, f'{kind.qualified} "{name}" not found', reason="NotFound")
+        return stored
 
     async def commit(
         self,

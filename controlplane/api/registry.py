@@ -15,7 +15,7 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from controlplane.api import defaults, validation, validation_pod
-from controlplane.api.errors import ApiError, InvalidError
+from controlplane.api.errors import ApiError, InvalidError, bad_request
 from controlplane.api.faults import Faults
 from controlplane.base.errors import Code
 from controlplane.pb.k8s import apps_v1_pb2, core_v1_pb2, discovery_v1_pb2
@@ -222,9 +222,7 @@ def kind_of(obj: Message) -> Kind:
 def kind_of_field(name: str | None) -> Kind:
     """The row of a member of ``Object``; ApiError (BadRequest) when the Object holds none."""
     if name is None:
-        raise ApiError(
-            Code.INVALID_ARGUMENT, f"the object is empty: set one of {', '.join(_BY_FIELD)}", reason="BadRequest"
-        )
+        raise bad_request(f"the object is empty: set one of {', '.join(_BY_FIELD)}")
     return _BY_FIELD[name]
 
 
@@ -252,9 +250,7 @@ def kind_of_manifest(api_version: object, kind: object) -> Kind:
     """
     for name, value in (("apiVersion", api_version), ("kind", kind)):
         if not isinstance(value, str) or not value:
-            raise ApiError(
-                Code.INVALID_ARGUMENT, f"the manifest names no {name}: add `{name}: ...`", reason="BadRequest"
-            )
+            raise bad_request(f"the manifest names no {name}: add `{name}: ...`")
     row = _BY_MANIFEST.get((str(api_version), str(kind)))
     if row is not None:
         return row
@@ -264,6 +260,4 @@ def kind_of_manifest(api_version: object, kind: object) -> Kind:
     else:
         near = difflib.get_close_matches(str(kind), [r.kind for r in KINDS], n=1, cutoff=0.7)
         hint = f'did you mean "{near[0]}"?' if near else f"kinds served here: {', '.join(r.kind for r in KINDS)}"
-    raise ApiError(
-        Code.INVALID_ARGUMENT, f'no matches for kind "{kind}" in version "{api_version}": {hint}', reason="BadRequest"
-    )
+    raise bad_request(f'no matches for kind "{kind}" in version "{api_version}": {hint}')

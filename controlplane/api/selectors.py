@@ -10,10 +10,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from controlplane.api.errors import ApiError
+from controlplane.api.errors import bad_request
 from controlplane.api.names import check_label_key, check_label_value
 from controlplane.api.registry import Kind
-from controlplane.base.errors import Code
 
 __all__ = ["Predicate", "parse_field_selector", "parse_label_selector", "parse_selectors"]
 
@@ -72,11 +71,11 @@ def _label_term(term: str, whole: str) -> _LabelTest:
 def _check(key: str, values: frozenset[str], whole: str) -> None:
     problem = check_label_key(key)
     if problem is not None:
-        raise _bad(f"unable to parse label selector {whole!r}: {key!r}: {problem}")
+        raise bad_request(f"unable to parse label selector {whole!r}: {key!r}: {problem}")
     for value in sorted(values):
         problem = check_label_value(value)
         if problem is not None:
-            raise _bad(f"unable to parse label selector {whole!r}: {value!r}: {problem}")
+            raise bad_request(f"unable to parse label selector {whole!r}: {value!r}: {problem}")
 
 
 def parse_field_selector(kind: Kind, text: str) -> Predicate:
@@ -93,15 +92,15 @@ def parse_field_selector(kind: Kind, text: str) -> Predicate:
 def _field_term(term: str, whole: str, kind: Kind, readers: Mapping[str, Callable[[Any], str]]) -> Predicate:
     match = re.fullmatch(r"([^=!]+?)\s*(==|=|!=)\s*(.*)", term)
     if match is None:
-        raise _bad(f"unable to parse field selector {whole!r}: {term!r} is not of the form path=value or path!=value")
+        raise bad_request(
+            f"unable to parse field selector {whole!r}: {term!r} is not of the form path=value or path!=value"
+        )
     path, operator, value = match.groups()
     read = readers.get(path)
     if read is None:
-        raise _bad(f'field label not supported for {kind.resource}: "{path}"; supported: {", ".join(sorted(readers))}')
+        raise bad_request(
+            f'field label not supported for {kind.resource}: "{path}"; supported: {", ".join(sorted(readers))}'
+        )
     if operator == "!=":
         return lambda obj: read(obj) != value
     return lambda obj: read(obj) == value
-
-
-def _bad(message: str) -> ApiError:
-    return ApiError(Code.INVALID_ARGUMENT, message, reason="BadRequest")

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
 from controlplane.api import storage
-from controlplane.api.errors import ApiError, ExpiredError, UnavailableError
+from controlplane.api.errors import ApiError, ExpiredError, UnavailableError, bad_request
 from controlplane.api.listing import list_page
 from controlplane.api.objects import kv_errors
 from controlplane.api.registry import Kind
@@ -33,11 +33,7 @@ def parse_resource_version(text: str) -> int:
     if not text:
         return 0
     if not (text.isascii() and text.isdigit()) or int(text) >= 1 << 62:
-        raise ApiError(
-            Code.INVALID_ARGUMENT,
-            f"resource_version: Invalid value: {text!r}: must be one that a get, list or watch gave",
-            reason="BadRequest",
-        )
+        raise bad_request(f"resource_version: Invalid value: {text!r}: must be one that a get, list or watch gave")
     return int(text)
 
 
