@@ -20,13 +20,13 @@ logger ``quarterdeck.audit`` and is counted.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import grpc
 
 from controlplane.base.errors import Code, StatusError
 from controlplane.transport import tls_metrics as metrics
+from controlplane.transport.around import AroundInterceptor, respond
 from controlplane.transport.callers import HasAuthContext, caller_of
 from controlplane.transport.tls import Identity, IdentityKind
 
@@ -98,46 +98,12 @@ def _service(method: str) -> str:
     return service if ours and len(service) < 64 else "other"
 
 
-class AuthorizationInterceptor(grpc.aio.ServerInterceptor):
+class AuthorizationInterceptor(AroundInterceptor):
     """Asks :func:`authorize` before every handler of a server whose callers show certificates."""
 
-    #: The wrapped handler depends on the method alone: a server may keep it.
-    per_method = True
-
-    def __init__(self) -> None:
-        self._wrapped: dict[str, tuple[object, grpc.RpcMethodHandler[Any, Any]]] = {}
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        method = handler_call_details.method
-        known = self._wrapped.get(method)
-        if known is None or known[0] is not handler:
-            known = self._wrapped[method] = (handler, _wrap(method, handler))
-        return known[1]
-
-
-def _wrap(method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-    serializers = {
-        "request_deserializer": handler.request_deserializer,
-        "response_serializer": handler.response_serializer,
-    }
-    if handler.response_streaming:
-        inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
-        make: Any = (
-            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
-        )
-        wrapped: grpc.RpcMethodHandler[Any, Any] = make(_streaming(method, inner), **serializers)
-        return wrapped
-    inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
-    make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-    unary: grpc.RpcMethodHandler[Any, Any] = make(_unary(method, inner), **serializers)
-    return unary
+    def around(self, method: str, handler: grpc.RpcMethodHandler[Any, Any], inner: Any) -> Any:
+        """The handler, for those who may call it."""
+        return (_streaming if handler.response_streaming else _unary)(method, inner)
 
 
 def _unary(method: str, inner: Any) -> Any:
@@ -149,14 +115,8 @@ def _unary(method: str, inner: Any) -> Any:
 
 
 def _streaming(method: str, inner: Any) -> Any:
-    # One style for both of grpc's: it writes to the context, which waits for flow control.
     async def handle(request: Any, context: Any) -> None:
         authorize(caller_of(context), method)
-        result = inner(request, context)
-        if hasattr(result, "__aiter__"):
-            async for response in result:
-                await context.write(response)
-        else:
-            await result
+        await respond(inner, request, context)
 
     return handle

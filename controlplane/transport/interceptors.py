@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import grpc
 
 from controlplane.base.clock import Clock
 from controlplane.base.errors import Code, StatusError, StoppedError
+from controlplane.transport.around import AroundInterceptor, kind_of, respond
 from controlplane.transport.metrics import MethodMetrics
 
 __all__ = ["OUTCOME_DEFINITE", "OUTCOME_KEY", "OUTCOME_UNKNOWN", "StatusInterceptor"]
@@ -37,56 +38,19 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 _Handler = Callable[[Any, _Context], Any]
 
 
-class StatusInterceptor(grpc.aio.ServerInterceptor):
-    """Counts every RPC and gives every failure its status. One per server."""
-
-    #: What it returns depends on the method alone: a server may keep it.
-    per_method = True
+class StatusInterceptor(AroundInterceptor):
+    """Counts every RPC and gives every failure its status."""
 
     def __init__(self, clock: Clock) -> None:
+        super().__init__()
         self._clock = clock
-        self._wrapped: dict[str, tuple[object, grpc.RpcMethodHandler[Any, Any]]] = {}
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        handler = await continuation(handler_call_details)
-        if handler is None:  # unknown methods are not counted by name: their names are the caller's to invent
-            return None
-        method = handler_call_details.method
-        known = self._wrapped.get(method)
-        if known is None or known[0] is not handler:
-            known = self._wrapped[method] = (handler, self._wrap(method, handler))
-        return known[1]
-
-    def _wrap(self, path: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-        service, _, method = path.removeprefix("/").rpartition("/")
-        if handler.response_streaming:
-            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            kind = "bidi_stream" if handler.request_streaming else "server_stream"
-            make: Any = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-        else:
-            inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
-            kind = "client_stream" if handler.request_streaming else "unary"
-            make = (
-                grpc.stream_unary_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_unary_rpc_method_handler
-            )
-        metrics = MethodMetrics.of(service, method, kind)
+    def around(self, method: str, handler: grpc.RpcMethodHandler[Any, Any], inner: Any) -> Any:
+        """The handler, counted, its failures translated."""
+        service, _, name = method.removeprefix("/").rpartition("/")
+        metrics = MethodMetrics.of(service, name, kind_of(handler))
         wrap = _streaming if handler.response_streaming else _unary
-        wrapped: grpc.RpcMethodHandler[Any, Any] = make(
-            wrap(inner, path, metrics, self._clock),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
-        return wrapped
+        return wrap(inner, method, metrics, self._clock)
 
 
 def _unary(inner: Any, path: str, metrics: MethodMetrics, clock: Clock) -> _Handler:
@@ -105,17 +69,11 @@ def _unary(inner: Any, path: str, metrics: MethodMetrics, clock: Clock) -> _Hand
 
 
 def _streaming(inner: Any, path: str, metrics: MethodMetrics, clock: Clock) -> _Handler:
-    # Written with context.write, which waits for flow control, so that both styles of handler pass through here.
     async def handle(request: Any, context: _Context) -> None:
         metrics.started()
         begin_s = clock.monotonic()
         try:
-            result = inner(request, context)
-            if hasattr(result, "__aiter__"):
-                async for response in result:
-                    await context.write(response)
-            else:
-                await result
+            await respond(inner, request, context)
         except BaseException as error:
             await _fail(error, context, path, metrics, clock.monotonic() - begin_s)
             raise
