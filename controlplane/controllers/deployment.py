@@ -24,10 +24,9 @@ from controlplane.controllers.deployment_decide import (
 )
 from controlplane.controllers.deployment_status_decide import condition_of, deadline_s, decide_status
 from controlplane.controllers.indexes import BY_CONTROLLER, BY_NAMESPACE, ORPHANS
-from controlplane.controllers.replicaset_decide import controller_of
+from controlplane.controllers.ownership import controller_of, controller_reference
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment, DeploymentStatus, ReplicaSet
 from controlplane.pb.k8s.core_v1_pb2 import Pod
-from controlplane.pb.k8s.meta_v1_pb2 import OwnerReference
 
 __all__ = ["DeploymentController"]
 
@@ -142,7 +141,7 @@ class DeploymentController(Controller):
         for rs in adopt:
             changed = ReplicaSet()
             changed.CopyFrom(rs)
-            changed.metadata.ownerReferences.append(_owner_reference(deployment))
+            changed.metadata.ownerReferences.append(controller_reference(deployment))
             await self.env.client.update(changed)
         for rs in release:
             changed = ReplicaSet()
@@ -265,14 +264,3 @@ def _progressed(before: DeploymentStatus, after: DeploymentStatus) -> bool:
         return True
     moved = new.lastUpdateTime != old.lastUpdateTime or new.reason != old.reason
     return moved and new.reason != "ProgressDeadlineExceeded"
-
-
-def _owner_reference(deployment: Deployment) -> OwnerReference:
-    return OwnerReference(
-        apiVersion="apps/v1",
-        kind="Deployment",
-        name=deployment.metadata.name,
-        uid=deployment.metadata.uid,
-        controller=True,
-        blockOwnerDeletion=True,
-    )

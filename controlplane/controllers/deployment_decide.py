@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from controlplane.controllers.ownership import controller_reference
 from controlplane.controllers.rollout_decide import (
     Bounds,
     SetSize,
@@ -298,14 +299,7 @@ def new_replica_set(deployment: Deployment, replicas: int, revision: int, annota
     rs.metadata.labels.update(deployment.spec.template.metadata.labels)
     rs.metadata.labels[TEMPLATE_HASH_LABEL] = name
     rs.metadata.annotations.update({**_inherited(deployment), **annotations, REVISION: str(revision)})
-    rs.metadata.ownerReferences.add(
-        apiVersion="apps/v1",
-        kind="Deployment",
-        name=deployment.metadata.name,
-        uid=deployment.metadata.uid,
-        controller=True,
-        blockOwnerDeletion=True,
-    )
+    rs.metadata.ownerReferences.append(controller_reference(deployment))
     rs.spec.replicas = replicas
     rs.spec.minReadySeconds = deployment.spec.minReadySeconds
     rs.spec.selector.CopyFrom(deployment.spec.selector)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from controlplane.client.objects import pod_is_finished, pod_is_ready
+from controlplane.controllers.ownership import controller_reference
 from controlplane.pb.k8s.core_v1_pb2 import Node, Pod, Service, ServicePort
 from controlplane.pb.k8s.discovery_v1_pb2 import Endpoint, EndpointPort, EndpointSlice
 
@@ -215,14 +216,7 @@ def _slice(service: Service, ports: _Ports, endpoints: Sequence[Endpoint]) -> En
     slice_.metadata.labels[MANAGED_BY] = MANAGER
     if service.spec.clusterIP == "None":
         slice_.metadata.labels[HEADLESS] = ""
-    slice_.metadata.ownerReferences.add(
-        apiVersion="v1",
-        kind="Service",
-        name=service.metadata.name,
-        uid=service.metadata.uid,
-        controller=True,
-        blockOwnerDeletion=True,
-    )
+    slice_.metadata.ownerReferences.append(controller_reference(service))
     slice_.endpoints.extend(endpoints)
     for name, protocol, port, app_protocol in ports:
         added = EndpointPort(name=name, protocol=protocol, port=port)

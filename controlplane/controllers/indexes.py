@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from controlplane.client.caches import Caches
 from controlplane.client.kinds import KINDS
-from controlplane.controllers.replicaset_decide import controller_of
+from controlplane.controllers.ownership import controller_of
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment, ReplicaSet
 from controlplane.pb.k8s.core_v1_pb2 import Pod, Service
 from controlplane.pb.k8s.discovery_v1_pb2 import EndpointSlice

@@ -23,13 +23,12 @@ from controlplane.client.objects import key_of, node_serves, pod_is_ready, split
 from controlplane.controllers.base import Controller, Environment
 from controlplane.controllers.expectations import Expectations
 from controlplane.controllers.indexes import BY_CONTROLLER, BY_NAMESPACE, ORPHANS
+from controlplane.controllers.ownership import controller_of, controller_reference
 from controlplane.controllers.replicaset_decide import (
     claim_pods,
-    controller_of,
     decide_scale,
     decide_status,
     new_pod,
-    owner_reference,
     slow_start_batches,
 )
 from controlplane.pb.k8s.apps_v1_pb2 import ReplicaSet, ReplicaSetStatus
@@ -175,7 +174,7 @@ class ReplicaSetController(Controller):
         for pod in pods:
             changed = Pod()
             changed.CopyFrom(pod)
-            changed.metadata.ownerReferences.append(owner_reference(rs))
+            changed.metadata.ownerReferences.append(controller_reference(rs))
             await self._update_pod(changed)
         return pods
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from controlplane.client.labels import compile_selector
 from controlplane.client.objects import pod_is_finished, pod_is_ready
+from controlplane.controllers.ownership import controller_of, controller_reference
 from controlplane.pb.k8s.apps_v1_pb2 import ReplicaSet, ReplicaSetStatus
 from controlplane.pb.k8s.core_v1_pb2 import Pod, PodTemplateSpec
-from controlplane.pb.k8s.meta_v1_pb2 import ObjectMeta, OwnerReference
 
 __all__ = [
     "BURST_REPLICAS",
@@ -25,12 +25,10 @@ __all__ = [
     "ReplicaSetStatusPlan",
     "Scale",
     "claim_pods",
-    "controller_of",
     "decide_scale",
     "decide_status",
     "deletion_order",
     "new_pod",
-    "owner_reference",
     "slow_start_batches",
 ]
 
@@ -41,11 +39,6 @@ BURST_REPLICAS = 500
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 
 _PHASE_RANK = {"Pending": 0, "Unknown": 1}
-
-
-def controller_of(meta: ObjectMeta) -> OwnerReference | None:
-    """The reference to the controller that manages the object, if any."""
-    return next((ref for ref in meta.ownerReferences if ref.controller), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,18 +203,6 @@ def decide_status(
     return ReplicaSetStatusPlan(status, recheck_s)
 
 
-def owner_reference(rs: ReplicaSet) -> OwnerReference:
-    """The reference that makes the set the controller of a pod."""
-    return OwnerReference(
-        apiVersion="apps/v1",
-        kind="ReplicaSet",
-        name=rs.metadata.name,
-        uid=rs.metadata.uid,
-        controller=True,
-        blockOwnerDeletion=True,
-    )
-
-
 def new_pod(rs: ReplicaSet, name: str) -> Pod:
     """A pod of the set's template under that name."""
     template: PodTemplateSpec = rs.spec.template
@@ -232,6 +213,6 @@ def new_pod(rs: ReplicaSet, name: str) -> Pod:
     pod.metadata.labels.update(template.metadata.labels)
     pod.metadata.annotations.update(template.metadata.annotations)
     pod.metadata.finalizers.extend(template.metadata.finalizers)
-    pod.metadata.ownerReferences.append(owner_reference(rs))
+    pod.metadata.ownerReferences.append(controller_reference(rs))
     pod.spec.CopyFrom(template.spec)
     return pod
