@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from chaos.fault import JSON, DeviationError, Fault, FaultError, Strike, Undo
-from chaos.faults.params import integer, known
+from chaos.faults.params import integer, known, nodes_only
 from chaos.ground import NAMESPACE, WORKLOAD, Ground, aside
-from controlplane.base.errors import ConfigError
 from controlplane.base.rand import Rand
 from controlplane.cli.rollout import rollout_state
 from controlplane.client import ConflictError, NotFoundError
@@ -101,9 +100,7 @@ class Drain(Fault):
 
     def plan(self, ground: Ground, targets: Sequence[str], params: Mapping[str, JSON], rand: Rand) -> Strike:
         known(self.name, params, self.params)
-        for name in targets:
-            if name not in ground.seen.nodes:
-                raise ConfigError(f"{self.name}: {name} is no node; there are: {', '.join(ground.seen.nodes)}")
+        nodes_only(self.name, targets, ground.seen.nodes)
         undo = tuple(Undo(self.name, {"uncordon": name}) for name in targets)
         pods = sum(1 for pod in ground.seen.pods if pod.node in targets and not pod.deleting)
         says = f"drain {', '.join(targets)} of its {pods} pods"

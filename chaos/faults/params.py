@@ -1,4 +1,4 @@
-"""Parameters of faults, read with their unit, their range and a refusal that names them. Pure."""
+"""Parameters and targets of faults, read with their unit, their range and a refusal that names them. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from chaos.fault import JSON
 from controlplane.base.errors import ConfigError
 
-__all__ = ["integer", "known", "number", "word"]
+__all__ = ["integer", "known", "nodes_only", "number", "word"]
 
 
 def known(fault: str, params: Mapping[str, JSON], allowed: Iterable[str]) -> None:
@@ -19,6 +19,14 @@ def known(fault: str, params: Mapping[str, JSON], allowed: Iterable[str]) -> Non
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; it takes {', '.join(names) or 'none'}"
             raise ConfigError(f"{fault}: unknown parameter {name!r}{hint}")
+
+
+def nodes_only(fault: str, targets: Iterable[str], nodes: Iterable[str]) -> None:
+    """Refuse targets that are no nodes; names those there are."""
+    there = list(nodes)
+    for name in targets:
+        if name not in there:
+            raise ConfigError(f"{fault}: {name} is no node; there are: {', '.join(there)}")
 
 
 def number(fault: str, params: Mapping[str, JSON], name: str, default: float, low: float, high: float) -> float:

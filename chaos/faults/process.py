@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Final
 
 from chaos.fault import JSON, Fault, Strike, Undo
-from chaos.faults.params import known
+from chaos.faults.params import known, nodes_only
 from chaos.ground import Ground, aside
 from chaos.in_pods import INSIDE, identified, signal_pods, split
 from chaos.targets import TargetError, quorum_lost
@@ -125,9 +125,7 @@ class NodeDeath(Fault):
 
     def plan(self, ground: Ground, targets: Sequence[str], params: Mapping[str, JSON], rand: Rand) -> Strike:
         known(self.name, params, self.params)
-        for name in targets:
-            if name not in ground.seen.nodes:
-                raise ConfigError(f"{self.name}: {name} is no node; there are: {', '.join(ground.seen.nodes)}")
+        nodes_only(self.name, targets, ground.seen.nodes)
         left = {pod.node for pod in ground.seen.pods if pod.ready} - set(targets)
         if not left:
             raise TargetError(f"{self.name}: all pods are on {', '.join(targets)}: nothing would be left to serve")
