@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from chaos.history import KEYED, WRITES, Op
+from chaos.records import KEYED, WRITES, Op
 
 __all__ = ["Second", "Served", "Window", "longest_gap_s", "per_second", "served"]
 

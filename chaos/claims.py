@@ -15,7 +15,7 @@ from typing import Final
 
 from chaos.availability import Window, served
 from chaos.findings import Finding, Verdict
-from chaos.history import Mark, Op
+from chaos.records import Mark, Op
 
 __all__ = [
     "BINDS_IN_FLIGHT",

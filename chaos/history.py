@@ -18,10 +18,7 @@ from typing import Any, Final, Self, TextIO, get_args
 
 from chaos.records import (
     FORMAT_VERSION,
-    KEYED,
-    WRITES,
     Change,
-    Compare,
     Event,
     Header,
     History,
@@ -35,38 +32,12 @@ from chaos.records import (
     PodSeen,
     ProcessSeen,
     Row,
-    Seen,
-    Step,
     Told,
 )
 from controlplane.base.clock import Clock
 from controlplane.base.errors import ConfigError
 
-__all__ = [
-    "FORMAT_VERSION",
-    "KEYED",
-    "WRITES",
-    "Change",
-    "Compare",
-    "Event",
-    "Header",
-    "History",
-    "Hold",
-    "Kind",
-    "Listing",
-    "Mark",
-    "NodeSeen",
-    "Op",
-    "Outcome",
-    "PodSeen",
-    "ProcessSeen",
-    "Recorder",
-    "Row",
-    "Seen",
-    "Step",
-    "Told",
-    "load",
-]
+__all__ = ["Recorder", "load"]
 
 _Record = Header | Op | Event | Listing | Mark | Told | Hold | PodSeen | ProcessSeen | NodeSeen
 #: Of each kind its fields, with their defaults: those are not written.

@@ -7,8 +7,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
-from chaos.history import Listing, Recorder
+from chaos.history import Recorder
 from chaos.observe import processes_by_node
+from chaos.records import Listing
 from chaos.workload import Board, Pace, Reader, ServiceClient, Watcher, Writer, read_prefix
 from chaos.workload.contest import SHARED_PARTS, Contest
 from chaos.workload.deploy import Rollouts

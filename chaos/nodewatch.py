@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Final, Self
 
 from chaos.ground import WORKLOAD, Ground
-from chaos.history import NodeSeen, PodSeen, Recorder
+from chaos.history import Recorder
 from chaos.observe import PodView
+from chaos.records import NodeSeen, PodSeen
 from chaos.workload import fetch
 from controlplane.base.addresses import split_address
 from controlplane.client import Informer

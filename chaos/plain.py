@@ -1,4 +1,4 @@
-"""Anybody's history: operations on keys as JSON lines, read into the terms of ``chaos.history``.
+"""Anybody's history: operations on keys as JSON lines, read into the terms of ``chaos.records``.
 
 Owns the format that docs/verdicts.md describes, and saying which line of a file breaks it and how. Judges nothing.
 """
@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from chaos.history import Compare, Header, History, Op
+from chaos.records import Compare, Header, History, Op
 from controlplane.base.errors import ConfigError
 
 __all__ = ["LINES_MAX", "parse"]

@@ -27,13 +27,14 @@ from chaos.experiment import Experiment
 from chaos.fault import FaultError
 from chaos.findings import Verdict
 from chaos.ground import WORKLOAD, Ground, aside, to_its_end
-from chaos.history import Header, Recorder, load
+from chaos.history import Recorder, load
 from chaos.journal import journal
 from chaos.load import Load, LoadError, Rates
 from chaos.lookout import Lookout
 from chaos.nodewatch import NodeWatch
 from chaos.probes import service_address
 from chaos.random_faults import trial_rand
+from chaos.records import Header
 from chaos.report import write_all
 from chaos.stage import Stage, heal_entry
 from chaos.trial import TrialLog, play_trial

@@ -15,9 +15,10 @@ from chaos.census import Census
 from chaos.fault import JSON, DeviationError, FaultError, ImpossibleError, Strike
 from chaos.faults import REGISTRY, fault_named
 from chaos.ground import Ground
-from chaos.history import Mark, Recorder
+from chaos.history import Recorder
 from chaos.load import Load
 from chaos.lookout import Lookout
+from chaos.records import Mark
 from chaos.targets import TargetError, resolve
 from chaos.undo import Entry
 from controlplane.base.errors import ConfigError, QuarterdeckError

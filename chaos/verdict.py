@@ -17,8 +17,8 @@ from chaos.checkers import check_all
 from chaos.checkers.evictions import check_evictions, pauses, reasons
 from chaos.claims import claim_findings
 from chaos.findings import Finding, Verdict, judge, worst
-from chaos.history import KEYED, History, Mark
 from chaos.observed import observed_findings
+from chaos.records import KEYED, History, Mark
 
 __all__ = ["STEADY_ACKS_MIN", "STEADY_REQUESTS_MIN", "ActReport", "Report", "judge_history"]
 

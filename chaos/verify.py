@@ -18,8 +18,9 @@ from chaos.checkers.log import Log
 from chaos.checkers.registers import check_registers
 from chaos.checkers.search import check_by_search
 from chaos.findings import Finding, Verdict, worst
-from chaos.history import History, load
+from chaos.history import load
 from chaos.plain import parse
+from chaos.records import History
 from chaos.report import as_dict, render, render_repeats
 from chaos.report.text import findings_as_dicts, line
 from chaos.verdict import judge_history

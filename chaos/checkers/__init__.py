@@ -29,7 +29,7 @@ from chaos.checkers.registers import check_registers
 from chaos.checkers.search import check_by_search
 from chaos.checkers.watches import check_watches
 from chaos.findings import Finding
-from chaos.history import History
+from chaos.records import History
 
 __all__ = ["Lineage", "Restore", "check_all"]
 

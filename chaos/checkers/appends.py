@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from chaos.checkers.lineage import Lineage
 from chaos.checkers.log import access, named
 from chaos.findings import Finding, judge
-from chaos.history import History, Op
+from chaos.records import History, Op
 
 __all__ = ["check_appends"]
 

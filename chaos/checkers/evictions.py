@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from chaos.findings import Finding, judge
-from chaos.history import Mark, NodeSeen, PodSeen
+from chaos.records import Mark, NodeSeen, PodSeen
 
 __all__ = ["EVICTED_AFTER_S", "LATE_S", "RULE", "SILENT_S", "Span", "check_evictions", "pauses", "reasons"]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from chaos.checkers.lineage import Lineage
 from chaos.findings import Finding, judge
-from chaos.history import Event, History, Listing, Op
+from chaos.records import Event, History, Listing, Op
 
 __all__ = ["check_fresh"]
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from chaos.checkers.log import Log
 from chaos.findings import Finding, judge
-from chaos.history import WRITES, History, Op
+from chaos.records import WRITES, History, Op
 
 __all__ = ["LATE_S", "check_leases"]
 

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chaos.history import History
+from chaos.records import History
 
 __all__ = ["Lineage", "Restore"]
 

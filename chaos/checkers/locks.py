@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from chaos.checkers.log import Log, named
 from chaos.findings import Finding, judge
-from chaos.history import Hold, Op
+from chaos.records import Hold, Op
 
 __all__ = ["check_locks"]
 

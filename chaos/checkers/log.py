@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from chaos.checkers.lineage import Lineage
-from chaos.history import KEYED, History, Op, Seen
+from chaos.records import KEYED, History, Op, Seen
 
 __all__ = ["Access", "Log", "State", "access", "named"]
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from chaos.findings import Finding, judge
-from chaos.history import History, Mark, PodSeen, ProcessSeen
+from chaos.records import History, Mark, PodSeen, ProcessSeen
 
 __all__ = ["check_pods"]
 

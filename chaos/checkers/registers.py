@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from chaos.checkers.log import Log, State, named
 from chaos.findings import Finding, judge
-from chaos.history import Compare, Op, Seen
+from chaos.records import Compare, Op, Seen
 
 __all__ = ["check_registers"]
 

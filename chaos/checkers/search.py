@@ -18,7 +18,7 @@ from typing import Final
 from chaos.checkers.lineage import Lineage
 from chaos.checkers.log import named
 from chaos.findings import Finding, Verdict, judge
-from chaos.history import History, Op
+from chaos.records import History, Op
 from chaos.wgl import ANY, Answer, RegisterOp, search
 
 __all__ = ["RULE", "check_by_search"]

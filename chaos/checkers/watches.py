@@ -19,7 +19,7 @@ from typing import Final
 
 from chaos.checkers.log import Log
 from chaos.findings import Finding, judge
-from chaos.history import Change, Told
+from chaos.records import Change, Told
 
 __all__ = ["check_watches"]
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from chaos.availability import Window
 from chaos.findings import Verdict
-from chaos.history import History
+from chaos.records import History
 from chaos.report import plots
 from chaos.verdict import Report
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from chaos.availability import Window
 from chaos.bars import held_of_each, word_of
 from chaos.findings import Finding, Verdict
-from chaos.history import History
+from chaos.records import History
 from chaos.report import plots
 from chaos.report.moments import moments
 from chaos.report.numbers import numbers

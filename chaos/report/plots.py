@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from chaos.availability import Window, per_second
-from chaos.history import KEYED, History, Mark, Op
+from chaos.records import KEYED, History, Mark, Op
 
 __all__ = ["Span", "availability", "fault_spans", "latency", "timeline"]
 

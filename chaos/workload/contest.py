@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import Callable, Collection
 from typing import Final, Protocol
 
-from chaos.history import Listing, Recorder
+from chaos.history import Recorder
+from chaos.records import Listing
 from chaos.workload.fresh import read_prefix
 from chaos.workload.leases import LeaseHolder, LockUser
 from chaos.workload.pace import Pace

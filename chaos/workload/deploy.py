@@ -10,8 +10,9 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from chaos.history import PodSeen, ProcessSeen, Recorder
+from chaos.history import Recorder
 from chaos.observe import Pods, PodView
+from chaos.records import PodSeen, ProcessSeen
 from controlplane.base.clock import Clock
 from controlplane.base.errors import StatusError
 from controlplane.base.rand import Rand

@@ -13,7 +13,8 @@ import asyncio
 import os
 from typing import Final, Protocol
 
-from chaos.history import Event, Listing, Op, Outcome, Recorder, Row
+from chaos.history import Recorder
+from chaos.records import Event, Listing, Op, Outcome, Row
 from chaos.workload.pace import Pace, Process
 from controlplane.base.clock import Clock
 from controlplane.base.rand import Rand

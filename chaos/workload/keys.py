@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
-from chaos.history import Compare, Op, Seen, Step
+from chaos.records import Compare, Op, Seen, Step
 from chaos.workload.pace import Process
 from controlplane.client import ApiError
 from controlplane.client import etcd_client as etcd

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
-from chaos.history import Hold, Kind, Op, Recorder
+from chaos.history import Recorder
+from chaos.records import Hold, Kind, Op
 from chaos.workload.keys import Keys, SharedKeyValue
 from chaos.workload.pace import Process
 from chaos.workload.shared import Newest

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final, TypeVar
 
-from chaos.history import Op, Recorder
+from chaos.history import Recorder
+from chaos.records import Op
 from controlplane.base.clock import Clock
 
 __all__ = ["Pace", "Process"]

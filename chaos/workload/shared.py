@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from chaos.history import Op, Recorder
+from chaos.history import Recorder
+from chaos.records import Op
 from chaos.workload.keys import Keys, SharedKeyValue
 from chaos.workload.pace import Pace, Process
 from controlplane.base.rand import Rand

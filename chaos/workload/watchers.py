@@ -11,7 +11,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from chaos.history import Change, Op, Outcome, Recorder, Told
+from chaos.history import Recorder
+from chaos.records import Change, Op, Outcome, Told
 from chaos.workload.pace import Process
 from chaos.workload.shared import Newest
 from controlplane.base.clock import Clock

@@ -39,7 +39,8 @@ _TIMEOUT_S = 60.0
 _SCRIPT = """
 import sys
 from pathlib import Path
-from chaos.history import Event, Header, Listing, Mark, Op, Recorder, Row
+from chaos.history import Recorder
+from chaos.records import Event, Header, Listing, Mark, Op, Row
 from controlplane.base.clock import SystemClock
 from controlplane.local.cluster import LocalCluster
 from controlplane.local.spec import plan

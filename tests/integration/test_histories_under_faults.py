@@ -20,8 +20,9 @@ import pytest
 from chaos.availability import Window, served
 from chaos.checkers import check_all
 from chaos.findings import Verdict
-from chaos.history import Header, Recorder, load
+from chaos.history import Recorder, load
 from chaos.load import Load, Rates
+from chaos.records import Header
 from chaos.wgl import Answer, RegisterOp, linearizable
 from controlplane.base.clock import SystemClock
 from controlplane.base.rand import SystemRand

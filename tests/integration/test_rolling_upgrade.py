@@ -23,9 +23,10 @@ import pytest
 from chaos import releases
 from chaos.checkers import check_all
 from chaos.findings import Verdict
-from chaos.history import Header, History, Listing, Recorder, load
+from chaos.history import Recorder, load
 from chaos.observe import PodView, processes_of_pods, view
 from chaos.probes import node_ready, service_address
+from chaos.records import Header, History, Listing
 from chaos.workload import Board, Pace, Reader, ServiceClient, Watcher, Writer, fetch, read_prefix
 from controlplane.base.clock import SystemClock
 from controlplane.base.rand import SystemRand

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from chaos.history import History, Kind, Op, Outcome
+from chaos.records import History, Kind, Op, Outcome
 from controlplane.base.errors import Code, StatusError
 from controlplane.base.rand import SeededRand
 from controlplane.etcd.local import LocalKV

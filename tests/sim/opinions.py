@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from chaos.checkers import check_all
 from chaos.findings import Verdict
-from chaos.history import Event, Header, History, Listing, Row
+from chaos.records import Event, Header, History, Listing, Row
 from chaos.wgl import Answer, RegisterOp, linearizable
 from controlplane.pb.etcd.kv_pb2 import Event as EtcdEvent
 from controlplane.pb.etcd.rpc_pb2 import RangeRequest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from chaos.history import Event, Header, History, Listing, Mark, Op, Outcome, Row
+from chaos.records import Event, Header, History, Listing, Mark, Op, Outcome, Row
 
 SECOND = 1_000_000_000
 PREFIX = "/chaos/test/"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chaos.availability import Window, longest_gap_s, per_second, served
-from chaos.history import Op
+from chaos.records import Op
 from tests.unit.chaos.stories import SECOND, Story
 
 WINDOW = Window(10 * SECOND, 20 * SECOND)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from chaos.checkers import Lineage, Restore, check_all
 from chaos.findings import Finding, Verdict
-from chaos.history import Event, History, Listing
+from chaos.records import Event, History, Listing
 from tests.unit.chaos.stories import Story, change_row
 
 LOST = "no acknowledged write lost"

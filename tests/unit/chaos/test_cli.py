@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 from chaos import cli as cli_module
 from chaos import experiment
 from chaos.findings import Verdict
-from chaos.history import Header, History, Recorder
+from chaos.history import Recorder
+from chaos.records import Header, History
 from chaos.runner import Run
 from chaos.steps import catalogue
 from chaos.verdict import judge_history

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from chaos.history import Event, Header, Listing, Op, Recorder, Row, load
+from chaos.history import Recorder, load
+from chaos.records import Event, Header, Listing, Op, Row
 from controlplane.base.clock import ManualClock
 from controlplane.base.errors import ConfigError
 

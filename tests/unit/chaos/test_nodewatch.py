@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from chaos.history import Header, History, NodeSeen, Recorder, load
+from chaos.history import Recorder, load
 from chaos.nodewatch import Attendance, NodeWatch, given_up
+from chaos.records import Header, History, NodeSeen
 from controlplane.pb.k8s.core_v1_pb2 import Node, Taint
 from tests.fakes.api import FakeApi
 from tests.unit.chaos.fakes import JumpingClock

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from chaos.findings import Verdict
-from chaos.history import History, Op
+from chaos.records import History, Op
 from chaos.verdict import judge_history
 from tests.unit.chaos.stories import Story
 

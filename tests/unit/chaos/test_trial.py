@@ -16,7 +16,8 @@ from chaos.experiment import Activity, Experiment, Settings
 from chaos.fault import FaultError, Strike, Undo
 from chaos.faults import REGISTRY
 from chaos.ground import Ground, aside
-from chaos.history import Header, Mark, Recorder, load
+from chaos.history import Recorder, load
+from chaos.records import Header, Mark
 from chaos.runner import heal_left, put_back
 from chaos.schedule import Choice, Schedule
 from chaos.stage import Stage

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chaos.findings import Finding, Verdict, judge, worst
-from chaos.history import History, NodeSeen, Op, Outcome, PodSeen
+from chaos.records import History, NodeSeen, Op, Outcome, PodSeen
 from chaos.report import as_dict, render, render_repeats
 from chaos.verdict import Report, judge_history
 from tests.unit.chaos.stories import SECOND, Story

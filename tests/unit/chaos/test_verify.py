@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from chaos.findings import Finding, Verdict
-from chaos.history import Header, Recorder
+from chaos.history import Recorder
 from chaos.plain import parse
+from chaos.records import Header
 from chaos.verify import judge_plain
 from controlplane.base.clock import ManualClock
 from controlplane.base.errors import ConfigError

@@ -8,7 +8,7 @@ from typing import Any
 
 from chaos.checkers import check_all
 from chaos.findings import Finding, Verdict
-from chaos.history import Change, Compare, Header, History, Hold, Listing, Op, Outcome, Row, Seen, Step, Told
+from chaos.records import Change, Compare, Header, History, Hold, Listing, Op, Outcome, Row, Seen, Step, Told
 
 SECOND = 1_000_000_000
 MS = 1_000_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from chaos.history import History, Op
+from chaos.records import History, Op
 from tests.unit.chaos.checkers.contests import BASE, SECOND, Contest, broken, change_op
 
 WHOLE = "lists: no append lost, done twice or seen though refused"

@@ -6,8 +6,8 @@ import pytest
 
 from chaos.checkers.evictions import EVICTED_AFTER_S, LATE_S, SILENT_S, Span, check_evictions, pauses, reasons
 from chaos.findings import Finding, Verdict
-from chaos.history import Mark, NodeSeen, PodSeen
 from chaos.nodewatch import UNREACHABLE
+from chaos.records import Mark, NodeSeen, PodSeen
 from controlplane.api.sessions import SessionConfig
 from controlplane.controllers.nodelifecycle_decide import UNREACHABLE_TAINT, LifecycleConfig
 

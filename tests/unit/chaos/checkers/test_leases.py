@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from chaos.history import Hold
+from chaos.records import Hold
 from tests.unit.chaos.checkers.contests import BASE, Contest, broken, findings
 
 EARLY = "leases: none ends early"

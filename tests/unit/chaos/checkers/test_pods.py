@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chaos.checkers.pods import check_pods
 from chaos.findings import Finding, Verdict
-from chaos.history import Header, History, Mark, PodSeen, ProcessSeen
+from chaos.records import Header, History, Mark, PodSeen, ProcessSeen
 
 SECOND = 1_000_000_000
 MANY = "deployments: never more pods than wanted and the surge"

@@ -8,7 +8,7 @@ import pytest
 
 from chaos.checkers import search
 from chaos.findings import Verdict
-from chaos.history import History, Row, Told
+from chaos.records import History, Row, Told
 from tests.unit.chaos.checkers.contests import BASE, MS, Contest, broken, change_op, change_told, findings
 
 WRITTEN = "shared keys: no acknowledged write lost or done twice"

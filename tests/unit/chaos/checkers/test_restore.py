@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from chaos.history import History, Mark, Told
+from chaos.records import History, Mark, Told
 from tests.unit.chaos.checkers.contests import BASE, Contest, broken, findings
 
 

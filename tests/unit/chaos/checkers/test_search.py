@@ -9,7 +9,7 @@ import pytest
 
 from chaos.checkers.search import check_by_search
 from chaos.findings import Verdict
-from chaos.history import Header, History, Op
+from chaos.records import Header, History, Op
 
 
 def legal(seed: int, *, count: int = 150, clients: int = 5, unique: bool = True) -> History:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from chaos.findings import Verdict
-from chaos.history import History, Told
+from chaos.records import History, Told
 from tests.unit.chaos.checkers.contests import BASE, Contest, broken, change_told, findings
 
 ORDERED = "watches: ordered"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from chaos.availability import Window
-from chaos.history import Header, History, Mark
+from chaos.records import Header, History, Mark
 from chaos.report.moments import moments
 from chaos.verdict import judge_history
 from tests.unit.chaos.stories import SECOND

@@ -9,7 +9,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from chaos.history import Header, History, Mark, Recorder
+from chaos.history import Recorder
+from chaos.records import Header, History, Mark
 from chaos.report import bars_met, junit, matrix, write_all
 from chaos.verdict import ActReport, Report, judge_history
 from controlplane.base.clock import ManualClock

@@ -9,7 +9,8 @@ import pytest
 
 from chaos.checkers import check_all
 from chaos.findings import Verdict
-from chaos.history import Header, History, Listing, Recorder, load
+from chaos.history import Recorder, load
+from chaos.records import Header, History, Listing
 from chaos.workload import Board, Pace, Reader, ServiceClient, Writer, fetch, read_prefix
 from chaos.workload import fresh as workload
 from controlplane.base.clock import ManualClock

@@ -10,7 +10,8 @@ import pytest
 
 from chaos.checkers import check_all
 from chaos.findings import Verdict
-from chaos.history import Header, History, Listing, Recorder, Row, load
+from chaos.history import Recorder, load
+from chaos.records import Header, History, Listing, Row
 from chaos.workload.keys import Keys
 from chaos.workload.leases import TTL_S, LeaseHolder, LockUser
 from chaos.workload.pace import Pace, Process

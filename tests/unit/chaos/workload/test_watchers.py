@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from chaos.history import Header, Recorder
+from chaos.history import Recorder
+from chaos.records import Header
 from chaos.workload.watchers import Follower, Kind
 from controlplane.base.clock import ManualClock
 from controlplane.pb.etcd import kv_pb2, rpc_pb2
