@@ -59,6 +59,6 @@ def test_the_store_of_a_cluster_is_not_changed_by_starting_it_otherwise(qd: Qd) 
     up = ("local", "up", "--replicas", "1", "--nodes", "0", "--port-base", str(PORT_BASE + 1000))
     qd.ok(*up, "--store", "etcd")
     qd.ok("local", "down")
-    refused = qd.run(*up)
+    refused = qd.run(*up, "--store", "embedded")
     assert refused.returncode == 2
     assert "STORE=etcd" in refused.stderr
