@@ -3,8 +3,8 @@
 Selectors: ``r1`` ``node-2`` (a process by name) | ``leader`` | ``scheduler`` ``controllers`` (they live in the leader's
 process, so they are the leader's) | ``follower`` | ``replica`` (any) | ``majority`` ``minority`` ``all-replicas`` |
 ``node`` (any) ``all-nodes`` ``busiest-node`` ``node-of-pod`` (one with pods of the workload) | ``zone`` (any)
-``zone-1``… | ``pod`` (any of the workload) ``pod/NAME`` ``all-pods`` | ``container`` (any of the workload)
-``container/POD/NAME`` | ``cluster`` (nobody in particular).
+``zone-of-pod`` (one with pods of the workload) ``zone-1``… | ``pod`` (any of the workload) ``pod/NAME`` ``all-pods`` |
+``container`` (any of the workload) ``container/POD/NAME`` | ``cluster`` (nobody in particular).
 
 A local cluster has as many zones as replicas: zone i holds replica i and every node counted off to it, as racks do.
 
@@ -55,6 +55,7 @@ SELECTORS: Final[Mapping[str, str]] = {
     "busiest-node": "one",
     "node-of-pod": "one",
     "zone": "all",
+    "zone-of-pod": "all",
     "pod": "one",
     "all-pods": "all",
     "container": "one",
@@ -165,12 +166,14 @@ def _candidates(seen: Seen, selector: str, rand: Rand) -> tuple[str, ...]:
     if selector == "minority":
         return tuple(sorted(sample(seen.replicas, size - majority_of(size), rand)))
     if selector in {"busiest-node", "node-of-pod"}:
-        on = Counter(pod.node for pod in seen.pods if pod.ready and not pod.deleting and pod.node in seen.nodes)
+        on = _pods_on(seen)
         if selector == "busiest-node":
             return tuple(sorted(on, key=lambda name: (-on[name], name))[:1])
         return tuple(sorted(on))
-    if selector == "zone":
-        return zones(seen)[pick(sorted(zones(seen)), rand)]
+    if selector in {"zone", "zone-of-pod"}:
+        on = _pods_on(seen)
+        among = [names for _, names in sorted(zones(seen).items()) if selector == "zone" or any(n in on for n in names)]
+        return pick(among, rand) if among else ()
     if selector.startswith("zone-"):
         return zones(seen).get(selector, ())
     if selector in {"pod", "all-pods"}:
@@ -186,6 +189,11 @@ def _candidates(seen: Seen, selector: str, rand: Rand) -> tuple[str, ...]:
     if selector in groups:
         return groups[selector]
     return (selector,) if selector in {*seen.replicas, *seen.nodes, *seen.store} else ()
+
+
+def _pods_on(seen: Seen) -> Counter[str]:
+    """Node -> how many Ready pods of the workload are on it; those that have none are not in it."""
+    return Counter(pod.node for pod in seen.pods if pod.ready and not pod.deleting and pod.node in seen.nodes)
 
 
 def _container(seen: Seen, selector: str) -> tuple[str, ...]:

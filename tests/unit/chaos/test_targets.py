@@ -51,6 +51,19 @@ def test_a_follower_is_up_and_does_not_lead() -> None:
     assert {resolve(seen, "follower", SeededRand(seed)) for seed in range(30)} == {("r3",), ("r4",)}
 
 
+def test_a_zone_of_a_pod_has_pods_to_lose_while_any_zone_may_have_none() -> None:
+    def drawn(selector: str) -> set[tuple[str, ...]]:
+        return {resolve(SEEN, selector, SeededRand(seed)) for seed in range(40)}
+
+    assert drawn("zone-of-pod") == {("r1", "node-1"), ("r2", "node-2")}
+    assert drawn("zone") == {("r1", "node-1"), ("r2", "node-2"), ("r3", "node-3"), ("r4",), ("r5",)}
+
+
+def test_there_is_no_zone_of_a_pod_without_pods() -> None:
+    with pytest.raises(TargetError, match="zone-of-pod"):
+        resolve(replace(SEEN, pods=()), "zone-of-pod", SeededRand(1))
+
+
 def test_the_same_seed_picks_the_same() -> None:
     for selector in ("follower", "majority", "node", "zone", "pod"):
         assert resolve(SEEN, selector, SeededRand(7)) == resolve(SEEN, selector, SeededRand(7))
