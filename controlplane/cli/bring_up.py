@@ -26,7 +26,7 @@ from controlplane.local.unhealed import refuse_broken
 from controlplane.pb.k8s.apps_v1_pb2 import Deployment
 from controlplane.pb.k8s.core_v1_pb2 import Service
 
-__all__ = ["bring_up"]
+__all__ = ["bring_up", "shape_of"]
 
 
 async def bring_up(
@@ -96,12 +96,12 @@ def _open_or_create(root: Path, wanted: ClusterSpec) -> LocalCluster:
         return LocalCluster.create(root, wanted)
     refuse_broken(root)
     cluster = LocalCluster.open(root)
-    if cluster.running() and _shape(cluster.spec) != _shape(wanted):
+    if cluster.running() and shape_of(cluster.spec) != shape_of(wanted):
         err.print(
             f"the cluster here has {_words(cluster.spec)}; it is kept as it is. "
             "For another: make clean, or another folder"
         )
-    elif _shape(cluster.spec) != _shape(wanted):
+    elif shape_of(cluster.spec) != shape_of(wanted):
         raise ConfigError(
             f"{root} holds the data of a stopped cluster with {_words(cluster.spec)}. Start it with these, or "
             "remove it first: qd local down --destroy"
@@ -109,16 +109,26 @@ def _open_or_create(root: Path, wanted: ClusterSpec) -> LocalCluster:
     return cluster
 
 
-def _shape(spec: ClusterSpec) -> tuple[int, int, int, str, bool, str]:
-    return len(spec.replicas), len(spec.nodes), spec.port_base, spec.store_kind, spec.tls, spec.hosts
+def shape_of(spec: ClusterSpec) -> dict[str, Any]:
+    """What :func:`bring_up` was asked for when the cluster was made, by the names of its arguments."""
+    return {
+        "replicas": len(spec.replicas),
+        "nodes": len(spec.nodes),
+        "port_base": spec.port_base,
+        "store": spec.store_kind,
+        "tls": spec.tls,
+        "hosts": spec.hosts,
+    }
 
 
 def _words(spec: ClusterSpec) -> str:
-    replicas, nodes, port_base, store, tls, hosts = _shape(spec)
-    return (
-        f"REPLICAS={replicas} NODES={nodes} PORT_BASE={port_base} STORE={store} TLS={'on' if tls else 'off'} "
-        f"HOSTS={hosts}"
-    )
+    """The same as `make` takes it."""
+    shape = shape_of(spec)
+    return " ".join(f"{name.upper()}={_word(value)}" for name, value in shape.items())
+
+
+def _word(value: object) -> object:
+    return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 def _undo(cluster: LocalCluster, before: list[str]) -> None:

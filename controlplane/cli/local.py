@@ -16,7 +16,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from controlplane.cli.bring_up import bring_up
+from controlplane.cli.bring_up import bring_up, shape_of
 from controlplane.cli.common import Settings, coroutine, err, settings_of
 from controlplane.cli.local_restore import restore_local
 from controlplane.cli.tables import table
@@ -24,7 +24,7 @@ from controlplane.client import GrpcClient, NotFoundError
 from controlplane.local import etcdctl
 from controlplane.local.cluster import FOLDER, LocalCluster
 from controlplane.local.processes import ProcessError
-from controlplane.local.spec import ARCHIVE, HOSTS, STORES, ClusterSpec
+from controlplane.local.spec import ARCHIVE, HOSTS, STORES
 from controlplane.local.unhealed import refuse_broken
 from controlplane.pb.k8s.core_v1_pb2 import Node
 
@@ -94,7 +94,7 @@ async def up(
         "hosts": hosts,
     }
     if LocalCluster.exists(root):
-        there = _shape_of(LocalCluster.open(root).spec)
+        there = shape_of(LocalCluster.open(root).spec)
         shape = {name: value if _said(context, name) else there[name] for name, value in shape.items()}
     cluster = await bring_up(root, **shape, archive=_place_of(archive), manifest=manifest, timeout_s=timeout_s)
     err.print(f"serving after {time.monotonic() - began:.1f} s")
@@ -103,17 +103,6 @@ async def up(
 
 def _said(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is not ParameterSource.DEFAULT
-
-
-def _shape_of(spec: ClusterSpec) -> dict[str, Any]:
-    return {
-        "replicas": len(spec.replicas),
-        "nodes": len(spec.nodes),
-        "port_base": spec.port_base,
-        "store": spec.store_kind,
-        "tls": spec.tls,
-        "hosts": spec.hosts,
-    }
 
 
 def _place_of(archive: str) -> str:
@@ -253,7 +242,7 @@ async def restore(context: click.Context, path: Path, yes: bool, timeout_s: floa
     Refused while a replica runs. Agents and pods run on through it; what was written after the snapshot is lost. With
     an etcd cluster as the store the file is one of `etcdctl snapshot save`, and the members get new data.
     """
-    await restore_local(settings_of(context).local(), path, yes=yes, timeout_s=timeout_s)
+    await restore_local(settings_of(context).local(), path, said=str(path), yes=yes, timeout_s=timeout_s)
 
 
 @local.command("add-node")

@@ -22,11 +22,12 @@ __all__ = ["restore_local"]
 
 
 async def restore_local(
-    cluster: LocalCluster, path: Path, *, yes: bool, force: bool = True, timeout_s: float = 60.0
+    cluster: LocalCluster, path: Path, *, said: str, yes: bool, force: bool = True, timeout_s: float = 60.0
 ) -> None:
-    """What ``qd local restore`` does, and ``qd snapshot restore`` where no replica runs."""
+    """What ``qd local restore`` does, and ``qd snapshot restore`` where no replica runs. ``said``: the snapshot as it
+    was named, for the question; the file itself may be a temporary one."""
     if not yes:
-        click.confirm(f"Replace the data of {len(cluster.spec.replicas)} replicas by {path}?", abort=True, err=True)
+        click.confirm(f"Replace the data of {len(cluster.spec.replicas)} replicas by {said}?", abort=True, err=True)
     began = time.monotonic()
     # etcd's restore drives a member of its own: it has its own loop.
     if cluster.spec.store:

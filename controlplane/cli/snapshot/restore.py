@@ -111,7 +111,7 @@ async def _restore(
     folder = settings.folder or find_folder()
     if folder is None or not LocalCluster.exists(folder) or settings.endpoints:
         fail(_by_hand(said, settings), EXIT_USAGE)
-    await restore_local(LocalCluster.open(folder), path, yes=yes, force=force)
+    await restore_local(LocalCluster.open(folder), path, said=said, yes=yes, force=force)
 
 
 def nothing_runs(settings: Settings) -> bool:

@@ -13,6 +13,8 @@ from controlplane.backup import age
 from controlplane.base.errors import Code, StatusError
 from controlplane.cli.common import Settings
 from controlplane.cli.main import cli
+from controlplane.local.cluster import LocalCluster
+from controlplane.local.spec import plan
 from tests.unit.backup.support import Life, damage
 
 
@@ -144,6 +146,15 @@ def test_what_is_to_be_run_on_each_machine_names_the_place_that_was_named(life: 
     )
     assert result.exit_code == 2, result.output
     assert f"  qd snapshot restore {life.root} --to-revision 2 --name NAME --data-dir DIR" in result.stderr
+
+
+def test_who_is_asked_before_replicas_are_replaced_reads_the_place_that_was_named(life: Life, tmp_path: Path) -> None:
+    folder = tmp_path / ".quarterdeck"
+    LocalCluster.create(folder, plan(replicas=1, nodes=0, port_base=30_500))
+    restore = ["--folder", str(folder), "snapshot", "restore", str(life.root), "--to-revision", "2"]
+    result = CliRunner().invoke(cli, restore, input="n\n")
+    assert result.exit_code == 1, result.output
+    assert f"Replace the data of 1 replicas by {life.root} --to-revision 2? [y/N]" in result.stderr
 
 
 def test_a_place_that_is_none_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
