@@ -299,13 +299,17 @@ def _appends(bench: Bench, peer: int) -> list[raft_pb2.AppendEntries]:
     return [m.append_entries for to, m in sent if to == peer and m.HasField("append_entries")]
 
 
+def _majority_acks(bench: Bench, term: int) -> None:
+    for peer in (2, 3):
+        bench.ack(peer, term, bench.engine.last_index)
+
+
 def _lead_settled(bench: Bench) -> int:
     """Lead, with the first entry committed and everybody told; the term."""
     term = bench.lead()
     bench.engine.tick()
     bench.engine.take_messages()
-    for peer in (2, 3):
-        bench.ack(peer, term, bench.engine.last_index)
+    _majority_acks(bench, term)
     bench.engine.tick()
     bench.engine.take_messages()
     return term
@@ -318,8 +322,7 @@ def test_a_new_commit_index_is_told_at_once_and_as_news() -> None:
     bench.engine.tick()
     (entries,) = _appends(bench, 4)
     assert (len(entries.entries), entries.news) == (1, False)
-    for peer in (2, 3):
-        bench.ack(peer, term, bench.engine.last_index)
+    _majority_acks(bench, term)
     bench.engine.tick()
     (news,) = _appends(bench, 4)
     assert (list(news.entries), news.news, news.commit_index) == ([], True, bench.engine.last_index)
@@ -332,8 +335,7 @@ def test_entries_of_the_same_turn_tell_the_commit_index_alone() -> None:
     bench.engine.tick()
     bench.engine.take_messages()
     committed = bench.engine.last_index
-    for peer in (2, 3):
-        bench.ack(peer, term, committed)
+    _majority_acks(bench, term)
     bench.engine.append(b"y")
     bench.engine.tick()
     (both,) = _appends(bench, 4)
@@ -347,8 +349,7 @@ def test_a_heartbeat_that_is_due_is_no_news_though_it_tells_some() -> None:
     bench.engine.append(b"x")
     bench.engine.tick()
     bench.engine.take_messages()
-    for peer in (2, 3):
-        bench.ack(peer, term, bench.engine.last_index)
+    _majority_acks(bench, term)
     bench.clock.advance(0.051)
     bench.engine.tick()
     (heartbeat,) = _appends(bench, 4)

@@ -11,10 +11,11 @@ import pytest
 from controlplane.base.clock import Clock, SystemClock
 from controlplane.base.errors import Code, ConfigError, StatusError
 from controlplane.base.rand import SeededRand
-from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import Forward, Frame, Hello, HelloAck, Ping, RaftMessage
-from controlplane.transport.frames import HEADER_BYTES, PROTOCOL_VERSION, decode, encode, frame_length
+from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import Forward, Frame, HelloAck, Ping, RaftMessage
+from controlplane.transport.frames import HEADER_BYTES, decode, encode, frame_length
 from controlplane.transport.peer import PeerAddress, PeerLinks
 from tests.unit.raft.test_replica import free_ports
+from tests.unit.transport.hellos import hello
 
 
 class Events:
@@ -171,21 +172,9 @@ async def raw(pair: Pair, *data: bytes) -> bytes:
         writer.close()
 
 
-def hello(**changes: object) -> bytes:
-    fields = {
-        "protocol_version": PROTOCOL_VERSION,
-        "cluster_id": 9,
-        "member_id": 2,
-        "to_member_id": 1,
-        "member_name": "r2",
-        **changes,
-    }
-    return encode(Frame(hello=Hello(**fields)))  # type: ignore[arg-type]
-
-
 async def test_a_wrong_hello_is_refused_with_the_reason_and_the_connection_closed(pair: Pair) -> None:
     await pair.start(1)
-    answer = await raw(pair, hello(cluster_id=8))
+    answer = await raw(pair, encode(hello(cluster_id=8)))
     ack: HelloAck = decode(answer[HEADER_BYTES : HEADER_BYTES + frame_length(answer[:HEADER_BYTES])]).hello_ack
     assert "cluster 8" in ack.refused
     assert len(answer) == HEADER_BYTES + frame_length(answer[:HEADER_BYTES])
@@ -218,10 +207,10 @@ async def test_a_newer_connection_of_a_peer_replaces_the_older(pair: Pair) -> No
     await pair.start(1)
     host, port = pair.addresses[1].split()
     old_reader, old_writer = await asyncio.open_connection(host, port)
-    old_writer.write(hello(epoch=b"old"))
+    old_writer.write(encode(hello(epoch=b"old")))
     await old_reader.readexactly(HEADER_BYTES)
     new_reader, new_writer = await asyncio.open_connection(host, port)
-    new_writer.write(hello(epoch=b"new") + encode(Frame(ping=Ping(seq=3))))
+    new_writer.write(encode(hello(epoch=b"new")) + encode(Frame(ping=Ping(seq=3))))
     await new_reader.readexactly(HEADER_BYTES)
     new_writer.write(encode(Frame(raft=forward(1, term=8))))
     events = pair.events[1]

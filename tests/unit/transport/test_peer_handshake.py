@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from controlplane.base.identity import member
-from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import Frame, Hello, HelloAck, Ping
-from controlplane.transport.frames import PROTOCOL_VERSION
+from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import Frame, HelloAck, Ping
 from controlplane.transport.peer_handshake import Handshake
+from tests.unit.transport.hellos import hello
 
 
 def handshake(n: int, *, certified: bool = False, epoch: bytes = b"life", empty_disk: bool = False) -> Handshake:
@@ -15,18 +15,6 @@ def handshake(n: int, *, certified: bool = False, epoch: bytes = b"life", empty_
     made = Handshake(cluster_id=9, member_id=n, name=f"r{n}", epoch=epoch, empty_disk=empty_disk, certified=certified)
     made.set_peers({m: "" if m == 3 else f"r{m}" for m in (1, 2, 3) if m != n}, {7: 44, 2: 50})
     return made
-
-
-def hello(**changes: object) -> Frame:
-    fields = {
-        "protocol_version": PROTOCOL_VERSION,
-        "cluster_id": 9,
-        "member_id": 2,
-        "to_member_id": 1,
-        "member_name": "r2",
-        **changes,
-    }
-    return Frame(hello=Hello(**fields))  # type: ignore[arg-type]
 
 
 def test_members_of_a_cluster_admit_each_other() -> None:
