@@ -6,6 +6,8 @@ Bytes are in ``peer_connection``, who is believed in ``peer_handshake``, request
 - A link carries one direction. We dial every peer and send on that connection; its frames come on the one it dialled.
   Only the answers to the handshake and to pings travel back on a dialled connection.
 - Nobody is believed before a correct ``Hello``; until then a connection may send one small frame, within a few seconds.
+- A member that we have not heard of is a guest (see ``peer_handshake``): we dial it where it says it is reached, for as
+  long as its own connection lasts or until it is a peer.
 - A newer connection of a peer replaces its older one, whose remaining frames are dropped: no stale frame arrives.
 - A link whose queue is full drops frames and counts them (Raft sends again); it never blocks and never grows.
 - When a link breaks and the peer's address refuses at once, its process is dead: ``peer_died`` tells.
@@ -107,6 +109,7 @@ class PeerLinks:
     ) -> None:
         self._me = me
         self._peers = {peer.id: peer for peer in peers}
+        self._guests: dict[int, PeerAddress] = {}
         self._events = events
         self._clock = clock
         self._rand = rand
@@ -114,6 +117,7 @@ class PeerLinks:
             cluster_id=cluster_id,
             member_id=me.id,
             name=me.name,
+            address=me.address,
             epoch=rand.token(8),
             empty_disk=empty_disk,
             certified=tls is not None,
@@ -170,10 +174,13 @@ class PeerLinks:
         """These are the other members from now on: dial those that are new or have moved, part from those that left,
         but for those to ``keep`` a while. ``removed``: see the class."""
         kept = {peer_id: peer for peer_id, peer in self._peers.items() if peer_id in keep}
-        before, self._peers = self._peers, kept | {peer.id: peer for peer in peers}
+        before, self._peers = self._peers | self._guests, kept | {peer.id: peer for peer in peers}
         self._handshake.set_peers({peer.id: peer.name for peer in self._peers.values()}, removed)
+        known = self._peers.keys() | removed.keys()
+        self._guests = {guest_id: guest for guest_id, guest in self._guests.items() if guest_id not in known}
+        spoken_to = self._peers | self._guests
         for peer_id, peer in before.items():
-            now = self._peers.get(peer_id)
+            now = spoken_to.get(peer_id)
             if now is None or now.address != peer.address:
                 if (keeper := self._keepers.pop(peer_id, None)) is not None:
                     keeper.cancel()
@@ -389,6 +396,7 @@ class PeerLinks:
             sleeper.cancel()
             if self._incoming.get(connection.peer_id) is connection:
                 del self._incoming[connection.peer_id]
+                self._see_out_guest(connection.peer_id)
 
     def _on_incoming_frame(self, connection: PeerConnection, frame: Frame) -> None:
         if connection in self._strangers:
@@ -426,8 +434,26 @@ class PeerLinks:
         older = self._incoming.get(hello.member_id)
         self._incoming[hello.member_id] = connection
         self._called[hello.member_id].set()
+        if hello.member_id not in self._peers:
+            self._receive_guest(PeerAddress(hello.member_id, hello.member_name, hello.peer_address))
         if older is not None:
             older.abort()
+
+    def _receive_guest(self, guest: PeerAddress) -> None:
+        if self._guests.get(guest.id) == guest:
+            return
+        _log.info("guest: not known as a member yet name=%s id=%x address=%s", guest.name, guest.id, guest.address)
+        if (keeper := self._keepers.pop(guest.id, None)) is not None:
+            keeper.cancel()
+        self._guests[guest.id] = guest
+        self._keepers[guest.id] = self._spawn(self._keep_link(guest))
+
+    def _see_out_guest(self, guest_id: int) -> None:
+        if self._guests.pop(guest_id, None) is not None:
+            self._handshake.see_out(guest_id)
+            self._keepers.pop(guest_id).cancel()
+            self._called.pop(guest_id, None)
+            self._revisions.pop(guest_id, None)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -3,7 +3,10 @@
 Owns the rules of admission and the lives in which peers were last admitted. Must not know connections or addresses: it
 takes and gives messages, and whoever holds the connection acts on them.
 
-- A member speaks to members of its own cluster that it knows, and to nobody else; whoever is refused is told why.
+- A member speaks to members of its own cluster, and to nobody else; whoever is refused is told why.
+- One that it has not heard of is admitted as a guest: this replica may be behind the entry that made it a member, and
+  if the newcomer leads, nobody else will bring that entry (Ongaro, dissertation, 4.2.1: requests are answered whatever
+  configuration the asker is in). Guests are few, and one whose removal is known is none.
 - With TLS a name counts only with the certificate of that name; a peer whose name is not known yet may be any member.
 - A member with an empty disk is admitted in one life only: coming back with another, it has lost what it acknowledged.
 """
@@ -12,11 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from controlplane.base.addresses import split_address
+from controlplane.base.errors import ConfigError
 from controlplane.base.identity import Identity
 from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import Frame, Hello, HelloAck
 from controlplane.transport.frames import PROTOCOL_REVISION, PROTOCOL_VERSION
 
-__all__ = ["Handshake"]
+__all__ = ["GUESTS_MAX", "Handshake"]
+
+#: Members that this replica has not heard of, at a time: changes are made one by one, and it may be behind by several.
+GUESTS_MAX = 8
 
 
 class Handshake:
@@ -24,22 +32,32 @@ class Handshake:
 
     Args:
         cluster_id: only members of the same cluster are spoken to.
-        member_id, name: this replica.
+        member_id, name, address: this replica, and where its peers reach it.
         epoch: of this life.
         empty_disk: this member's data directory was made in this start.
         certified: links have TLS, so every name needs its certificate.
     """
 
     def __init__(
-        self, *, cluster_id: int, member_id: int, name: str, epoch: bytes, empty_disk: bool, certified: bool
+        self,
+        *,
+        cluster_id: int,
+        member_id: int,
+        name: str,
+        address: str,
+        epoch: bytes,
+        empty_disk: bool,
+        certified: bool,
     ) -> None:
         self._cluster_id = cluster_id
         self._member_id = member_id
         self._name = name
+        self._address = address
         self._epoch = epoch
         self._empty_disk = empty_disk
         self._certified = certified
         self._names: dict[int, str] = {}
+        self._guests: dict[int, str] = {}
         self._removed: dict[int, int] = {}
         #: The life in which each peer was last admitted: one with an empty disk has no second life.
         self._epochs: dict[int, bytes] = {}
@@ -49,14 +67,20 @@ class Handshake:
         log entry that ended it, who are told so."""
         self._names = dict(names)
         self._removed = {peer_id: index for peer_id, index in removed.items() if peer_id not in self._names}
+        known = self._names.keys() | self._removed.keys()
+        self._guests = {peer_id: name for peer_id, name in self._guests.items() if peer_id not in known}
+
+    def see_out(self, peer_id: int) -> None:
+        """It is no guest any more."""
+        self._guests.pop(peer_id, None)
 
     def name(self, peer_id: int) -> str:
         """What to call a peer: its name, or its id in hex."""
-        return self._names.get(peer_id) or f"{peer_id:x}"
+        return self._name_of(peer_id) or f"{peer_id:x}"
 
     def is_holder(self, peer_id: int, holder: Identity) -> bool:
         """Whether it is the peer's certificate; any member's will do for one that has no name yet."""
-        return self._names.get(peer_id) in ("", holder.name)
+        return self._name_of(peer_id) in ("", holder.name)
 
     def hello(self, peer_id: int) -> Hello:
         """What to say to the peer on a connection just made to it."""
@@ -69,6 +93,7 @@ class Handshake:
             epoch=self._epoch,
             revision=PROTOCOL_REVISION,
             empty_disk=self._empty_disk,
+            peer_address=self._address,
         )
 
     def answer(self, frame: Frame, certified: str) -> HelloAck:
@@ -87,12 +112,12 @@ class Handshake:
             refused = f"cluster {hello.cluster_id:x}: {self._name} is in cluster {self._cluster_id:x}"
         elif hello.member_id in self._removed:
             refused = f"member {hello.member_id:x} was removed from the cluster"
-        elif hello.member_id not in self._names:
+        elif self._name_of(hello.member_id) is None and not self._may_be_guest(hello):
             refused = f"member {hello.member_id:x} ({hello.member_name[:64]!r}) is not in this cluster"
         elif hello.to_member_id != self._member_id:
             refused = f"you want member {hello.to_member_id:x}, this is {self._name} ({self._member_id:x})"
         elif self._certified and not (
-            certified == hello.member_name and self._names[hello.member_id] in ("", hello.member_name)
+            certified == hello.member_name and self._name_of(hello.member_id) in (None, "", hello.member_name)
         ):
             refused = f"your certificate is that of {certified}, you say {hello.member_name[:64]!r}"
         elif disk_lost := hello.empty_disk and self._epochs.get(hello.member_id, hello.epoch) != hello.epoch:
@@ -103,4 +128,17 @@ class Handshake:
             ack.disk_lost = disk_lost
         else:
             self._epochs[hello.member_id] = hello.epoch
+            if hello.member_id not in self._names:
+                self._guests[hello.member_id] = hello.member_name
         return ack
+
+    def _name_of(self, peer_id: int) -> str | None:
+        """Empty: it is admitted under any. None: it is not known."""
+        return self._names.get(peer_id, self._guests.get(peer_id))
+
+    def _may_be_guest(self, hello: Hello) -> bool:
+        try:
+            split_address(hello.peer_address)
+        except ConfigError:
+            return False  # version 0.1 says none
+        return hello.member_id != self._member_id and len(self._guests) < GUESTS_MAX

@@ -449,13 +449,39 @@ def test_15_members_come_and_go_under_leader_kills(seed: int) -> None:
         assert len(stage.world.core) == 3
 
 
+def test_15_a_replica_that_was_away_while_the_leader_became_a_member_hears_of_it_from_the_leader() -> None:
+    """It has never heard of the one that leads: if it does not listen to it, nobody else will bring it the log."""
+    with Stage(size=5) as stage:
+        stage.fill(3)
+        away = stage.others(stage.leader())[0]
+        # Gone, and not yet known to be: no member is added while another is known to be away.
+        stage.split([away], stage.others(away))
+        members = _change(stage, AddMember(peer_address="r6:1", learner=False, name="r6"))
+        away.crash(power=False)
+        me = next(m for m in members if m.peer_address == "r6:1")
+        new = stage.world.add_node(Member(me.id, "r6", "r6:1", "r6"), list(members))
+        stage.world.faults.mind(new)
+        new.start()
+        leader = stage.leader()
+        stage.until(lambda: new.serving and new.core.engine.applied_index == leader.core.engine.last_index)
+        stage.ask(leader, lambda _: leader.replica.transfer_leadership(new.me.id, timeout_ms=500))
+        assert stage.leader() is new
+        stage.heal()
+        away.start()
+        stage.until(lambda: away.serving and away.core.ready)
+        assert stage.leader() is new, "so it is from the one that it did not know that it has heard"
+        assert new.me.id in {m.id for m in away.core.members}
+        stage.fill(3)
+        stage.converge()
+
+
 async def _asking(leader: SimNode, change: MemberChange, _: object) -> tuple[Member, ...]:
     return await leader.replica.change_members(change, timeout_ms=500)
 
 
 def _change(stage: Stage, change: MemberChange) -> tuple[Member, ...]:
     """Once: a change whose fate is unknown is looked up, not repeated."""
-    while True:
+    for _ in range(100):
         leader = stage.leader()
         told = stage.start(leader, partial(_asking, leader, change))
         stage.until(lambda told=told: bool(told))  # type: ignore[misc]
@@ -467,6 +493,7 @@ def _change(stage: Stage, change: MemberChange) -> tuple[Member, ...]:
         if isinstance(change, RemoveMember) and all(m.id != change.member_id for m in members):
             return members
         stage.run(0.1)
+    raise AssertionError(f"{change}: the last of a hundred answers was {told[0]!r}")
 
 
 def chain(breakage: Breakage | None = None) -> None:

@@ -124,6 +124,55 @@ async def test_a_peer_that_goes_away_is_down_and_dead_and_comes_back(pair: Pair)
     assert events.died == [2]
 
 
+async def test_a_member_that_one_has_not_heard_of_is_answered_for_as_long_as_it_is_there(pair: Pair) -> None:
+    """It may have been made a member, and lead, while this replica was away: who else would tell it?"""
+    ours = await pair.start(1)
+    events, (port,) = Events(), free_ports(1)
+    newcomer = PeerLinks(
+        cluster_id=9,
+        me=PeerAddress(99, "r9", f"127.0.0.1:{port}"),
+        peers=[pair.addresses[1]],
+        events=events,
+        clock=SystemClock(),
+        rand=SeededRand(99),
+    )
+    await newcomer.start()
+    try:
+        await pair.events[1].until(lambda: 99 in pair.events[1].up)
+        await events.until(lambda: events.up)
+        assert newcomer.send(1, forward(1))
+        await pair.events[1].until(lambda: pair.events[1].received)
+        assert ours.send(99, forward(2))
+        await events.until(lambda: events.received)
+        assert [peer for peer, _ in (*pair.events[1].received, *events.received)] == [99, 1]
+        ours.set_peers([pair.addresses[2], PeerAddress(99, "r9", f"127.0.0.1:{port}")], {})
+        assert ours.send(99, forward(2)), "it is a member now: the link stays as it was"
+        assert pair.events[1].down == []
+        ours.set_peers([pair.addresses[2]], {99: 50})
+        await pair.events[1].until(lambda: pair.events[1].down)
+        assert not ours.send(99, forward(2))
+    finally:
+        await newcomer.stop()
+
+
+async def test_a_guest_that_leaves_is_looked_for_no_more(pair: Pair) -> None:
+    ours = await pair.start(1)
+    (port,) = free_ports(1)
+    theirs = {
+        "me": PeerAddress(99, "r9", f"127.0.0.1:{port}"),
+        "peers": [pair.addresses[1]],
+        "clock": SystemClock(),
+        "rand": SeededRand(99),
+    }
+    for visit in (1, 2):
+        newcomer = PeerLinks(cluster_id=9, events=Events(), **theirs)  # type: ignore[arg-type]
+        await newcomer.start()
+        await pair.events[1].until(lambda visit=visit: pair.events[1].up.count(99) == visit)  # type: ignore[misc]
+        await newcomer.stop()
+        await pair.events[1].until(lambda visit=visit: pair.events[1].down.count(99) == visit)  # type: ignore[misc]
+        assert not ours.send(99, forward(1))
+
+
 class _EndlessSleep(SystemClock):
     """``sleeping`` is set when somebody begins to wait, and nobody's wait ends."""
 

@@ -6,13 +6,16 @@ import pytest
 
 from controlplane.base.identity import member
 from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import Frame, HelloAck, Ping
-from controlplane.transport.peer_handshake import Handshake
+from controlplane.transport.peer_handshake import GUESTS_MAX, Handshake
 from tests.unit.transport.hellos import hello
 
 
 def handshake(n: int, *, certified: bool = False, epoch: bytes = b"life", empty_disk: bool = False) -> Handshake:
     """Of replica ``r<n>`` of cluster 9, whose peers are the others of 1 to 3; 3 has no name yet; 7 was removed."""
-    made = Handshake(cluster_id=9, member_id=n, name=f"r{n}", epoch=epoch, empty_disk=empty_disk, certified=certified)
+    made = Handshake(
+        cluster_id=9, member_id=n, name=f"r{n}", address=f"r{n}:1", epoch=epoch, empty_disk=empty_disk,
+        certified=certified,
+    )  # fmt: skip
     made.set_peers({m: "" if m == 3 else f"r{m}" for m in (1, 2, 3) if m != n}, {7: 44, 2: 50})
     return made
 
@@ -74,3 +77,51 @@ def test_a_refused_life_is_not_the_one_that_was_admitted() -> None:
 def test_peers_are_called_by_name_and_by_id_until_they_have_one() -> None:
     ours = handshake(1)
     assert [ours.name(peer_id) for peer_id in (2, 3, 255)] == ["r2", "3", "ff"]
+
+
+def guest(**changes: object) -> Frame:
+    """The hello of a member that nobody here has heard of, but for the changes."""
+    return hello(**{"member_id": 99, "member_name": "r9", "peer_address": "r9:1", **changes})
+
+
+def test_a_member_of_the_cluster_that_is_not_known_yet_is_a_guest() -> None:
+    ours = handshake(1)
+    assert not ours.answer(guest(), "").refused
+    assert ours.name(99) == "r9"
+    ours.set_peers({2: "r2"}, {99: 70})
+    assert ours.answer(guest(), "").removed_at_index == 70
+    assert ours.name(99) == "63"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"peer_address": ""}, "not in this cluster"),
+        ({"peer_address": "r9"}, "not in this cluster"),
+        ({"member_id": 1}, "not in this cluster"),
+        ({"member_id": 7}, "was removed"),
+        ({"cluster_id": 8}, "cluster 8"),
+        ({"to_member_id": 5}, "you want member 5"),
+    ],
+)
+def test_who_cannot_be_a_member_is_no_guest(changes: dict[str, object], why: str) -> None:
+    ours = handshake(1)
+    assert why in ours.answer(guest(**changes), "").refused
+
+
+def test_a_guest_has_the_certificate_of_its_name_and_keeps_the_name() -> None:
+    ours = handshake(1, certified=True)
+    assert "your certificate is that of r3" in ours.answer(guest(), "r3").refused
+    assert not ours.answer(guest(), "r9").refused
+    assert ours.answer(guest(member_name="r3"), "r3").refused
+    assert [ours.is_holder(99, member(name)) for name in ("r9", "r3")] == [True, False]
+
+
+def test_guests_are_few_and_make_room() -> None:
+    ours = handshake(1)
+    for n in range(GUESTS_MAX):
+        assert not ours.answer(guest(member_id=100 + n), "").refused
+    assert "not in this cluster" in ours.answer(guest(), "").refused
+    assert not ours.answer(guest(member_id=100), "").refused, "one that is here already"
+    ours.see_out(100)
+    assert not ours.answer(guest(), "").refused

@@ -85,6 +85,7 @@ class Hello(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     EMPTY_DISK_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     cluster_id: _builtins.int
     member_id: _builtins.int
@@ -99,6 +100,8 @@ class Hello(_message.Message):
     """
     empty_disk: _builtins.bool
     """The opener made its data directory in this start: it has never voted and acknowledged nothing."""
+    peer_address: _builtins.str
+    """Where the opener's peers reach it: for one that has not heard yet that it is a member. Empty: not said (0.1)."""
     def __init__(
         self,
         *,
@@ -110,10 +113,11 @@ class Hello(_message.Message):
         epoch: _builtins.bytes = ...,
         revision: _builtins.int = ...,
         empty_disk: _builtins.bool = ...,
+        peer_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "empty_disk", b"empty_disk", "epoch", b"epoch", "member_id", b"member_id", "member_name", b"member_name", "protocol_version", b"protocol_version", "revision", b"revision", "to_member_id", b"to_member_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "empty_disk", b"empty_disk", "epoch", b"epoch", "member_id", b"member_id", "member_name", b"member_name", "peer_address", b"peer_address", "protocol_version", b"protocol_version", "revision", b"revision", "to_member_id", b"to_member_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
