@@ -548,7 +548,11 @@ class Replica:
                 raise StatusError(Code.UNIMPLEMENTED, f"{peer} serves no channel {channel!r}")
             return await handler(peer, payload)
         if member is None:
-            raise StatusError(Code.NOT_FOUND, f"no member {peer!r}")
+            leader = self._the_core().engine.leader
+            if leader is None or peer != self._name_of(leader):
+                raise StatusError(Code.NOT_FOUND, f"no member {peer!r}")
+            # It leads, and the entry that made it a member is still on its way to us.
+            return await self.call_id(leader, channel, payload, timeout_ms=timeout_ms)
         return await self.call_id(member.id, channel, payload, timeout_ms=timeout_ms)
 
     async def call_id(self, member_id: int, channel: str, payload: bytes, *, timeout_ms: int) -> bytes:

@@ -144,6 +144,7 @@ class PeerLinks:
         self._called: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self._peer_counts: dict[int, metrics.PeerCounts] = {}
         self._started = False
+        self._stopping = False
         self._pings: dict[int, float] = {}
         self._ping_seq = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -181,11 +182,13 @@ class PeerLinks:
         spoken_to = self._peers | self._guests
         for peer_id, peer in before.items():
             now = spoken_to.get(peer_id)
-            if now is None or now.address != peer.address:
-                if (keeper := self._keepers.pop(peer_id, None)) is not None:
-                    keeper.cancel()
-                if now is None and (connection := self._incoming.pop(peer_id, None)) is not None:
-                    connection.close()
+            moved = now is None or now.address != peer.address
+            if moved and (keeper := self._keepers.pop(peer_id, None)) is not None:
+                keeper.cancel()
+            connection = self._incoming.get(peer_id)
+            if connection is not None and (now is None or not connection.speaks_for(now.name)):
+                del self._incoming[peer_id]
+                connection.close()
         for peer_id, peer in self._peers.items():
             if self._started and peer_id not in self._keepers:
                 self._keepers[peer_id] = self._spawn(self._keep_link(peer))
@@ -217,6 +220,7 @@ class PeerLinks:
 
     async def stop(self) -> None:
         """Close every link and the listener. Waiting calls fail."""
+        self._stopping = True  # nobody is welcomed any more: there would be a new task for it
         if self._server is not None:
             self._server.close()
         if self._tls_listener is not None:
@@ -274,7 +278,7 @@ class PeerLinks:
                 just_lost = False
                 metrics.REFUSED.labels("certificate").inc()
                 _log.error("peer not trusted name=%s address=%s error=%r", peer.name, peer.address, str(error))
-            except (OSError, FrameError) as error:
+            except (OSError, FrameError, UnicodeError) as error:  # UnicodeError: no name of a host can be like that
                 if just_lost:
                     _log.info("peer is dead name=%s error=%r", self._handshake.name(peer.id), str(error))
                     self._events.peer_died(peer.id)
@@ -399,6 +403,8 @@ class PeerLinks:
                 self._see_out_guest(connection.peer_id)
 
     def _on_incoming_frame(self, connection: PeerConnection, frame: Frame) -> None:
+        if self._stopping:
+            return
         if connection in self._strangers:
             self._welcome(connection, frame)
             return

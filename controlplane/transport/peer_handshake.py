@@ -112,7 +112,7 @@ class Handshake:
             refused = f"cluster {hello.cluster_id:x}: {self._name} is in cluster {self._cluster_id:x}"
         elif hello.member_id in self._removed:
             refused = f"member {hello.member_id:x} was removed from the cluster"
-        elif self._name_of(hello.member_id) is None and not self._may_be_guest(hello):
+        elif hello.member_id not in self._names and not self._may_be_guest(hello):
             refused = f"member {hello.member_id:x} ({hello.member_name[:64]!r}) is not in this cluster"
         elif hello.to_member_id != self._member_id:
             refused = f"you want member {hello.to_member_id:x}, this is {self._name} ({self._member_id:x})"
@@ -141,4 +141,5 @@ class Handshake:
             split_address(hello.peer_address)
         except ConfigError:
             return False  # version 0.1 says none
-        return hello.member_id != self._member_id and len(self._guests) < GUESTS_MAX
+        there_is_room = hello.member_id in self._guests or len(self._guests) < GUESTS_MAX
+        return hello.member_id != self._member_id and there_is_room

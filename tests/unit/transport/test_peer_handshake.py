@@ -123,5 +123,6 @@ def test_guests_are_few_and_make_room() -> None:
         assert not ours.answer(guest(member_id=100 + n), "").refused
     assert "not in this cluster" in ours.answer(guest(), "").refused
     assert not ours.answer(guest(member_id=100), "").refused, "one that is here already"
+    assert ours.answer(guest(member_id=100, peer_address=""), "").refused, "and must be reached all the same"
     ours.see_out(100)
     assert not ours.answer(guest(), "").refused

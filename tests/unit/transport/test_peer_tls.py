@@ -130,3 +130,23 @@ async def test_a_dialled_peer_must_have_the_certificate_of_the_member_wanted(
             await asyncio.sleep(0.01)
         assert events.up == theirs.up == []
         assert events.died == []
+
+
+async def test_a_guest_that_took_anothers_id_is_parted_from_when_the_name_of_that_id_is_known(
+    pki: TestPki, addresses: dict[int, PeerAddress]
+) -> None:
+    async with replica(1, addresses, pki.files(member("r1"))) as (links, events):
+        host, port = addresses[1].split()
+        reader, writer = await asyncio.open_connection(host, port, ssl=client_context(pki.files(member("r3"))))
+        hello = Hello(
+            protocol_version=PROTOCOL_VERSION, cluster_id=9, member_id=99, member_name="r3", to_member_id=1,
+            peer_address="a..b:80",
+        )  # fmt: skip
+        writer.write(encode(Frame(hello=hello)) + encode(Frame(raft=forward(1))))
+        await events.until(lambda: events.received)
+        links.set_peers([addresses[2], PeerAddress(99, "r9", "127.0.0.1:9")], {})
+        async with asyncio.timeout(5):
+            await reader.read()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
