@@ -541,19 +541,18 @@ class Replica:
 
     async def call(self, peer: str, channel: str, payload: bytes, *, timeout_ms: int) -> bytes:
         """See RaftHandle."""
-        member = next((m for m in self._the_core().members if m.name == peer), None)
         if peer == self._me.name:
             handler = self._handlers.get(channel)
             if handler is None:
                 raise StatusError(Code.UNIMPLEMENTED, f"{peer} serves no channel {channel!r}")
             return await handler(peer, payload)
-        if member is None:
-            leader = self._the_core().engine.leader
-            if leader is None or peer != self._name_of(leader):
-                raise StatusError(Code.NOT_FOUND, f"no member {peer!r}")
-            # It leads, and the entry that made it a member is still on its way to us.
-            return await self.call_id(leader, channel, payload, timeout_ms=timeout_ms)
-        return await self.call_id(member.id, channel, payload, timeout_ms=timeout_ms)
+        # The leader too, by what status() calls it: the entry that made it a member may still be on its way to us.
+        leader = self._the_core().engine.leader
+        ids = [m.id for m in self._the_core().members] + ([] if leader is None else [leader])
+        peer_id = next((member_id for member_id in ids if self._name_of(member_id) == peer), None)
+        if peer_id is None:
+            raise StatusError(Code.NOT_FOUND, f"no member {peer!r}")
+        return await self.call_id(peer_id, channel, payload, timeout_ms=timeout_ms)
 
     async def call_id(self, member_id: int, channel: str, payload: bytes, *, timeout_ms: int) -> bytes:
         """Ask another member, which may not have a name yet. Raises StatusError, as :meth:`call`."""

@@ -143,8 +143,8 @@ class PeerLinks:
         #: Set when the peer has called us: so it is up, and to wait on before it is dialled again is of no use.
         self._called: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self._peer_counts: dict[int, metrics.PeerCounts] = {}
-        self._started = False
-        self._stopping = False
+        #: From the start on and until the end begins: only then tasks are made for links.
+        self._running = False
         self._pings: dict[int, float] = {}
         self._ping_seq = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -158,6 +158,7 @@ class PeerLinks:
             ConfigError: the address cannot be bound; says why.
         """
         host, port = self._me.split()
+        self._running = True
         try:
             await self._listen(host, port)
         except OSError as error:
@@ -165,9 +166,7 @@ class PeerLinks:
                 f"peer address {self._me.address} cannot be bound: {error.strerror or error}; "
                 f"is another replica running on it?"
             ) from error
-        self._started = True
-        for peer in self._peers.values():
-            self._keepers[peer.id] = self._spawn(self._keep_link(peer))
+        self._keep_links()
 
     def set_peers(
         self, peers: Iterable[PeerAddress], removed: Mapping[int, int], *, keep: Collection[int] = ()
@@ -177,8 +176,7 @@ class PeerLinks:
         kept = {peer_id: peer for peer_id, peer in self._peers.items() if peer_id in keep}
         before, self._peers = self._peers | self._guests, kept | {peer.id: peer for peer in peers}
         self._handshake.set_peers({peer.id: peer.name for peer in self._peers.values()}, removed)
-        known = self._peers.keys() | removed.keys()
-        self._guests = {guest_id: guest for guest_id, guest in self._guests.items() if guest_id not in known}
+        self._guests = {g: guest for g, guest in self._guests.items() if self._handshake.is_guest(g)}
         spoken_to = self._peers | self._guests
         for peer_id, peer in before.items():
             now = spoken_to.get(peer_id)
@@ -186,11 +184,15 @@ class PeerLinks:
             if moved and (keeper := self._keepers.pop(peer_id, None)) is not None:
                 keeper.cancel()
             connection = self._incoming.get(peer_id)
-            if connection is not None and (now is None or not connection.speaks_for(now.name)):
+            if connection is not None and (now is None or not self._handshake.is_holder(peer_id, connection.certified)):
                 del self._incoming[peer_id]
                 connection.close()
+        if self._running:
+            self._keep_links()
+
+    def _keep_links(self) -> None:
         for peer_id, peer in self._peers.items():
-            if self._started and peer_id not in self._keepers:
+            if peer_id not in self._keepers:
                 self._keepers[peer_id] = self._spawn(self._keep_link(peer))
 
     def revision(self, peer_id: int) -> int:
@@ -220,7 +222,7 @@ class PeerLinks:
 
     async def stop(self) -> None:
         """Close every link and the listener. Waiting calls fail."""
-        self._stopping = True  # nobody is welcomed any more: there would be a new task for it
+        self._running = False
         if self._server is not None:
             self._server.close()
         if self._tls_listener is not None:
@@ -313,7 +315,9 @@ class PeerLinks:
                 _, connection = await loop.create_connection(
                     lambda: PeerConnection(on_frame, lambda c: None), host, port, ssl=context
                 )
-                if self._tls is not None and not self._handshake.is_holder(peer.id, holder := connection.holder()):
+                if self._tls is not None and not self._handshake.is_holder(
+                    peer.id, (holder := connection.holder()).name
+                ):
                     raise IdentityError(f"{peer.address} has the certificate of {holder}, not of {peer.name}")
                 connection.send(Frame(hello=self._handshake.hello(peer.id)))
                 await _first(welcome, connection.lost)
@@ -403,7 +407,7 @@ class PeerLinks:
                 self._see_out_guest(connection.peer_id)
 
     def _on_incoming_frame(self, connection: PeerConnection, frame: Frame) -> None:
-        if self._stopping:
+        if not self._running:
             return
         if connection in self._strangers:
             self._welcome(connection, frame)

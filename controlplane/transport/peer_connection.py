@@ -68,10 +68,6 @@ class PeerConnection(asyncio.Protocol):
             raise IdentityError(f"the certificate of {identity} is no member's")
         return identity
 
-    def speaks_for(self, name: str) -> bool:
-        """Whether whoever shows this certificate may be the member of that name; anybody may be one without a name."""
-        return not self.certified or name in ("", self.certified)
-
     @property
     def remote(self) -> str:
         name = self._transport.get_extra_info("peername") if self._transport is not None else None

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 
 from controlplane.base.addresses import split_address
 from controlplane.base.errors import ConfigError
-from controlplane.base.identity import Identity
 from controlplane.pb.quarterdeck.internal.v1.raft_pb2 import Frame, Hello, HelloAck
 from controlplane.transport.frames import PROTOCOL_REVISION, PROTOCOL_VERSION
 
@@ -78,9 +77,13 @@ class Handshake:
         """What to call a peer: its name, or its id in hex."""
         return self._name_of(peer_id) or f"{peer_id:x}"
 
-    def is_holder(self, peer_id: int, holder: Identity) -> bool:
-        """Whether it is the peer's certificate; any member's will do for one that has no name yet."""
-        return self._name_of(peer_id) in ("", holder.name)
+    def is_guest(self, peer_id: int) -> bool:
+        return peer_id in self._guests
+
+    def is_holder(self, peer_id: int, certified: str) -> bool:
+        """Whether who showed the certificate of the member ``certified`` may be the peer: a name not known yet
+        may be that of any member, and without TLS of anybody."""
+        return not self._certified or self._name_of(peer_id) in ("", certified)
 
     def hello(self, peer_id: int) -> Hello:
         """What to say to the peer on a connection just made to it."""

@@ -47,13 +47,13 @@ class Stage:
         """Let time pass."""
         self._s.run_until(self._s.now + seconds)
 
-    def until(self, condition: Callable[[], bool], within_s: float = 6.0) -> None:
-        """Let time pass until it holds."""
+    def until(self, condition: Callable[[], bool], within_s: float = 6.0, *, step_s: float = 0.01) -> None:
+        """Let time pass until it holds, looked at every ``step_s``."""
         end = self._s.now + within_s
         while not condition():
             if self._s.now >= end:
                 raise ViolationError(f"not within {within_s} s: {self.world._state()}")
-            self.run(0.01)
+            self.run(step_s)
 
     # -- replicas ----------------------------------------------------------------------------------------------
 

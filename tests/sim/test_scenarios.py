@@ -466,8 +466,13 @@ def test_15_a_replica_that_was_away_while_the_leader_became_a_member_hears_of_it
         stage.until(lambda: new.serving and new.core.engine.applied_index == leader.core.engine.last_index)
         stage.ask(leader, lambda _: leader.replica.transfer_leadership(new.me.id, timeout_ms=500))
         assert stage.leader() is new
+        lease = stage.ask(new, lambda kv: kv.lease_grant(LeaseGrantRequest(TTL=60), timeout_ms=500)).ID
         stage.heal()
         away.start()
+        stage.until(lambda: away.serving and away.core.engine.leader == new.me.id, step_s=0.0002)
+        assert new.me.id not in {m.id for m in away.core.members}, "it has a leader that it does not know"
+        renewal = LeaseKeepAliveRequest(ID=lease)
+        assert stage.ask(away, lambda kv: kv.lease_keep_alive(renewal, timeout_ms=500)).TTL == 60
         stage.until(lambda: away.serving and away.core.ready)
         assert stage.leader() is new, "so it is from the one that it did not know that it has heard"
         assert new.me.id in {m.id for m in away.core.members}

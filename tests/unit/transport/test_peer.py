@@ -155,9 +155,24 @@ async def test_a_member_that_one_has_not_heard_of_is_answered_for_as_long_as_it_
         await newcomer.stop()
 
 
+class _CountedSleep(SystemClock):
+    """Nobody's wait lasts; how long each would have been is remembered."""
+
+    def __init__(self, events: Events) -> None:
+        super().__init__()
+        self._events = events
+        self.waits_s: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.waits_s.append(seconds)
+        self._events.changed.set()
+        await asyncio.sleep(0 if seconds < 2 else seconds)
+
+
 async def test_a_guest_that_leaves_is_looked_for_no_more(pair: Pair) -> None:
-    ours = await pair.start(1)
-    (port,) = free_ports(1)
+    clock, (port,) = _CountedSleep(pair.events[1]), free_ports(1)
+    ours = await pair.start(1, clock=clock)
+    ours.set_peers([], {})  # so that whoever waits for less than a handshake's time looks for the guest
     theirs = {
         "me": PeerAddress(99, "r9", f"127.0.0.1:{port}"),
         "peers": [pair.addresses[1]],
@@ -171,6 +186,29 @@ async def test_a_guest_that_leaves_is_looked_for_no_more(pair: Pair) -> None:
         await newcomer.stop()
         await pair.events[1].until(lambda visit=visit: pair.events[1].down.count(99) == visit)  # type: ignore[misc]
         assert not ours.send(99, forward(1))
+        await _turns(100)  # the end of its own connection may be heard a little later
+        waits = len(clock.waits_s)
+        await _turns(500)
+        assert len(clock.waits_s) == waits
+
+
+async def _turns(count: int) -> None:
+    """Of the loop: in each, whoever dials in vain comes a step further."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_a_guest_whose_address_no_resolver_takes_is_tried_again_like_any_other(pair: Pair) -> None:
+    clock = _CountedSleep(pair.events[1])
+    links = await pair.start(1, clock=clock)
+    links.set_peers([], {})  # so that whoever waits for less than a handshake's time looks for the guest
+    clock.waits_s.clear()
+    _, port = pair.addresses[1].split()
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(encode(hello(member_id=99, member_name="r9", peer_address="a..b:80")))
+    await pair.events[1].until(lambda: len([wait_s for wait_s in clock.waits_s if wait_s < 2]) >= 2)
+    writer.close()
+    await writer.wait_closed()
 
 
 class _EndlessSleep(SystemClock):

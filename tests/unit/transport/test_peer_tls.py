@@ -140,7 +140,7 @@ async def test_a_guest_that_took_anothers_id_is_parted_from_when_the_name_of_tha
         reader, writer = await asyncio.open_connection(host, port, ssl=client_context(pki.files(member("r3"))))
         hello = Hello(
             protocol_version=PROTOCOL_VERSION, cluster_id=9, member_id=99, member_name="r3", to_member_id=1,
-            peer_address="a..b:80",
+            peer_address="127.0.0.1:9",
         )  # fmt: skip
         writer.write(encode(Frame(hello=hello)) + encode(Frame(raft=forward(1))))
         await events.until(lambda: events.received)
